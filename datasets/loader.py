@@ -1,0 +1,186 @@
+"""Batches from a data set, in a fixed order, loaded by Jittor's data workers.
+
+Source: the role of `torch.utils.data.DataLoader` and `collate_fn` in the original. Every pass starts its own workers,
+as PyTorch does by default, so that they see the data set of the current epoch and none outlives the pass.
+"""
+import signal
+import time
+import traceback
+from typing import NamedTuple, Optional
+
+import jittor as jt
+import numpy as np
+
+from util.errors import InputError
+from util.misc import NestedTensor, nested_tensor_from_arrays
+
+# The longer side that the transforms aim at, in pixels; a batch of images this wide and high is the largest to expect.
+LARGEST_SIDE = 1333
+
+
+class DataLoader:
+    """Iterating yields `(samples, targets)` per batch, with the same bits for any `num_workers`.
+
+    samples: NestedTensor of NumPy arrays, tensors float32 [B, 3, H, W] and mask bool [B, H, W], True on padding.
+    targets: list of B target dictionaries (see `datasets.coco.CocoDetection`).
+
+    Args:
+        dataset: has `__len__` and `__getitem__`; `set_epoch` sets its `epoch`.
+        batch_size: images per batch.
+        shuffle: whether each epoch has an order of its own, derived from `seed` and the epoch only.
+        drop_last: whether an incomplete last batch is left out.
+        num_workers: processes that load; 0 loads in this process.
+        seed: what the order derives from.
+
+    Raises:
+        InputError: no batch at all; while iterating, what the data set raises.
+        RuntimeError: while iterating, another fault in a worker, or a worker that died.
+    """
+
+    def __init__(self, dataset, batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0):
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.num_workers = num_workers
+        self.seed = seed
+        self.set_epoch(0)
+        if len(self) == 0:
+            raise InputError(f"--batch_size {batch_size}: the data set has only {len(dataset)} images, less than one "
+                             "batch; use a smaller batch or more images")
+
+    def __len__(self):
+        """Number of batches."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def set_epoch(self, epoch):
+        """Chooses the epoch of the next pass: its order, and what is random in the data set's items."""
+        self.epoch = epoch
+        self.dataset.epoch = epoch
+
+    def __iter__(self):
+        order = self._order()
+        if self.num_workers == 0:
+            for indices in order:
+                samples, targets = load_batch(self.dataset, indices)
+                yield samples, targets
+            return
+        workers = BatchWorkers(self.dataset, order, self.num_workers, ring_size(self.batch_size))
+        try:
+            for number in range(len(order)):
+                yield workers.receive(number)
+        finally:
+            workers.close()
+
+    def _order(self):
+        """List of index lists, one for each batch."""
+        count = len(self.dataset)
+        indices = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else range(count)
+        indices = [int(index) for index in indices]
+        return [indices[i * self.batch_size:(i + 1) * self.batch_size] for i in range(len(self))]
+
+
+def load_batch(dataset, indices):
+    """Loads the items and pads them to one batch."""
+    images, targets = zip(*(dataset[index] for index in indices))
+    return nested_tensor_from_arrays(images), list(targets)
+
+
+def ring_size(batch_size):
+    """Bytes of a worker's ring buffer (Jittor rounds up to a power of two and touches all of it at the start).
+
+    Twice the largest batch, because an array that would cross the ring's end is moved to its beginning.
+    """
+    bytes_per_pixel = 3 * 4 + 1  # three float32 channels and a bool of the mask
+    return 2 * batch_size * LARGEST_SIDE ** 2 * bytes_per_pixel
+
+
+class Message(NamedTuple):
+    """What a worker sends beside the arrays of a batch.
+
+    Jittor's ring pickles it as a whole, being of a type that it does not know. The ring's own encoding loses 0-d arrays
+    and large integers, and may lose its position at an empty array.
+    """
+    number: int
+    targets: Optional[list] = None
+    input_error: Optional[str] = None
+    traceback: Optional[str] = None
+
+
+class BatchWorkers(jt.dataset.Dataset):
+    """Jittor's data workers for one pass; item `number` is batch `number` of `order`, as a message for the ring.
+
+    Only the worker side of Jittor's class is used. Its receiving side would take batches in the order in which workers
+    announced them, which is not always the order of the batches; start on the next epoch before this one ends; and wait
+    in C++, where neither a dead worker nor Ctrl-C gets through.
+    """
+
+    def __init__(self, dataset, order, num_workers, buffer_size):
+        super().__init__(buffer_size=buffer_size, keep_numpy_array=True)
+        self.dataset = dataset  # in place of Jittor's reference to self, which would keep the rings' memory
+        self.order = order
+        self.num_workers = num_workers
+        self.heads = {}  # worker -> its oldest message, received but not yet used
+        # Jittor quits the whole process at once when a child is killed; receive() reports it instead.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # What _init_workers reads: one Jittor batch is one item, which is one of our batches.
+        self.real_len = self.batch_len = len(order)
+        self.real_batch_size = 1
+        self._init_workers(np.arange(len(order)))
+
+    def __getitem__(self, number):
+        """In the worker: loads a batch. A fault travels as data, since Jittor would interrupt the main process."""
+        number = int(number)
+        try:
+            samples, targets = load_batch(self.dataset, self.order[number])
+        except InputError as error:
+            return [Message(number, input_error=str(error))]
+        except Exception:
+            return [Message(number, traceback=traceback.format_exc())]
+        size = samples.tensors.nbytes + samples.mask.nbytes + sum(
+            value.nbytes for target in targets for value in target.values() if isinstance(value, np.ndarray))
+        if 2 * size > self.buffer_size:
+            return [Message(number)]  # does not fit into the ring: left to the main process
+        return [Message(number, targets), samples.tensors, samples.mask]
+
+    def collate_batch(self, batch):
+        return batch[0]
+
+    def receive(self, number):
+        """In the main process: waits for batch `number` and returns `(samples, targets)`.
+
+        Each worker sends its batches in rising order, so the one wanted is always the oldest of some worker.
+        """
+        while True:
+            while self.idqueue.total_push() > self.idqueue.total_pop():
+                self.idqueue.pop()  # announcements, not used; workers would wait if the queue were full
+            for worker_id, worker in enumerate(self.workers):
+                if worker_id not in self.heads and worker.buffer.total_push() > worker.buffer.total_pop():
+                    self.heads[worker_id] = worker.buffer.recv()
+                if worker_id in self.heads and self.heads[worker_id][0].number == number:
+                    return self._open(*self.heads.pop(worker_id))
+            self._check_alive()
+            time.sleep(0.001)
+
+    def _open(self, message, tensors=None, mask=None):
+        if message.input_error is not None:
+            raise InputError(message.input_error)
+        if message.traceback is not None:
+            raise RuntimeError(f"a data worker failed at batch {message.number}:\n{message.traceback}")
+        if tensors is None:
+            return load_batch(self.dataset, self.order[message.number])
+        return NestedTensor(tensors, mask), message.targets
+
+    def _check_alive(self):
+        for worker in self.workers:
+            if not worker.p.is_alive():
+                raise RuntimeError(f"a data worker (process {worker.p.pid}) died with exit code {worker.p.exitcode}; "
+                                   "if memory ran out, use fewer --num_workers or a smaller --batch_size")
+
+    def close(self):
+        """Ends the workers, whatever they are doing and whatever signal handlers they inherited."""
+        for worker in self.workers:
+            worker.p.kill()
+        for worker in self.workers:
+            worker.p.join()

@@ -1,0 +1,162 @@
+"""Transforms and data augmentation for an image together with its boxes and masks.
+
+Until `ToTensor` the image is a PIL image in RGB; after it a float32 array [3, H, W]. The target is a dictionary of
+NumPy arrays: boxes float32 [n, 4] as x0, y0, x1, y1 in pixels (`Normalize` turns them into cx, cy, w, h in 0..1),
+labels int64 [n], area float32 [n] in pixels, iscrowd int64 [n], size int64 [2] (height, width) and, if asked for, masks
+bool [n, H, W]. No transform changes the target it is given.
+
+Every transform is called as `t(image, target, rng)`. All randomness is drawn from `rng`, a `random.Random`, in the
+order in which the original draws, so that the same draws give the same result.
+
+Source: `datasets/transforms.py` of the original.
+"""
+import numpy as np
+from PIL import Image
+
+from util.misc import nearest_index
+
+
+def crop(image, target, region):
+    """Cuts out `region` = (top, left, height, width) in pixels and drops the objects that have no area left."""
+    top, left, height, width = region
+    image = image.crop((left, top, left + width, top + height))
+
+    corners = target["boxes"].reshape(-1, 2, 2) - np.float32([left, top])
+    corners = np.maximum(np.minimum(corners, np.float32([width, height])), np.float32(0))
+    extent = corners[:, 1] - corners[:, 0]
+    keep = (extent > 0).all(axis=1)
+
+    target = dict(target, size=np.array([height, width], dtype=np.int64))
+    target["boxes"] = corners.reshape(-1, 4)[keep]
+    target["area"] = extent.prod(axis=1)[keep]
+    target["labels"] = target["labels"][keep]
+    target["iscrowd"] = target["iscrowd"][keep]
+    if "masks" in target:
+        target["masks"] = target["masks"][keep, top:top + height, left:left + width]
+    return image, target
+
+
+def hflip(image, target):
+    """Mirrors left and right."""
+    x0, y0, x1, y1 = target["boxes"].T
+    width = np.float32(image.width)
+    target = dict(target, boxes=np.stack([width - x1, y0, width - x0, y1], axis=1))
+    if "masks" in target:
+        target["masks"] = target["masks"][:, :, ::-1]
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), target
+
+
+def resized_shape(width, height, size, max_size=None):
+    """(height, width) at which the shorter side is `size` pixels and the longer about `max_size` at most."""
+    short, long = min(width, height), max(width, height)
+    if max_size is not None and long / short * size > max_size:
+        size = int(round(max_size * short / long))
+    if short == size:
+        return height, width
+    if width < height:
+        return int(size * height / width), size
+    return size, int(size * width / height)
+
+
+def resize(image, target, size, max_size=None):
+    """Resizes as `resized_shape` says: the image bilinearly, masks by the nearest pixel."""
+    old_width, old_height = image.size
+    height, width = resized_shape(old_width, old_height, size, max_size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+
+    ratio_x, ratio_y = width / old_width, height / old_height
+    target = dict(target, size=np.array([height, width], dtype=np.int64))
+    target["boxes"] = target["boxes"] * np.float32([ratio_x, ratio_y, ratio_x, ratio_y])
+    target["area"] = target["area"] * np.float32(ratio_x * ratio_y)
+    if "masks" in target:
+        rows, columns = nearest_index(old_height, height), nearest_index(old_width, width)
+        target["masks"] = target["masks"][:, rows][:, :, columns]
+    return image, target
+
+
+class RandomHorizontalFlip:
+    """Mirrors with probability `p`."""
+
+    def __init__(self, p=0.5):
+        self.p = p
+
+    def __call__(self, image, target, rng):
+        if rng.random() < self.p:
+            return hflip(image, target)
+        return image, target
+
+
+class RandomResize:
+    """Resizes the shorter side to one of `sizes` pixels, the longer side limited by `max_size` if given."""
+
+    def __init__(self, sizes, max_size=None):
+        self.sizes = sizes
+        self.max_size = max_size
+
+    def __call__(self, image, target, rng):
+        return resize(image, target, rng.choice(self.sizes), self.max_size)
+
+
+class RandomSizeCrop:
+    """Cuts out a random region whose sides are between `min_size` and `max_size` pixels, or the image's own side."""
+
+    def __init__(self, min_size, max_size):
+        self.min_size = min_size
+        self.max_size = max_size
+
+    def __call__(self, image, target, rng):
+        width = rng.randint(self.min_size, min(image.width, self.max_size))
+        height = rng.randint(self.min_size, min(image.height, self.max_size))
+        if (width, height) == image.size:  # torchvision draws no position here
+            return crop(image, target, (0, 0, height, width))
+        top = rng.randint(0, image.height - height)
+        left = rng.randint(0, image.width - width)
+        return crop(image, target, (top, left, height, width))
+
+
+class RandomSelect:
+    """Applies `transforms1` with probability `p`, else `transforms2`."""
+
+    def __init__(self, transforms1, transforms2, p=0.5):
+        self.transforms1 = transforms1
+        self.transforms2 = transforms2
+        self.p = p
+
+    def __call__(self, image, target, rng):
+        chosen = self.transforms1 if rng.random() < self.p else self.transforms2
+        return chosen(image, target, rng)
+
+
+class ToTensor:
+    """PIL image -> float32 [3, H, W] in 0..1."""
+
+    def __call__(self, image, target, rng):
+        return np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255), target
+
+
+class Normalize:
+    """Image to zero mean and unit deviation by channel, boxes to cx, cy, w, h relative to the image's size."""
+
+    def __init__(self, mean, std):
+        self.mean = np.float32(mean).reshape(3, 1, 1)
+        self.std = np.float32(std).reshape(3, 1, 1)
+
+    def __call__(self, image, target, rng):
+        height, width = image.shape[1:]
+        x0, y0, x1, y1 = target["boxes"].T
+        boxes = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=1)
+        image = image - self.mean
+        image /= self.std
+        return image, dict(target, boxes=boxes / np.float32([width, height, width, height]))
+
+
+class Compose:
+    """Applies `transforms` one after the other."""
+
+    def __init__(self, transforms):
+        self.transforms = transforms
+
+    def __call__(self, image, target, rng):
+        for transform in self.transforms:
+            image, target = transform(image, target, rng)
+        return image, target

@@ -1,0 +1,79 @@
+"""One epoch of training, and evaluation."""
+import math
+
+import jittor as jt
+
+from datasets.coco_eval import CocoEvaluator
+from util.errors import InputError
+from util.logger import MetricLogger, SmoothedValue
+
+PRINT_FREQ = 10
+
+
+def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_norm=0):
+    """Trains for one pass over `data_loader` and returns the epoch's averages, a dictionary of floats.
+
+    max_norm: clip the global norm of the gradients to it; 0 does not clip.
+    Raises InputError when the loss is not finite, before the weights are touched.
+    """
+    model.train()
+    logger = MetricLogger()
+    logger.add_meter("lr", SmoothedValue(window_size=1, fmt="{value:.6f}"))
+    logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
+    data_loader.set_epoch(epoch)
+    # Dropout depends on seed and epoch only, so that a resumed run continues as if it had never stopped.
+    jt.set_seed((seed * 1_000_003 + epoch) % 2**31)
+    for samples, targets in logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]"):
+        losses = criterion(model(samples.to_jittor()), targets)
+        loss, scalars = weighted_sum(losses, criterion.weight_dict)
+        if not math.isfinite(scalars["loss"]):
+            raise InputError(f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last checkpoint is "
+                             "intact; resume from it with a smaller --lr, or check the annotations")
+        optimizer.backward(loss)
+        if max_norm > 0:
+            optimizer.clip_grad_norm(max_norm)
+        optimizer.step()
+        logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])
+    print("Averaged stats:", logger)
+    return logger.averages()
+
+
+def evaluate(model, criterion, postprocessors, data_loader, coco_gt):
+    """Runs the model over the validation set.
+
+    Returns (averages, evaluator): the losses' averages and `coco_eval_bbox`, the 12 COCO figures; and the
+    CocoEvaluator with the detections.
+    """
+    model.eval()
+    logger = MetricLogger()
+    logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
+    evaluator = CocoEvaluator(coco_gt, list(postprocessors))
+    with jt.no_grad():
+        for samples, targets in logger.log_every(data_loader, PRINT_FREQ, "Test:"):
+            outputs = model(samples.to_jittor())
+            _, scalars = weighted_sum(criterion(outputs, targets), criterion.weight_dict)
+            logger.update(**scalars)
+            results = postprocessors["bbox"](outputs, [target["orig_size"] for target in targets])
+            evaluator.update({target["image_id"]: result for target, result in zip(targets, results)})
+    print("Averaged stats:", logger)
+    evaluator.accumulate()
+    evaluator.summarize()
+    stats = logger.averages()
+    stats["coco_eval_bbox"] = evaluator.coco_eval["bbox"].stats.tolist()
+    return stats, evaluator
+
+
+def weighted_sum(losses, weight_dict):
+    """The loss to train, a Var, and everything to log, floats under the original's names.
+
+    Logged are the sum as `loss`, each weighted loss under its name, each loss as it is with the suffix `_unscaled`,
+    and class_error. They come from the device in one transfer.
+    """
+    names = [name for name in losses if name in weight_dict]
+    loss = sum(losses[name] * weight_dict[name] for name in names)
+    *values, total = jt.concat([losses[name] for name in names] + [loss]).numpy().tolist()
+    unscaled = {**losses, **dict(zip(names, values))}
+    scalars = {"loss": total, "class_error": unscaled["class_error"]}
+    scalars.update({name: unscaled[name] * weight_dict[name] for name in names})
+    scalars.update({f"{name}_unscaled": value for name, value in unscaled.items()})
+    return loss, scalars

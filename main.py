@@ -1,0 +1,174 @@
+"""Trains and evaluates DETR on COCO. `python main.py --help` lists the flags; the README explains them."""
+import argparse
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from util.errors import InputError
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    group = parser.add_argument_group("training")
+    group.add_argument("--lr", default=1e-4, type=float)
+    group.add_argument("--lr_backbone", default=1e-5, type=float, help="0 freezes the backbone")
+    group.add_argument("--batch_size", default=2, type=int, help="images per process")
+    group.add_argument("--weight_decay", default=1e-4, type=float)
+    group.add_argument("--epochs", default=300, type=int)
+    group.add_argument("--lr_drop", default=200, type=int, help="epochs after which both learning rates fall to a tenth")
+    group.add_argument("--clip_max_norm", default=0.1, type=float, help="global norm of the gradients; 0: no clipping")
+
+    group = parser.add_argument_group("backbone")
+    group.add_argument("--backbone", default="resnet50",
+                       choices=["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+    group.add_argument("--backbone_weights", default="imagenet", metavar="{imagenet,none,PATH}",
+                       help="torchvision's ImageNet weights (downloaded once), random ones, or a torchvision .pth")
+    group.add_argument("--dilation", action="store_true", help="dilation instead of stride in the last stage (DC5)")
+    group.add_argument("--position_embedding", default="sine", choices=["sine", "learned"])
+
+    group = parser.add_argument_group("transformer")
+    group.add_argument("--enc_layers", default=6, type=int)
+    group.add_argument("--dec_layers", default=6, type=int)
+    group.add_argument("--dim_feedforward", default=2048, type=int)
+    group.add_argument("--hidden_dim", default=256, type=int)
+    group.add_argument("--dropout", default=0.1, type=float)
+    group.add_argument("--nheads", default=8, type=int)
+    group.add_argument("--num_queries", default=100, type=int)
+    group.add_argument("--pre_norm", action="store_true")
+
+    group = parser.add_argument_group("loss")
+    group.add_argument("--no_aux_loss", dest="aux_loss", action="store_false",
+                       help="no losses on the earlier decoder layers")
+    group.add_argument("--set_cost_class", default=1, type=float, help="weight of the class in the matching cost")
+    group.add_argument("--set_cost_bbox", default=5, type=float, help="weight of the L1 distance in the matching cost")
+    group.add_argument("--set_cost_giou", default=2, type=float, help="weight of the GIoU in the matching cost")
+    group.add_argument("--bbox_loss_coef", default=5, type=float)
+    group.add_argument("--giou_loss_coef", default=2, type=float)
+    group.add_argument("--eos_coef", default=0.1, type=float, help="weight of the class 'no object'")
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_file", default="coco", choices=["coco"])
+    group.add_argument("--coco_path", type=str, help="folder with train2017, val2017 and annotations")
+    group.add_argument("--remove_difficult", action="store_true", help="without effect, as in the original")
+    group.add_argument("--num_workers", default=2, type=int, help="processes that load images")
+
+    group = parser.add_argument_group("run")
+    group.add_argument("--output_dir", default="", help="where checkpoints and logs go; empty: nothing is saved")
+    group.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
+    group.add_argument("--seed", default=42, type=int)
+    group.add_argument("--resume", default="", help="checkpoint to go on from: .pkl, PyTorch .pth, or https://…")
+    group.add_argument("--start_epoch", default=0, type=int)
+    group.add_argument("--eval", action="store_true", help="only evaluate")
+    return parser
+
+
+def main(args):
+    check_args(args)
+    from util import runtime  # Jittor is imported from here on, so that --help and wrong flags answer at once
+    runtime.announce_compilation()
+    device = runtime.select_device(args.device)
+
+    import jittor as jt
+    from datasets import build_dataset, get_coco_api_from_dataset
+    from datasets.loader import DataLoader
+    from engine import evaluate, train_one_epoch
+    from models import build_model
+    from util.checkpoint import load_backbone, load_checkpoint, load_model_state
+    from util.dist import get_rank
+    from util.lr_scheduler import StepLR
+    from util.output import OutputFolder
+
+    resumed = load_checkpoint(args.resume) if args.resume else None
+    dataset_val = build_dataset("val", args)
+    loader_val = DataLoader(dataset_val, args.batch_size, shuffle=False, drop_last=False,
+                            num_workers=args.num_workers, seed=args.seed)
+    coco_gt = get_coco_api_from_dataset(dataset_val)
+    if not args.eval:
+        dataset_train = build_dataset("train", args)
+        loader_train = DataLoader(dataset_train, args.batch_size, shuffle=True, drop_last=True,
+                                  num_workers=args.num_workers, seed=args.seed)
+
+    jt.set_global_seed(args.seed + get_rank())
+    model, criterion, postprocessors = build_model(args)
+    if resumed:
+        load_model_state(model, resumed["model"], args.resume)
+    else:
+        load_backbone(model.backbone[0].body, args.backbone_weights, args.backbone)
+    n_parameters = sum(p.numel() for p in model.parameters() if not p.is_stop_grad())
+    print(f"device: {device}, trainable parameters: {n_parameters:,}, validation images: {len(dataset_val)}")
+
+    output = OutputFolder(args.output_dir)
+
+    if args.eval:
+        _, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt)
+        output.save_evaluation(evaluator, ["eval.pkl"])
+        return
+
+    optimizer = build_optimizer(model, args)
+    lr_scheduler = StepLR(optimizer, args.lr_drop)
+    start_epoch = load_training(resumed, optimizer, lr_scheduler, args) if resumed else args.start_epoch
+    print(f"training on {len(dataset_train)} images, epochs {start_epoch} to {args.epochs - 1}")
+    start_time = time.time()
+    for epoch in range(start_epoch, args.epochs):
+        train_stats = train_one_epoch(model, criterion, loader_train, optimizer, epoch, args.seed, args.clip_max_norm)
+        lr_scheduler.step()
+        output.save_training(model, optimizer, lr_scheduler, epoch, args)
+        test_stats, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt)
+        output.save_evaluation(evaluator, ["eval/latest.pkl"] + ([f"eval/{epoch:03}.pkl"] if epoch % 50 == 0 else []))
+        output.log_epoch(train_stats, test_stats, epoch, n_parameters)
+    print(f"Training time {timedelta(seconds=int(time.time() - start_time))}")
+
+
+def check_args(args):
+    """Finds what is wrong with the flags alone, and an output folder that cannot be written.
+
+    Raises InputError.
+    """
+    for name, least in (("batch_size", 1), ("epochs", 1), ("lr_drop", 1), ("num_workers", 0), ("enc_layers", 0),
+                        ("dec_layers", 1), ("num_queries", 1), ("nheads", 1), ("start_epoch", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name} is {getattr(args, name)}: give {least} or more")
+    if args.hidden_dim < 4 or args.hidden_dim % 4 or args.hidden_dim % args.nheads:
+        raise InputError(f"--hidden_dim is {args.hidden_dim}: give a multiple of 4 and of --nheads ({args.nheads})")
+    if not 0 <= args.dropout < 1:
+        raise InputError(f"--dropout is {args.dropout}: give a probability in [0, 1)")
+    if not args.coco_path:
+        raise InputError("--coco_path is missing: give the folder with train2017, val2017 and annotations")
+    if args.output_dir:
+        try:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=args.output_dir).close()
+        except OSError as error:
+            raise InputError(f"--output_dir {args.output_dir} cannot be written ({error.strerror}): "
+                             "give a folder that can") from error
+
+
+def build_optimizer(model, args):
+    """AdamW in two groups, the backbone with its own learning rate; the groups know their parameters' names."""
+    import jittor as jt
+    trainable = [(name, p) for name, p in model.named_parameters() if not p.is_stop_grad()]
+    groups = [([n for n in trainable if "backbone" not in n[0]], args.lr),
+              ([n for n in trainable if "backbone" in n[0]], args.lr_backbone)]
+    return jt.optim.AdamW([{"names": [name for name, _ in group], "params": [p for _, p in group], "lr": lr}
+                           for group, lr in groups], lr=args.lr, weight_decay=args.weight_decay)
+
+
+def load_training(resumed, optimizer, lr_scheduler, args):
+    """Takes optimizer, schedule and epoch from a checkpoint and returns the epoch to go on with."""
+    from util.checkpoint import load_optimizer_state
+    if "lr_scheduler" not in resumed:
+        print(f"{args.resume} holds weights only: training starts at epoch {args.start_epoch}")
+        return args.start_epoch
+    load_optimizer_state(optimizer, resumed["optimizer"], args.resume)
+    lr_scheduler.load_state_dict(resumed["lr_scheduler"])
+    return resumed["epoch"] + 1
+
+
+if __name__ == "__main__":
+    try:
+        main(get_args_parser().parse_args())
+    except InputError as error:
+        sys.exit(f"error: {error}")

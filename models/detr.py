@@ -1,0 +1,182 @@
+"""The DETR model, its loss and its postprocessing (paper, sections 3.1 and 3.2)."""
+import jittor as jt
+import numpy as np
+from jittor import nn
+
+from datasets import NUM_CLASSES
+from util import box_ops
+from util.misc import NestedTensor, nested_tensor_from_arrays
+
+from .backbone import build_backbone
+from .matcher import build_matcher
+from .transformer import build_transformer
+
+
+class DETR(nn.Module):
+    """Backbone, transformer and prediction heads.
+
+    num_classes: highest class id + 1; one more logit stands for "no object".
+    num_queries: the number of detections per image.
+    aux_loss: also return the predictions of the decoder layers before the last one.
+    """
+
+    def __init__(self, backbone, transformer, num_classes, num_queries, aux_loss=False):
+        super().__init__()
+        hidden_dim = transformer.d_model
+        self.num_queries = num_queries
+        self.transformer = transformer
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.input_proj = nn.Conv2d(backbone.num_channels, hidden_dim, kernel_size=1)
+        self.backbone = backbone
+        self.aux_loss = aux_loss
+
+    def execute(self, samples):
+        """samples: NestedTensor of Vars, tensors [B, 3, H, W] and mask [B, H, W]; or a list of arrays [3, h, w].
+
+        Returns a dictionary:
+            pred_logits: float32 [B, Q, num_classes + 1]
+            pred_boxes: float32 [B, Q, 4], cxcywh in 0..1 relative to each image without its padding
+            aux_outputs (with aux_loss): the same two for each earlier decoder layer, first layer first
+        """
+        if not isinstance(samples, NestedTensor):
+            samples = nested_tensor_from_arrays(samples).to_jittor()
+        features, pos = self.backbone(samples)
+        src, mask = features[-1].decompose()
+        hs, _ = self.transformer(self.input_proj(src), mask, self.query_embed.weight, pos[-1])
+        logits = self.class_embed(hs)
+        boxes = self.bbox_embed(hs).sigmoid()
+        layers = [{"pred_logits": logits[i], "pred_boxes": boxes[i]} for i in range(hs.shape[0])]
+        out = layers.pop()
+        if self.aux_loss:
+            out["aux_outputs"] = layers
+        return out
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, input_dim, hidden_dim, output_dim, num_layers):
+        super().__init__()
+        dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
+        self.layers = nn.ModuleList([nn.Linear(n, k) for n, k in zip(dims, dims[1:])])
+
+    def execute(self, x):
+        """[..., input_dim] -> [..., output_dim]"""
+        for layer in self.layers[:-1]:
+            x = nn.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class SetCriterion(nn.Module):
+    """The loss of DETR: match predictions and objects, then supervise class and box of each pair.
+
+    weight_dict: the weight of each loss in the sum that is trained; losses without one are only logged.
+    eos_coef: the weight of the class "no object" in the classification loss.
+    """
+
+    def __init__(self, num_classes, matcher, weight_dict, eos_coef):
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weight_dict = weight_dict
+        self.eos_coef = eos_coef
+
+    def execute(self, outputs, targets):
+        """outputs: what DETR returns; targets: list of B dictionaries of NumPy arrays, `labels` [n] and `boxes` [n, 4].
+
+        Returns a dictionary of scalars: loss_ce, loss_bbox, loss_giou as Vars, cardinality_error and class_error as
+        floats, and all but class_error again for the i-th auxiliary output with the suffix `_i`.
+        """
+        layers = [outputs] + outputs.get("aux_outputs", [])
+        suffixes = [""] + [f"_{i}" for i in range(len(layers) - 1)]
+        # All layers are fetched in one transfer and share one computation below: L is the number of layers.
+        logits = jt.stack([layer["pred_logits"] for layer in layers])
+        boxes = jt.stack([layer["pred_boxes"] for layer in layers])
+        host_logits, host_boxes = jt.fetch_sync([logits, boxes])
+        indices = [self.matcher(*layer, targets) for layer in zip(host_logits, host_boxes)]
+        classes, target_boxes, matched = self._dense_targets(indices, targets, host_logits.shape)
+
+        num_boxes = max(sum(len(target["labels"]) for target in targets), 1)
+        per_layer = {
+            "loss_ce": self.loss_labels(logits, classes),
+            "cardinality_error": self.cardinality_error(host_logits, targets),
+            **self.loss_boxes(boxes, target_boxes, matched, num_boxes),
+        }
+        losses = {"class_error": self.class_error(host_logits[0], classes[0])}
+        losses.update({name + suffix: values[i]
+                       for i, suffix in enumerate(suffixes) for name, values in per_layer.items()})
+        return losses
+
+    def _dense_targets(self, indices, targets, shape):
+        """What each query should predict: classes int32 [L, B, Q], boxes float32 [L, B, Q, 4], matched float32 [L, B, Q].
+
+        Dense arrays keep shapes independent of the number of objects, so a batch without any is no special case.
+        Queries without an object have the class "no object" and the whole image as a box that no loss looks at.
+        """
+        classes = np.full(shape[:3], self.num_classes, np.int32)
+        boxes = np.broadcast_to(np.float32([0.5, 0.5, 1, 1]), shape[:3] + (4,)).copy()
+        for layer, pairs in enumerate(indices):
+            for image, ((queries, objects), target) in enumerate(zip(pairs, targets)):
+                classes[layer, image, queries] = target["labels"][objects]
+                boxes[layer, image, queries] = target["boxes"][objects]
+        return classes, boxes, (classes != self.num_classes).astype(np.float32)
+
+    def loss_labels(self, logits, classes):
+        """Cross entropy of logits [L, B, Q, K + 1] and classes [L, B, Q], weighted mean per layer -> [L]"""
+        weight = np.where(classes == self.num_classes, np.float32(self.eos_coef), np.float32(1))
+        weight /= weight.sum((1, 2), keepdims=True)
+        log_prob = nn.log_softmax(logits, dim=-1)
+        chosen = jt.array(classes).broadcast(log_prob, [3]) == jt.arange(logits.shape[3]).broadcast(log_prob, [0, 1, 2])
+        return -(log_prob * chosen * jt.array(weight).broadcast(log_prob, [3])).sum((1, 2, 3))
+
+    def loss_boxes(self, boxes, target_boxes, matched, num_boxes):
+        """L1 and generalised IoU loss of the matched boxes [L, B, Q, 4], summed and divided by num_boxes -> [L] each"""
+        matched, target_boxes = jt.array(matched), jt.array(target_boxes)
+        l1 = (boxes - target_boxes).abs().sum(-1)
+        giou = box_ops.generalized_box_iou(box_ops.box_cxcywh_to_xyxy(boxes), box_ops.box_cxcywh_to_xyxy(target_boxes))
+        return {"loss_bbox": (l1 * matched).sum((1, 2)) / num_boxes,
+                "loss_giou": ((1 - giou) * matched).sum((1, 2)) / num_boxes}
+
+    def cardinality_error(self, logits, targets):
+        """Mean absolute error of the number of predicted objects per image, logits NumPy [L, B, Q, K + 1] -> [L]"""
+        predicted = (logits.argmax(-1) != self.num_classes).sum(-1)
+        return np.abs(predicted - [len(target["labels"]) for target in targets]).mean(-1)
+
+    def class_error(self, logits, classes):
+        """Percentage of matched queries of one layer whose highest logit is not their object's class.
+
+        logits NumPy [B, Q, K + 1], classes [B, Q]. A batch without objects counts as 100, as in the original.
+        """
+        matched = classes != self.num_classes
+        correct = logits.argmax(-1)[matched] == classes[matched]
+        return 100.0 * (1 - correct.mean()) if correct.size else 100.0
+
+
+class PostProcess:
+    """Turns the model's output into detections in pixels."""
+
+    def __call__(self, outputs, target_sizes):
+        """outputs: what DETR returns; target_sizes: int [B, 2], height and width of each original image in pixels.
+
+        Returns a list of B dictionaries of NumPy arrays: scores float32 [Q], labels int32 [Q], boxes float32 [Q, 4],
+        xyxy in pixels. It is the one place where predictions come back from the device.
+        """
+        prob = nn.softmax(outputs["pred_logits"], dim=-1)
+        labels, scores = prob[..., :-1].argmax(-1)
+        labels, scores, boxes = jt.fetch_sync([labels, scores, outputs["pred_boxes"]])
+        height, width = np.asarray(target_sizes, np.float32).T
+        boxes = box_ops.box_cxcywh_to_xyxy(boxes) * np.stack([width, height, width, height], 1)[:, None]
+        return [{"scores": s, "labels": l, "boxes": b} for s, l, b in zip(scores, labels, boxes)]
+
+
+def build(args):
+    num_classes = NUM_CLASSES[args.dataset_file]
+    model = DETR(build_backbone(args), build_transformer(args), num_classes, args.num_queries,
+                 aux_loss=args.aux_loss)
+    weights = {"loss_ce": 1, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
+    suffixes = [""] + [f"_{i}" for i in range(args.dec_layers - 1)] if args.aux_loss else [""]
+    weight_dict = {name + suffix: weight for suffix in suffixes for name, weight in weights.items()}
+    criterion = SetCriterion(num_classes, build_matcher(args), weight_dict, args.eos_coef)
+    return model, criterion, {"bbox": PostProcess()}

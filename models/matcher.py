@@ -1,0 +1,44 @@
+"""Bipartite matching between predictions and objects (paper, section 3.1)."""
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
+from util.errors import InputError
+
+
+class HungarianMatcher:
+    """Finds, for each image, the assignment of queries to objects of the least total cost.
+
+    cost = cost_class * -p(class) + cost_bbox * |box - object's box|_1 + cost_giou * -GIoU
+    It works on the host, in NumPy and SciPy; nothing of it is differentiated.
+    """
+
+    def __init__(self, cost_class=1, cost_bbox=1, cost_giou=1):
+        if cost_class == cost_bbox == cost_giou == 0:
+            raise InputError("--set_cost_class, --set_cost_bbox and --set_cost_giou are all 0: "
+                             "give at least one of them a weight")
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
+
+    def __call__(self, logits, boxes, targets):
+        """logits float32 [B, Q, K + 1] and boxes float32 [B, Q, 4] (cxcywh, 0..1) as NumPy arrays; targets: list of B
+        dictionaries with `labels` int [n] and `boxes` float32 [n, 4].
+
+        Returns a list of B pairs (query indices, object indices), int64 [min(Q, n)] each.
+        """
+        prob = np.exp(logits - logits.max(-1, keepdims=True))
+        prob /= prob.sum(-1, keepdims=True)
+        return [self._match(*image) for image in zip(prob, boxes, targets)]
+
+    def _match(self, prob, boxes, target):
+        cost = (self.cost_bbox * np.abs(boxes[:, None] - target["boxes"]).sum(-1)
+                - self.cost_class * prob[:, target["labels"]]
+                - self.cost_giou * generalized_box_iou(box_cxcywh_to_xyxy(boxes)[:, None],
+                                                       box_cxcywh_to_xyxy(target["boxes"])))
+        # A diverged model has NaN costs. Any matching will do then: its loss is NaN too, and the engine stops there.
+        return linear_sum_assignment(np.nan_to_num(cost))
+
+
+def build_matcher(args):
+    return HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou)

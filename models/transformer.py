@@ -1,0 +1,149 @@
+"""The transformer of DETR (paper, section 3.2 and appendix A.3).
+
+It differs from the textbook one in that position encodings are added to queries and keys at every layer, the
+encoder has no final norm (but with pre-norm), and the decoder returns the output of each of its layers.
+Tensors are batch first: [B, N, C].
+"""
+import jittor as jt
+from jittor import nn
+
+from .attention import MultiheadAttention
+
+
+class Transformer(nn.Module):
+
+    def __init__(self, d_model=256, nhead=8, num_encoder_layers=6, num_decoder_layers=6, dim_feedforward=2048,
+                 dropout=0.1, normalize_before=False):
+        super().__init__()
+        layer = (d_model, nhead, dim_feedforward, dropout, normalize_before)
+        self.encoder = TransformerEncoder([TransformerEncoderLayer(*layer) for _ in range(num_encoder_layers)],
+                                          nn.LayerNorm(d_model) if normalize_before else None)
+        self.decoder = TransformerDecoder([TransformerDecoderLayer(*layer) for _ in range(num_decoder_layers)],
+                                          nn.LayerNorm(d_model))
+        self.d_model = d_model
+        self.nhead = nhead
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def execute(self, src, mask, query_embed, pos_embed):
+        """src and pos_embed [B, C, h, w], mask bool [B, h, w] (True on padding), query_embed [Q, C]
+        -> hs [L, B, Q, C] (the normalised output of each decoder layer), memory [B, C, h, w].
+        """
+        b, c, h, w = src.shape
+        src = src.reshape(b, c, h * w).transpose(0, 2, 1)
+        pos_embed = pos_embed.reshape(b, c, h * w).transpose(0, 2, 1)
+        mask = mask.reshape(b, h * w)
+        query_embed = query_embed.broadcast([b] + query_embed.shape, [0])
+        memory = self.encoder(src, mask, pos_embed)
+        hs = self.decoder(jt.zeros_like(query_embed), memory, mask, pos_embed, query_embed)
+        return hs, memory.transpose(0, 2, 1).reshape(b, c, h, w)
+
+
+class TransformerEncoder(nn.Module):
+
+    def __init__(self, layers, norm):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def execute(self, src, key_padding_mask, pos):
+        """src and pos [B, N, C], key_padding_mask bool [B, N] -> [B, N, C]"""
+        for layer in self.layers:
+            src = layer(src, key_padding_mask, pos)
+        return src if self.norm is None else self.norm(src)
+
+
+class TransformerDecoder(nn.Module):
+
+    def __init__(self, layers, norm):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+    def execute(self, tgt, memory, key_padding_mask, pos, query_pos):
+        """tgt and query_pos [B, Q, C], memory and pos [B, N, C], key_padding_mask bool [B, N] -> [L, B, Q, C]"""
+        intermediate = []
+        for layer in self.layers:
+            tgt = layer(tgt, memory, key_padding_mask, pos, query_pos)
+            intermediate.append(self.norm(tgt))
+        return jt.stack(intermediate)
+
+
+class TransformerEncoderLayer(nn.Module):
+
+    def __init__(self, d_model, nhead, dim_feedforward, dropout, normalize_before):
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, nhead, dropout)
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+        self.normalize_before = normalize_before
+
+    def execute(self, src, key_padding_mask, pos):
+        if self.normalize_before:
+            src = src + self.dropout1(self._attend(self.norm1(src), key_padding_mask, pos))
+            return src + self.dropout2(self._feed_forward(self.norm2(src)))
+        src = self.norm1(src + self.dropout1(self._attend(src, key_padding_mask, pos)))
+        return self.norm2(src + self.dropout2(self._feed_forward(src)))
+
+    def _attend(self, src, key_padding_mask, pos):
+        q = k = src + pos
+        return self.self_attn(q, k, src, key_padding_mask)
+
+    def _feed_forward(self, x):
+        return self.linear2(self.dropout(nn.relu(self.linear1(x))))
+
+
+class TransformerDecoderLayer(nn.Module):
+
+    def __init__(self, d_model, nhead, dim_feedforward, dropout, normalize_before):
+        super().__init__()
+        self.self_attn = MultiheadAttention(d_model, nhead, dropout)
+        self.multihead_attn = MultiheadAttention(d_model, nhead, dropout)
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.norm3 = nn.LayerNorm(d_model)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
+        self.dropout3 = nn.Dropout(dropout)
+        self.normalize_before = normalize_before
+
+    def execute(self, tgt, memory, key_padding_mask, pos, query_pos):
+        cross = (memory, key_padding_mask, pos, query_pos)
+        if self.normalize_before:
+            tgt = tgt + self.dropout1(self._attend_queries(self.norm1(tgt), query_pos))
+            tgt = tgt + self.dropout2(self._attend_memory(self.norm2(tgt), *cross))
+            return tgt + self.dropout3(self._feed_forward(self.norm3(tgt)))
+        tgt = self.norm1(tgt + self.dropout1(self._attend_queries(tgt, query_pos)))
+        tgt = self.norm2(tgt + self.dropout2(self._attend_memory(tgt, *cross)))
+        return self.norm3(tgt + self.dropout3(self._feed_forward(tgt)))
+
+    def _attend_queries(self, tgt, query_pos):
+        q = k = tgt + query_pos
+        return self.self_attn(q, k, tgt)
+
+    def _attend_memory(self, tgt, memory, key_padding_mask, pos, query_pos):
+        return self.multihead_attn(tgt + query_pos, memory + pos, memory, key_padding_mask)
+
+    def _feed_forward(self, x):
+        return self.linear2(self.dropout(nn.relu(self.linear1(x))))
+
+
+def build_transformer(args):
+    return Transformer(
+        d_model=args.hidden_dim,
+        nhead=args.nheads,
+        num_encoder_layers=args.enc_layers,
+        num_decoder_layers=args.dec_layers,
+        dim_feedforward=args.dim_feedforward,
+        dropout=args.dropout,
+        normalize_before=args.pre_norm,
+    )

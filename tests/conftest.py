@@ -1,0 +1,24 @@
+"""Fixtures of all tests."""
+import os
+from pathlib import Path
+
+import pytest
+
+import util  # noqa: F401  prepares the process before the first import of jittor
+
+REPO = Path(__file__).resolve().parents[1]
+COCO = Path(os.environ.get("DETR_TEST_COCO", REPO.parent / "shared" / "data" / "coco_tiny"))
+
+
+@pytest.fixture(scope="session")
+def coco_path():
+    """A folder of real COCO images in COCO's layout."""
+    return COCO
+
+
+def pytest_collection_modifyitems(config, items):
+    if COCO.is_dir():
+        return
+    without = [item for item in items if item.get_closest_marker("coco")]
+    items[:] = [item for item in items if item not in without]
+    config.hook.pytest_deselected(items=without)

@@ -1,0 +1,93 @@
+"""Weights and batches that both interpreters make for themselves, bit by bit the same, from names and seeds.
+
+NumPy only: the original's interpreter imports this file too. Nothing large has to be stored or sent.
+"""
+import math
+import zlib
+
+import numpy as np
+
+# name -> flags that differ from the small base configuration
+CASES = {
+    "resnet18": {"backbone": "resnet18"},
+    "resnet50": {"backbone": "resnet50"},
+    "resnet50-dc5": {"backbone": "resnet50", "dilation": True},
+    "resnet101": {"backbone": "resnet101"},
+    "learned": {"backbone": "resnet18", "position_embedding": "learned"},
+    "pre-norm": {"backbone": "resnet18", "pre_norm": True},
+    "no-objects": {"backbone": "resnet18"},
+    "one-layer": {"backbone": "resnet18", "dec_layers": 1, "enc_layers": 0},
+    "more-objects-than-queries": {"backbone": "resnet18", "num_queries": 5},
+}
+# sizes (height, width) of the images of a batch and their numbers of objects
+SIZES = {"default": ((160, 224), (128, 250)), "resnet50": ((201, 333), (256, 190), (64, 64)),
+         "resnet101": ((192, 256), (200, 131))}
+OBJECTS = {"default": (3, 0), "resnet101": (4, 9), "no-objects": (0, 0), "resnet50": (7, 1, 0), "more-objects-than-queries": (12, 2)}
+
+
+def flags(case):
+    """The flags of the original's main.py for a case, with dropout 0 and the original's sizes."""
+    base = dict(
+        lr=1e-4, lr_backbone=1e-5, weight_decay=1e-4, clip_max_norm=0.1, lr_drop=200, dilation=False,
+        position_embedding="sine", enc_layers=6, dec_layers=6, dim_feedforward=2048, hidden_dim=256, dropout=0.0,
+        nheads=8, num_queries=100, pre_norm=False, masks=False, aux_loss=True, frozen_weights=None, set_cost_class=1,
+        set_cost_bbox=5, set_cost_giou=2, mask_loss_coef=1, dice_loss_coef=1, bbox_loss_coef=5, giou_loss_coef=2,
+        eos_coef=0.1, dataset_file="coco", device="cpu", seed=42)
+    return {**base, **CASES[case]}
+
+
+# Biases of the backbone are far from 0, so that rounding decides the sign of few units before a ReLU. Each of those changes
+# the gradient: in a deep net the original's float32 gradient would be further from its float64 one than our tolerance.
+RELU_BIAS = 5.0
+
+
+def make_weights(shapes):
+    """name -> float32 array for name -> shape, scaled so that activations keep the size they have in a trained model.
+
+    (Large ones would saturate the attention, and rounding errors would hide or fake differences.)
+    """
+    return {name: _weight(name, tuple(shape), shapes) for name, shape in shapes.items()}
+
+
+def _weight(name, shape, names):
+    u = np.random.default_rng(zlib.crc32(name.encode())).random(shape, dtype=np.float64) * 2 - 1
+    if name.endswith("running_var"):
+        u = 1 + 0.5 * u
+    elif name.endswith("running_mean"):
+        u = 0.1 * u
+    elif "embed.weight" in name and "class" not in name:
+        u = math.sqrt(3) * u
+    elif len(shape) == 4:
+        u = math.sqrt((1 if name == "input_proj.weight" else 6) / np.prod(shape[1:])) * u
+    elif len(shape) == 2:
+        u = math.sqrt(3 / shape[1]) * u
+    elif name.endswith("bias"):
+        u = np.sign(u) * (RELU_BIAS + 0.5 * np.abs(u)) if "body" in name else 0.1 * u
+    else:
+        u = _norm_scale(name, names) * (1 + 0.2 * u)
+    return np.ascontiguousarray(u, np.float32)
+
+
+def _norm_scale(name, names):
+    """Residual branches are small beside the main one: the sum over all blocks must not grow."""
+    if "downsample" in name or name.endswith("body.bn1.weight"):
+        return 0.5
+    last_of_block = name.endswith("bn3.weight") or (
+        name.endswith("bn2.weight") and name.replace("bn2", "bn3") not in names)
+    return 0.25 if last_of_block else 1
+
+
+def make_batch(case, seed=0):
+    """images: list of float32 [3, h, w]; targets: list of dictionaries labels int64 [n], boxes float32 [n, 4] cxcywh."""
+    rng = np.random.default_rng([seed, zlib.crc32(case.encode())])
+    images, targets = [], []
+    counts = OBJECTS.get(case, OBJECTS["default"])
+    for (h, w), n in zip(SIZES.get(case, SIZES["default"]), counts):
+        coarse = rng.random((3, -(-h // 8), -(-w // 8))) * 4 - 2
+        image = np.kron(coarse, np.ones((1, 8, 8)))[:, :h, :w] + rng.random((3, h, w)) - 0.5
+        images.append(np.ascontiguousarray(image, np.float32))
+        size = 0.05 + 0.5 * rng.random((n, 2))
+        centre = size / 2 + (1 - size) * rng.random((n, 2))
+        targets.append({"labels": rng.integers(1, 91, n).astype(np.int64),
+                        "boxes": np.concatenate([centre, size], 1).astype(np.float32).reshape(n, 4)})
+    return images, targets

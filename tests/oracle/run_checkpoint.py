@@ -1,0 +1,72 @@
+"""Runs in the oracle's interpreter (PyTorch): writes files for the tests to read, and reads the files they write.
+
+    run_checkpoint.py --make-golden FOLDER   writes torch_zip.pth, torch_legacy.pth and torch_expected.npz
+    run_checkpoint.py --read FILE OUT.npz    loads FILE with weights_only=True, writes its tensors, names joined by "/"
+"""
+import argparse
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def sample():
+    """A tree with everything a DETR checkpoint holds, and what is harder to read than that."""
+    torch.manual_seed(0)
+    numbers = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    return {
+        "model": module.state_dict(),
+        "nested": {"list": [torch.tensor(1.5), (torch.tensor([True, False]), "text", None)],
+                   "ordered": OrderedDict(a=1)},
+        "transposed": numbers.t(),
+        "slice": numbers[1:, 2:5],
+        "whole": numbers,
+        "half": torch.linspace(-3, 3, 7, dtype=torch.float16),
+        "bfloat16": torch.linspace(-3, 3, 7).to(torch.bfloat16),
+        "float64": torch.linspace(0, 1, 3, dtype=torch.float64),
+        "int64": torch.tensor([-2**40, 0, 2**40]),
+        "int32": torch.tensor([[-5, 5]], dtype=torch.int32),
+        "uint8": torch.tensor([0, 255], dtype=torch.uint8),
+        "empty": torch.zeros(0, 4),
+        "parameter": torch.nn.Parameter(torch.tensor([0.25, -0.5])),
+        "args": argparse.Namespace(lr=1e-4, backbone="resnet50", masks=False),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "size": torch.Size([2, 3]),
+        "epoch": 299,
+    }
+
+
+def flatten(obj, name=""):
+    """{names joined by "/": array} of the tensors and numbers in obj."""
+    if isinstance(obj, dict):
+        obj = list(obj.items())
+    elif isinstance(obj, (list, tuple)):
+        obj = list(enumerate(obj))
+    elif isinstance(obj, torch.Tensor):
+        obj = obj.detach()
+        return {name: (obj.float() if obj.dtype == torch.bfloat16 else obj).numpy()}
+    else:
+        return {name: np.array(obj)} if isinstance(obj, (bool, int, float, str)) else {}
+    return {key: value for part, child in obj for key, value in flatten(child, f"{name}/{part}".strip("/")).items()}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--make-golden", type=Path)
+    parser.add_argument("--read", nargs=2)
+    arguments = parser.parse_args()
+    if arguments.make_golden:
+        tree = sample()
+        torch.save(tree, arguments.make_golden / "torch_zip.pth")
+        torch.save(tree, arguments.make_golden / "torch_legacy.pth", _use_new_zipfile_serialization=False)
+        np.savez_compressed(arguments.make_golden / "torch_expected.npz", **flatten(tree))
+    if arguments.read:
+        source, target = arguments.read
+        np.savez(target, **flatten(torch.load(source, weights_only=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Runs the original model on the recipe's weights and batches. Its own interpreter runs this file:
+
+    ORACLE_PYTHON tests/oracle/run_model.py [--steps N] CASE OUT.npz
+
+OUT.npz holds, without --steps: logits and boxes of every decoder layer, `match/LAYER/IMAGE`, `loss/NAME`,
+`grad/PARAMETER`, `rounding/PARAMETER` (relative L2 distance of that gradient to the original's own in float64),
+`scores`, `labels`, `pixels` of the postprocessor. With --steps: `losses` [N] of N training steps.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import detr.models.backbone
+from detr.models import build_model
+from detr.util.misc import nested_tensor_from_tensor_list
+
+sys.path.insert(0, str(Path(__file__).parent))
+import recipe  # noqa: E402
+
+detr.models.backbone.is_main_process = lambda: False  # no download of ImageNet weights
+
+
+def build(case):
+    model, criterion, postprocessors = build_model(argparse.Namespace(**recipe.flags(case)))
+    weights = recipe.make_weights({name: p.shape for name, p in model.state_dict().items()})
+    model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+    return model, criterion, postprocessors
+
+
+def to_torch(images, targets):
+    samples = nested_tensor_from_tensor_list([torch.from_numpy(image) for image in images])
+    return samples, [{k: torch.from_numpy(v) for k, v in target.items()} for target in targets]
+
+
+def gradients(model, criterion, outputs, targets):
+    """Losses, and name -> gradient of their weighted sum."""
+    losses = criterion(outputs, targets)
+    sum(losses[name] * weight for name, weight in criterion.weight_dict.items()).backward()
+    return losses, {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def double_gradients(case):
+    model, criterion, _ = build(case)
+    model.double().eval()
+    criterion.double()
+    samples, targets = to_torch(*recipe.make_batch(case))
+    samples.tensors = samples.tensors.double()
+    targets = [{"labels": target["labels"], "boxes": target["boxes"].double()} for target in targets]
+    return gradients(model, criterion, model(samples), targets)[1]
+
+
+def compare(case):
+    model, criterion, postprocessors = build(case)
+    model.eval()
+    images, host_targets = recipe.make_batch(case)
+    samples, targets = to_torch(images, host_targets)
+    outputs = model(samples)
+    layers = [*outputs.get("aux_outputs", []), outputs]
+    out = {"logits": np.stack([layer["pred_logits"].detach() for layer in layers]),
+           "boxes": np.stack([layer["pred_boxes"].detach() for layer in layers])}
+    for i, layer in enumerate(layers):
+        for j, (query, obj) in enumerate(criterion.matcher(layer, targets)):
+            out[f"match/{i}/{j}"] = np.stack([query, obj])
+    losses, grads = gradients(model, criterion, outputs, targets)
+    out.update({f"loss/{name}": float(value) for name, value in losses.items()})
+    exact = double_gradients(case)
+    for name, grad in grads.items():
+        out[f"grad/{name}"] = grad
+        out[f"rounding/{name}"] = np.linalg.norm(grad - exact[name]) / np.linalg.norm(exact[name])
+    sizes = torch.tensor([image.shape[1:] for image in images]) * 2 + 1
+    results = postprocessors["bbox"](outputs, sizes)
+    for key, name in (("scores", "scores"), ("labels", "labels"), ("boxes", "pixels")):
+        out[name] = np.stack([result[key].detach() for result in results])
+    return out
+
+
+def train(case, steps):
+    """Training steps as the original's engine takes them, on a new batch at each."""
+    args = argparse.Namespace(**recipe.flags(case))
+    model, criterion, _ = build(case)
+    model.train()
+    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW([{"params": [p for n, p in trainable if "backbone" not in n]},
+                                   {"params": [p for n, p in trainable if "backbone" in n], "lr": args.lr_backbone}],
+                                  lr=args.lr, weight_decay=args.weight_decay)
+    values = []
+    for step in range(steps):
+        samples, targets = to_torch(*recipe.make_batch(case, seed=step))
+        losses = criterion(model(samples), targets)
+        loss = sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
+        values.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_max_norm)
+        optimizer.step()
+    return {"losses": np.array(values)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case")
+    parser.add_argument("out")
+    parser.add_argument("--steps", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    np.savez(options.out, **(train(options.case, options.steps) if options.steps else compare(options.case)))

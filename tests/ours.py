@@ -1,0 +1,59 @@
+"""Our side of the comparison with the original: the same results, under the same names, as oracle/run_model.py."""
+import argparse
+
+import jittor as jt
+import numpy as np
+import recipe
+
+from main import build_optimizer
+from models import build_model
+from util.checkpoint import load_model_state
+from util.misc import nested_tensor_from_arrays
+
+
+def build(case):
+    args = argparse.Namespace(**recipe.flags(case))
+    model, criterion, postprocessors = build_model(args)
+    weights = recipe.make_weights({name: tuple(p.shape) for name, p in model.state_dict().items()})
+    load_model_state(model, weights, "the recipe")
+    return args, model, criterion, postprocessors
+
+
+def compare(case):
+    """Outputs of every layer, matching, losses, gradients and detections for the case's batch."""
+    _, model, criterion, postprocessors = build(case)
+    model.train()  # dropout is 0; `eval` would stop the gradients
+    images, targets = recipe.make_batch(case)
+    outputs = model(nested_tensor_from_arrays(images).to_jittor())
+    layers = [*outputs.get("aux_outputs", []), outputs]
+    out = {"logits": np.stack([layer["pred_logits"].numpy() for layer in layers]),
+           "boxes": np.stack([layer["pred_boxes"].numpy() for layer in layers])}
+    for i in range(len(layers)):
+        for j, (query, obj) in enumerate(criterion.matcher(out["logits"][i], out["boxes"][i], targets)):
+            out[f"match/{i}/{j}"] = np.stack([query, obj])
+    losses = criterion(outputs, targets)
+    out.update({f"loss/{name}": float(value) for name, value in losses.items()})
+    trainable = {name: p for name, p in model.named_parameters() if not p.is_stop_grad()}
+    loss = sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
+    out.update({f"grad/{name}": g.numpy() for name, g in zip(trainable, jt.grad(loss, list(trainable.values())))})
+    results = postprocessors["bbox"](outputs, [(image.shape[1] * 2 + 1, image.shape[2] * 2 + 1) for image in images])
+    for key, name in (("scores", "scores"), ("labels", "labels"), ("boxes", "pixels")):
+        out[name] = np.stack([result[key] for result in results])
+    return out
+
+
+def train(case, steps):
+    """The loss at each of `steps` training steps, taken as engine.py takes them."""
+    args, model, criterion, _ = build(case)
+    model.train()
+    optimizer = build_optimizer(model, args)
+    values = []
+    for step in range(steps):
+        images, targets = recipe.make_batch(case, seed=step)
+        losses = criterion(model(nested_tensor_from_arrays(images).to_jittor()), targets)
+        loss = sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
+        values.append(loss.item())
+        optimizer.backward(loss)
+        optimizer.clip_grad_norm(args.clip_max_norm)
+        optimizer.step()
+    return {"losses": np.array(values)}

@@ -1,0 +1,308 @@
+"""Checkpoints: exact round trips, damaged and hostile files, strict loading, and the command that converts."""
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import jittor as jt
+import numpy as np
+import pytest
+
+from util import checkpoint as module
+from util.checkpoint import (load_backbone, load_checkpoint, load_model_state, load_optimizer_state, model_state,
+                             optimizer_state, save_checkpoint)
+from util.errors import InputError
+from util.torch_file import read_torch_file, write_torch_file
+
+ROOT = Path(__file__).parent.parent
+
+
+def tree():
+    random = np.random.RandomState(0)
+    return {"model": {"a.weight": random.randn(4, 3).astype(np.float32), "a.bias": np.zeros(0, np.float32)},
+            "optimizer": {"betas": (0.9, 0.999), "names": ["a", "b"]}, "epoch": 7, "rng": random.get_state(),
+            "args": {"lr": 1e-4, "resume": "", "masks": False, "none": None}, "scalar": np.float64(0.1)}
+
+
+def assert_equal(found, expected):
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key in expected:
+            assert_equal(found[key], expected[key])
+    elif isinstance(expected, np.ndarray):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected):
+            assert_equal(*pair)
+    else:
+        assert found == expected
+
+
+class Net(jt.nn.Module):
+    def __init__(self):
+        self.first = jt.nn.Linear(3, 4)
+        self.second = jt.nn.Linear(4, 2)
+        self.first.bias.stop_grad()
+
+    def execute(self, x):
+        return self.second(jt.nn.relu(self.first(x)))
+
+
+def test_round_trip_is_exact_and_jittor_reads_it(tmp_path):
+    path = tmp_path / "checkpoint.pkl"
+    save_checkpoint(tree(), path)
+    assert_equal(load_checkpoint(path), tree())
+    assert_equal(jt.load(str(path)), tree())
+    assert os.listdir(tmp_path) == ["checkpoint.pkl"]
+
+
+def test_what_jittor_saved_is_read(tmp_path):
+    jt.save(tree(), str(tmp_path / "jittor.pkl"))
+    assert_equal(load_checkpoint(tmp_path / "jittor.pkl"), tree())
+
+
+@pytest.mark.parametrize("value", [Path("/"), object(), np.array([{}], object), print, np.ma.zeros(2)])
+def test_what_a_checkpoint_cannot_hold_is_a_type_error_and_leaves_the_old_file(tmp_path, value):
+    path = tmp_path / "checkpoint.pkl"
+    save_checkpoint(tree(), path)
+    with pytest.raises(TypeError, match="a checkpoint cannot hold a"):
+        save_checkpoint({"model": {}, "value": value}, path)
+    assert_equal(load_checkpoint(path), tree())
+    assert os.listdir(tmp_path) == ["checkpoint.pkl"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    # Limits the size of files in a process of its own: writing then fails as on a full disk.
+    path = tmp_path / "checkpoint.pkl"
+    save_checkpoint(tree(), path)
+    script = ("import resource, signal, sys, numpy as np\n"
+              "from util.checkpoint import save_checkpoint\n"
+              "from util.errors import InputError\n"
+              "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+              "try: save_checkpoint({'model': {'a': np.ones(10**6)}}, sys.argv[1])\n"
+              "except InputError as error: print(error)")
+    done = subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True)
+    assert f"{path}: cannot be written (File too large)" in done.stdout, done.stderr
+    assert_equal(load_checkpoint(path), tree())
+    assert os.listdir(tmp_path) == ["checkpoint.pkl"]
+
+
+@pytest.mark.parametrize("place", ["absent/checkpoint.pkl", "file/checkpoint.pkl", "folder"])
+def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=f"{place}: cannot be written"):
+        save_checkpoint(tree(), tmp_path / place)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_truncated_or_changed_anywhere_is_an_input_error(tmp_path):
+    path = tmp_path / "checkpoint.pkl"
+    save_checkpoint({"model": {"a": np.arange(20.0)}}, path)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match="checkpoint.pkl: .*copy"):
+            load_checkpoint(path)
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        with pytest.raises(InputError, match="checkpoint.pkl: .*copy"):
+            load_checkpoint(path)
+
+
+class Hostile:
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.proof}",)
+
+
+def test_a_checkpoint_that_calls_os_system_is_refused_and_not_run(tmp_path):
+    path, proof = tmp_path / "evil.pkl", tmp_path / "proof"
+    jt.save({"model": Hostile(proof)}, str(path))
+    with pytest.raises(InputError, match=r"evil.pkl: refused, because the file names (posix|nt).system"):
+        load_checkpoint(path)
+    assert not proof.exists()
+    jt.load(str(path))
+    assert proof.exists(), "the proof would have shown a run"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", pickle.dumps({"model": {}}, 4)])
+def test_a_file_of_neither_form_is_an_input_error(tmp_path, content):
+    path = tmp_path / "strange"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="strange: " + ("cannot be read" if content is None else "neither")):
+        load_checkpoint(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_checkpoint(tmp_path)
+
+
+def test_pytorch_files_are_known_by_content_with_and_without_a_model_key(tmp_path):
+    state = {"a": np.ones((2, 2), np.float32)}
+    write_torch_file(state, tmp_path / "bare.pkl")
+    write_torch_file({"model": state, "epoch": 3}, tmp_path / "whole.bin")
+    assert_equal(load_checkpoint(tmp_path / "bare.pkl"), {"model": state})
+    assert_equal(load_checkpoint(str(tmp_path / "whole.bin")), {"model": state, "epoch": 3})
+
+
+@pytest.mark.parametrize("content", [[1], {"model": 3}, {"model": {}}, {"epoch": 3}, {"model": {"a": 1.0}}])
+def test_what_is_no_state_dict_is_an_input_error(tmp_path, content):
+    save_checkpoint(content, tmp_path / "odd.pkl")
+    with pytest.raises(InputError, match="odd.pkl: .*state dict"):
+        load_checkpoint(tmp_path / "odd.pkl")
+
+
+def test_an_address_goes_through_the_user_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+
+    def download(*arguments):
+        calls.append(arguments)
+        write_torch_file({"a": np.ones(1)}, tmp_path / "a.pth")
+        return tmp_path / "a.pth"
+
+    monkeypatch.setattr(module, "download", download)
+    assert list(load_checkpoint("https://example.com/a-01234567.pth")["model"]) == ["a"]
+    assert calls == [("https://example.com/a-01234567.pth", tmp_path / "detr-jittor")]
+
+
+def test_model_state_goes_back_exactly_and_in_place():
+    net, other = Net(), Net()
+    state = model_state(net)
+    assert list(state) == ["first.weight", "first.bias", "second.weight", "second.bias"]
+    variables = dict(other.named_parameters())
+    load_model_state(other, {**state, "bn.num_batches_tracked": np.array(3)}, "file")
+    assert_equal(model_state(other), state)
+    assert all(var is variables[name] for name, var in other.named_parameters())
+    assert [name for name, var in variables.items() if var.is_stop_grad()] == ["first.bias"]
+    state["first.weight"][:] = 0
+    assert model_state(net)["first.weight"].any(), "a state must be a copy"
+
+
+def test_half_precision_weights_become_float32():
+    net = Net()
+    load_model_state(net, {name: value.astype(np.float16) for name, value in model_state(net).items()}, "file")
+    assert {str(var.dtype) for _, var in net.named_parameters()} == {"float32"}
+
+
+def test_a_state_that_does_not_fit_is_listed_in_one_line_and_changes_nothing():
+    net = Net()
+    before = model_state(net)
+    state = {name: np.zeros_like(value) for name, value in before.items()}
+    del state["second.bias"]
+    state["second.weight"] = np.zeros((2, 5), np.float32)
+    state["first.bias"] = np.zeros(4, object)
+    state.update({f"extra{n}": np.zeros(1, np.float32) for n in range(7)})
+    with pytest.raises(InputError) as error:
+        load_model_state(net, state, "weights.pth")
+    assert str(error.value) == (
+        "weights.pth: does not fit the model: 1 missing (second.bias); "
+        "7 unexpected (extra0, extra1, extra2, extra3, extra4, …); "
+        "1 of another shape (second.weight [2, 5] instead of [2, 4]); 1 not of floating point (first.bias)")
+    assert_equal(model_state(net), before)
+
+
+def adamw(net):
+    names = [[name for name, _ in net.named_parameters() if name.startswith(part)] for part in ("first", "second")]
+    variables = dict(net.named_parameters())
+    return jt.optim.AdamW([{"params": [variables[name] for name in group], "names": group, "lr": lr, "initial_lr": 0.1}
+                           for group, lr in zip(names, (0.01, 0.001))], lr=0.01, weight_decay=1e-4)
+
+
+def train(net, optimizer, steps, start=0):
+    for step in range(start, start + steps):
+        x = jt.array(np.random.RandomState(step).randn(5, 3).astype(np.float32))
+        optimizer.step((net(x) ** 2).mean())
+
+
+def test_an_optimizer_resumes_to_the_last_bit(tmp_path):
+    net = Net()
+    optimizer = adamw(net)
+    train(net, optimizer, 3)
+    save_checkpoint({"model": model_state(net), "optimizer": optimizer_state(optimizer)}, tmp_path / "half.pkl")
+    optimizer.param_groups[0]["lr"] = 0.01
+    train(net, optimizer, 3, start=3)
+
+    resumed, checkpoint = Net(), load_checkpoint(tmp_path / "half.pkl")
+    again = adamw(resumed)
+    again.param_groups[0]["lr"] = 99.0
+    load_model_state(resumed, checkpoint["model"], "half.pkl")
+    load_optimizer_state(again, checkpoint["optimizer"], "half.pkl")
+    assert_equal(optimizer_state(again), checkpoint["optimizer"])
+    train(resumed, again, 3, start=3)
+    assert_equal(model_state(resumed), model_state(net))
+    assert_equal(optimizer_state(again), optimizer_state(optimizer))
+    moment = optimizer_state(again)["state"]["second.weight"]
+    assert moment["step"] == 6 and moment["exp_avg"].any() and moment["exp_avg_sq"].any()
+
+
+def test_an_optimizer_state_that_does_not_fit_is_an_input_error():
+    state = optimizer_state(adamw(Net()))
+    optimizer = adamw(Net())
+    renamed = {**state, "state": {name.replace("second", "third"): value for name, value in state["state"].items()}}
+    with pytest.raises(InputError, match=r"file: .*2 missing \(second.weight, second.bias\); 2 unexpected"):
+        load_optimizer_state(optimizer, renamed, "file")
+    with pytest.raises(InputError, match="file: .*grouped in another way"):
+        load_optimizer_state(optimizer, {**state, "groups": state["groups"][::-1]}, "file")
+    with pytest.raises(InputError, match="file: its optimizer is not one of this program's"):
+        load_optimizer_state(optimizer, {"state": {}, "param_groups": []}, "file")
+
+
+def test_a_backbone_loads_torchvisions_file_without_its_classifier(tmp_path):
+    body, state = Net(), {name: value + 1 for name, value in model_state(Net()).items()}
+    path = tmp_path / "backbone.pth"
+    write_torch_file({**state, "fc.weight": np.ones((9, 2), np.float32), "bn.num_batches_tracked": np.array(1)}, path)
+    load_backbone(body, str(path), "resnet50")
+    assert_equal(model_state(body), state)
+    load_backbone(body, "none", "resnet50")
+    assert_equal(model_state(body), state)
+    write_torch_file({**state, "layer5.weight": np.ones(1, np.float32)}, path)
+    with pytest.raises(InputError, match="backbone.pth: .*1 unexpected"):
+        load_backbone(body, str(path), "resnet50")
+
+
+def test_without_a_network_the_imagenet_weights_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(InputError) as error:
+        load_backbone(Net(), "imagenet", "resnet50")
+    message = str(error.value)
+    for part in ("https://download.pytorch.org/models/resnet50-0676ba61.pth", str(tmp_path / "detr-jittor"),
+                 "--backbone_weights none", "--backbone_weights PATH"):
+        assert part in message
+    assert "\n" not in message
+    with pytest.raises(InputError, match="there are none for resnet20"):
+        load_backbone(Net(), "imagenet", "resnet20")
+
+
+def convert(*arguments):
+    # Without Jittor: its import fails, so a conversion that touched it would too.
+    code = "import sys, runpy; sys.modules['jittor'] = None; runpy.run_module('util.checkpoint', run_name='__main__')"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command_writes_a_pytorch_file(tmp_path):
+    source, target = tmp_path / "checkpoint.pkl", tmp_path / "weights.pth"
+    save_checkpoint(tree(), source)
+    done = convert(source, target)
+    assert done.returncode == 0, done.stderr
+    assert_equal(read_torch_file(target), {"model": tree()["model"]})
+
+
+def test_the_command_reports_errors_in_one_line(tmp_path):
+    source = tmp_path / "checkpoint.pkl"
+    done = convert(source, tmp_path / "weights.pth")
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {source}: cannot be read")
+    assert done.stderr.count("\n") == 1 and os.listdir(tmp_path) == []
+    save_checkpoint(tree(), source)
+    done = convert(source, tmp_path / "." / "checkpoint.pkl")
+    assert done.returncode == 1 and "is the input itself" in done.stderr
+    assert_equal(load_checkpoint(source), tree())

@@ -1,0 +1,264 @@
+"""What happens before Jittor is imported, in processes of their own with empty home folders."""
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from util import runtime
+
+ROOT = Path(__file__).parent.parent
+STAGED = Path(".cache/jittor/mkl/dnnl_lnx_2.2.0_cpu_gomp")
+REPORT = "import os, util; print({name: os.environ.get(name) for name in ('nvcc_path', 'use_mkl')})"
+NO_WHEEL = "from importlib import metadata; metadata.distributions = lambda **_: []\n"
+NO_NETWORK = ("import socket\n"
+              "def refuse(*_, **__): raise OSError('no network')\n"
+              "socket.create_connection = refuse\n")
+
+needs_wheel = pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"),
+                                 reason="oneDNN's wheels are for Linux on x86-64")
+
+
+def start(home, code=REPORT, **variables):
+    environment = {name: value for name, value in os.environ.items() if name not in ("nvcc_path", "use_mkl")}
+    environment.update(HOME=str(home), JITTOR_HOME=str(home), PYTHONDONTWRITEBYTECODE="1", **variables)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process):
+    """(what was printed as a Python value, stderr)"""
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return eval(out), err
+
+
+def staged_files(home):
+    return sorted(str(path.relative_to(home / STAGED)) for path in (home / STAGED).rglob("*") if not path.is_dir())
+
+
+@pytest.fixture
+def home(tmp_path):
+    """An empty home folder that does not outlive the test, because oneDNN's 40 MB would."""
+    yield tmp_path
+    for path in tmp_path.iterdir():
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Makes this machine seem to have a GPU, with no jtcuda under the Jittor home."""
+    monkeypatch.setattr(runtime, "_has_gpu", lambda: True)
+    monkeypatch.setenv("use_mkl", "0")
+    monkeypatch.setenv("nvcc_path", "")  # so that what prepare() sets is undone
+    monkeypatch.delenv("nvcc_path")
+
+
+def make_nvcc(folder, runtime_library):
+    (folder / "bin").mkdir(parents=True)
+    (folder / "lib64").mkdir()
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 12.2.0\n")
+    nvcc.chmod(0o755)
+    if runtime_library:
+        (folder / "lib64" / "libcudart.so").touch()
+    return nvcc
+
+
+def prepare_in_this_process(monkeypatch, home, *path):
+    """nvcc_path after prepare() with these folders at the start of PATH, as if Jittor were not imported yet."""
+    monkeypatch.delitem(sys.modules, "jittor_utils", raising=False)
+    monkeypatch.setenv("JITTOR_HOME", str(home))
+    monkeypatch.setenv("PATH", os.pathsep.join([*map(str, path), os.environ["PATH"]]))
+    runtime.prepare()
+    return os.environ.get("nvcc_path")
+
+
+@needs_wheel
+def test_an_empty_home_gets_its_own_copy_of_onednn(home):
+    found, err = finish(start(home))
+    assert found["use_mkl"] is None and err == ""
+    assert {"include/dnnl.hpp", "include/oneapi/dnnl/dnnl.hpp", "lib/libmkldnn.so", "lib/libdnnl.so.2"} <= set(
+        staged_files(home))
+    library = home / STAGED / "lib"
+    assert not (library / "libmkldnn.so").is_symlink() and (library / "libmkldnn.so").stat().st_size > 10**7
+    assert os.readlink(library / "libdnnl.so.2") == "libmkldnn.so"
+    # Jittor takes the first folder whose name begins with dnnl.
+    assert [path.name for path in (home / STAGED).parent.glob("dnnl*")] == [STAGED.name]
+    assert not (home / STAGED).with_name("staging").exists()
+
+
+@needs_wheel
+def test_what_is_staged_is_left_alone_and_costs_little(home):
+    finish(start(home))
+    before = (home / STAGED / "lib/libmkldnn.so").stat()
+    code = "import time; t = time.perf_counter(); import util; print(time.perf_counter() - t)"
+    seconds = min(finish(start(home, NO_WHEEL + code))[0] for _ in range(3))
+    after = (home / STAGED / "lib/libmkldnn.so").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert seconds < 0.3  # 0.03 on a quiet machine
+
+
+@needs_wheel
+def test_two_processes_that_start_at_once_agree(home):
+    processes = [start(home) for _ in range(3)]
+    assert all(finish(process)[1] == "" for process in processes)
+    assert "lib/libmkldnn.so" in staged_files(home)
+    assert sorted(path.name for path in (home / STAGED).parent.iterdir()) == [STAGED.name, "staging.lock"]
+
+
+def break_by_dangling_links(staged):
+    (staged / "lib").mkdir(parents=True)
+    (staged / "include").symlink_to("/deleted/venv/include")
+    (staged / "lib/libmkldnn.so").symlink_to("/deleted/venv/lib/libdnnl.so")
+
+
+def break_by_a_dangling_folder(staged):
+    staged.parent.mkdir(parents=True)
+    staged.symlink_to("/deleted")
+
+
+def break_by_an_empty_library(staged):
+    (staged / "lib").mkdir(parents=True)
+    (staged / "lib/libmkldnn.so").touch()
+
+
+def break_by_an_interrupted_copy(staged):
+    (staged.with_name("staging") / "lib").mkdir(parents=True)
+    (staged.with_name("staging") / "lib/rubbish").touch()
+
+
+@needs_wheel
+@pytest.mark.parametrize("damage", [break_by_dangling_links, break_by_a_dangling_folder, break_by_an_empty_library,
+                                    break_by_an_interrupted_copy])
+def test_a_broken_staging_is_repaired(home, damage):
+    damage(home / STAGED)
+    finish(start(home))
+    assert (home / STAGED / "lib/libmkldnn.so").stat().st_size > 10**7
+    assert (home / STAGED / "include/dnnl.hpp").is_file() and "lib/rubbish" not in staged_files(home)
+
+
+@needs_wheel
+@pytest.mark.parametrize("damage", [lambda staged: None, break_by_dangling_links, break_by_an_empty_library])
+def test_without_wheel_and_network_it_warns_and_turns_onednn_off(home, damage):
+    damage(home / STAGED)
+    found, err = finish(start(home, NO_WHEEL + NO_NETWORK + REPORT))
+    assert found["use_mkl"] == "0"
+    assert err.count("\n") == 1 and "100 times slower" in err and f"pip install {runtime.ONEDNN_WHEEL}" in err
+
+
+@needs_wheel
+def test_a_wheel_with_the_wrong_interface_is_not_used(home):
+    newer = ("from importlib import metadata\n"
+             "found = metadata.distributions\n"
+             "class Newer:\n"
+             "    def __init__(self, wheel): self.files, self.version = wheel.files, '2023.0.0'\n"
+             "metadata.distributions = lambda **name: map(Newer, found(**name))\n")
+    found, err = finish(start(home, newer + NO_NETWORK + REPORT))
+    assert found["use_mkl"] == "0" and not (home / STAGED).exists()
+
+
+def test_without_a_wheel_but_with_the_server_jittor_downloads(home):
+    reach = "import socket\nsocket.create_connection = lambda address, timeout: socket.socket()\n"
+    found, err = finish(start(home, NO_WHEEL + reach + REPORT))
+    assert found["use_mkl"] is None and err == ""
+
+
+def test_what_the_user_set_stays(home):
+    found, err = finish(start(home, NO_WHEEL + NO_NETWORK + REPORT, use_mkl="1", nvcc_path="/my/nvcc"))
+    assert found == {"nvcc_path": "/my/nvcc", "use_mkl": "1"} and err == ""
+    found, err = finish(start(home, use_mkl="0", nvcc_path=""))
+    assert found == {"nvcc_path": "", "use_mkl": "0"} and err == ""
+    assert not (home / STAGED).exists()
+
+
+def test_nothing_happens_once_jittor_is_imported(home):
+    found, err = finish(start(home, "import sys; sys.modules['jittor_utils'] = sys\n" + REPORT))
+    assert found == {"nvcc_path": None, "use_mkl": None} and err == ""
+    assert not list(home.iterdir())
+
+
+def test_importing_util_does_not_import_jittor(home):
+    found, _ = finish(start(home, "import sys, util; print([m for m in sys.modules if m.startswith('jittor')])"))
+    assert found == []
+
+
+def test_the_home_is_found_as_jittor_finds_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("JITTOR_HOME", raising=False)
+    assert runtime.jittor_home() == tmp_path
+    (tmp_path / ".cache/jittor").mkdir(parents=True)
+    (tmp_path / ".cache/jittor/config.json").write_text('{"JITTOR_HOME": "/remembered"}')
+    assert runtime.jittor_home() == Path("/remembered")
+    monkeypatch.setenv("JITTOR_HOME", "/chosen")
+    assert runtime.jittor_home() == Path("/chosen")
+
+
+def test_without_a_gpu_cuda_is_hidden_silently(tmp_path, monkeypatch, capsys, gpu):
+    monkeypatch.setattr(runtime, "_has_gpu", lambda: False)
+    nvcc = make_nvcc(tmp_path / "cuda", runtime_library=True)
+    assert prepare_in_this_process(monkeypatch, tmp_path, nvcc.parent) == ""
+    assert capsys.readouterr().err == ""
+
+
+def test_a_complete_cuda_is_left_to_jittor(tmp_path, monkeypatch, capsys, gpu):
+    nvcc = make_nvcc(tmp_path / "cuda", runtime_library=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/nvcc").symlink_to(nvcc)
+    assert prepare_in_this_process(monkeypatch, tmp_path, tmp_path / "bin") is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cuda_without_its_runtime_library_is_hidden_with_a_warning(tmp_path, monkeypatch, capsys, gpu):
+    nvcc = make_nvcc(tmp_path / "cuda", runtime_library=False)
+    assert prepare_in_this_process(monkeypatch, tmp_path, nvcc.parent) == ""
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"{nvcc} has no {tmp_path}/cuda/lib64/libcudart.so" in err
+    assert "jittor_utils.install_cuda" in err
+
+
+def test_jittors_own_cuda_is_left_to_jittor(tmp_path, monkeypatch, gpu):
+    nvcc = make_nvcc(tmp_path / "cuda", runtime_library=False)
+    (tmp_path / ".cache/jittor/jtcuda").mkdir(parents=True)
+    assert prepare_in_this_process(monkeypatch, tmp_path, nvcc.parent) is None
+
+
+def test_a_gpu_without_any_nvcc_is_left_to_jittor(tmp_path, monkeypatch, gpu):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert prepare_in_this_process(monkeypatch, tmp_path) is None
+
+
+def test_the_announcement_depends_on_the_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JITTOR_HOME", str(tmp_path))
+    assert not runtime.core_is_compiled()
+    runtime.announce_compilation()
+    first = capsys.readouterr().out
+    levels = f"jt1.3.11/g++12.2.0/py{platform.python_version()}/Linux/CPU/12ab/default"
+    cache = tmp_path / ".cache/jittor" / levels / "cu12.2.0_sm_90"
+    cache.mkdir(parents=True)
+    assert not runtime.core_is_compiled()
+    (cache / "jittor_core.cpython-311-x86_64-linux-gnu.so").touch()
+    assert runtime.core_is_compiled()
+    runtime.announce_compilation()
+    later = capsys.readouterr().out
+    assert "core once per machine" in first and "core" not in later
+    assert first.count("\n") == later.count("\n") == 1
+
+
+def test_devices_on_a_machine_without_cuda():
+    code = ("from util.errors import InputError\n"
+            "from util.runtime import select_device\n"
+            "import jittor as jt\n"
+            "found = [select_device('auto'), jt.flags.use_cuda, select_device('cpu')]\n"
+            "try: select_device('cuda')\n"
+            "except InputError as error: found.append(str(error))\n"
+            "print(found)")
+    environment = {**os.environ, "nvcc_path": "", "log_silent": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    *found, message = eval(done.stdout)
+    assert found == ["cpu", 0, "cpu"]
+    assert message.startswith("--device cuda: ") and message.endswith("; use --device cpu")

@@ -1,0 +1,278 @@
+"""Saves and loads checkpoints and weights: the program's own `.pkl`, PyTorch's files, and addresses of such files.
+
+Reading never executes anything a file says, and loading into a model or an optimizer is strict. As a command,
+`python -m util.checkpoint IN OUT.pth` writes a checkpoint's model as a PyTorch file for the original DETR.
+"""
+import argparse
+import hashlib
+import os
+import pickle
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from util.download import download, user_cache
+from util.errors import InputError
+from util.torch_file import is_torch_file, read_torch_file, write_torch_file
+
+IMAGENET_WEIGHTS = {
+    "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
+    "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+    "resnet101": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    "resnet152": "https://download.pytorch.org/models/resnet152-394f9c45.pth",
+}
+
+# A `.pkl` is what `jt.save` writes: a pickle, its SHA-1, and this mark.
+_MARK = b"HCAJSLHD"
+_TRAILER = 20 + len(_MARK)
+_GLOBALS = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    **{(f"numpy.{core}.multiarray", name): value.__reduce__()[0]  # NumPy 2 says _core
+       for core in ("core", "_core") for name, value in (("_reconstruct", np.zeros(1)), ("scalar", np.float32(0)))},
+}
+
+
+def save_checkpoint(obj, path):
+    """Write obj to path, so that `load_checkpoint` and `jt.load` return it.
+
+    obj: a dict of plain containers, numbers, strings and NumPy arrays; TypeError for anything else. A failure leaves an
+    earlier file at path as it was, and raises InputError where the disk is full or the folder cannot be written.
+    """
+    with _replacing(path) as file:
+        hashed = _HashedWriter(file)
+        _Pickler(hashed, protocol=4).dump(obj)
+        file.write(hashed.sha1.digest() + _MARK)
+
+
+def load_checkpoint(source):
+    """The dict in a checkpoint or weights file; its key "model" is a dict of name -> NumPy array.
+
+    source: the path of a `.pkl` of this program or of a PyTorch file, told apart by their content, or an `https://`
+    address of one, whose name carries its checksum. A file that holds a bare state dict gives {"model": state dict}.
+    Raises InputError for a file that is missing, damaged, of neither form, or that would need code to be run.
+    """
+    source = str(source)
+    path = download(source, user_cache()) if "://" in source else Path(source)
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{source}: holds a {type(content).__name__} instead of a state dict; give a checkpoint")
+    checkpoint = content if "model" in content else {"model": content}
+    model = checkpoint["model"]
+    if not isinstance(model, dict) or not model:
+        raise InputError(f"{source}: its model is not a state dict (name -> array); save the model's state dict")
+    strange = [str(name) for name, value in model.items()
+               if not (isinstance(name, str) and isinstance(value, np.ndarray))]
+    if strange:
+        raise InputError(f"{source}: its model is not a state dict: {_some('not a name with an array', strange)[0]}; "
+                         "give a file that holds the state dict itself or under the key 'model'")
+    return {**checkpoint, "model": dict(model)}
+
+
+def model_state(model):
+    """The model's parameters and buffers as a dict of name -> NumPy array (copies), in the model's order."""
+    return {name: var.numpy() for name, var in model.named_parameters()}
+
+
+def load_model_state(model, state, source):
+    """Copy state (name -> float array) into the model's Vars in place; which of them train does not change.
+
+    PyTorch's `num_batches_tracked` entries are ignored, as in the original. Raises InputError, which names source and
+    lists the names that are missing, unexpected, or whose shape or type does not fit; then the model is unchanged.
+    """
+    import jittor as jt  # here, because converting a file needs no compiled Jittor
+    variables = dict(model.named_parameters())
+    state = {name: value for name, value in state.items()
+             if name in variables or not name.endswith("num_batches_tracked")}
+    problems = _misfits({name: var.shape for name, var in variables.items()},
+                        {name: value.shape for name, value in state.items()})
+    problems += _some("not of floating point", [name for name, value in state.items() if value.dtype.kind != "f"])
+    if problems:
+        raise InputError(f"{source}: does not fit the model: {'; '.join(problems)}")
+    for name, var in variables.items():
+        var.update(jt.array(state[name].astype(np.float32, copy=False)))
+
+
+def optimizer_state(optimizer):
+    """The state of a `jittor.optim.AdamW` as plain containers and arrays (copies).
+
+    Every group of the optimizer has, beside "params", their "names". Returns {"state": {name: {"step": int,
+    "exp_avg", "exp_avg_sq": float32 array}}, "groups": [{"names", "lr", "weight_decay", "betas", "eps", …}]}.
+    """
+    state, groups = {}, []
+    for group in optimizer.param_groups:
+        for name, average, square in zip(group["names"], group["m"], group["values"]):
+            state[name] = {"step": optimizer.n_step, "exp_avg": average.numpy(), "exp_avg_sq": square.numpy()}
+        settings = {key: group.get(key, getattr(optimizer, key)) for key in ("lr", "weight_decay", "betas", "eps")}
+        if "initial_lr" in group:
+            settings["initial_lr"] = group["initial_lr"]
+        groups.append({"names": list(group["names"]), **settings})
+    return {"state": state, "groups": groups}
+
+
+def load_optimizer_state(optimizer, state, source):
+    """Put back what `optimizer_state` returned, to the last bit.
+
+    Raises InputError, which names source, where the groups hold other parameters or shapes; the optimizer is then
+    unchanged.
+    """
+    import jittor as jt
+    if state.keys() != {"state", "groups"}:
+        raise InputError(f"{source}: its optimizer is not one of this program's; only its weights can be loaded")
+    groups, moments = optimizer.param_groups, state["state"]
+    problems = _misfits({name: var.shape for group in groups for name, var in zip(group["names"], group["params"])},
+                        {name: moment["exp_avg"].shape for name, moment in moments.items()})
+    if not problems and [group["names"] for group in groups] != [group["names"] for group in state["groups"]]:
+        problems = ["the parameters are grouped in another way"]
+    if problems:
+        raise InputError(f"{source}: its optimizer does not fit: {'; '.join(problems)}; resume with the same flags")
+    for group, saved in zip(groups, state["groups"]):
+        group.update({key: value for key, value in saved.items() if key != "names"})
+        for name, average, square in zip(group["names"], group["m"], group["values"]):
+            average.update(jt.array(moments[name]["exp_avg"]))
+            square.update(jt.array(moments[name]["exp_avg_sq"]))
+            optimizer.n_step = moments[name]["step"]
+
+
+def load_backbone(body, spec, backbone_name):
+    """Load weights into body, a backbone's ResNet without its classifier.
+
+    spec: "imagenet" (torchvision's V1 weights, downloaded once), "none" (keeps the random ones), or the path of such a
+    file. backbone_name: "resnet50" and its kin. Raises InputError as `load_checkpoint` and `load_model_state` do, and
+    where "imagenet" has no weights for the backbone or no network.
+    """
+    if spec == "none":
+        return
+    alternatives = "or use --backbone_weights none or --backbone_weights PATH"
+    if spec == "imagenet" and backbone_name not in IMAGENET_WEIGHTS:
+        raise InputError(f"--backbone_weights imagenet: there are none for {backbone_name}; "
+                         f"choose one of {', '.join(IMAGENET_WEIGHTS)}, {alternatives}")
+    source = spec
+    if spec == "imagenet":
+        try:
+            source = download(IMAGENET_WEIGHTS[backbone_name], user_cache())
+        except InputError as error:
+            raise InputError(f"{error}, {alternatives}") from error
+    state = load_checkpoint(source)["model"]
+    load_model_state(body, {name: value for name, value in state.items() if not name.startswith("fc.")}, source)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m util.checkpoint",
+                                     description="Write a checkpoint's model as a PyTorch file for the original DETR.")
+    parser.add_argument("source", metavar="IN", help="a checkpoint or weights, as for --resume")
+    parser.add_argument("target", metavar="OUT.pth", help="the PyTorch file to write")
+    arguments = parser.parse_args()
+    try:
+        if Path(arguments.source).resolve() == Path(arguments.target).resolve():
+            raise InputError(f"{arguments.target}: is the input itself; name another file")
+        model = load_checkpoint(arguments.source)["model"]
+        with _replacing(arguments.target) as file:
+            write_torch_file({"model": model}, file)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def _misfits(expected, found):
+    """One phrase for each kind of difference between two dicts of name -> shape."""
+    shapes = [f"{name} {list(found[name])} instead of {list(shape)}" for name, shape in expected.items()
+              if name in found and tuple(found[name]) != tuple(shape)]
+    return (_some("missing", [name for name in expected if name not in found])
+            + _some("unexpected", [name for name in found if name not in expected])
+            + _some("of another shape", shapes))
+
+
+def _some(kind, names):
+    """[] for no names, else [one phrase with their number and the first five]."""
+    more = ", …" if len(names) > 5 else ""
+    return [f"{len(names)} {kind} ({', '.join(names[:5])}{more})"] if names else []
+
+
+@contextmanager
+def _replacing(path):
+    """A binary file that takes the place of path when the block ends without an exception, and else disappears."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); "
+                         "free disk space there or choose another folder") from error
+
+
+class _HashedWriter:
+    """Passes what is written on to file, and keeps its SHA-1."""
+
+    def __init__(self, file):
+        self.file = file
+        self.sha1 = hashlib.sha1()
+
+    def write(self, data):
+        self.sha1.update(data)
+        return self.file.write(data)
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, obj):
+        # Asked about everything but plain containers, numbers and strings.
+        array = isinstance(obj, (np.ndarray, np.generic)) and not obj.dtype.hasobject
+        if array or isinstance(obj, np.dtype) or any(obj is allowed for allowed in _GLOBALS.values()):
+            return NotImplemented
+        raise TypeError(f"a checkpoint cannot hold a {type(obj).__name__}: {str(obj)[:80]}")
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, path):
+        super().__init__(file)
+        self._path = path
+
+    def find_class(self, module, name):
+        if (module, name) not in _GLOBALS:
+            raise InputError(f"{self._path}: refused, because the file names {module}.{name}; a checkpoint holds only "
+                             "plain containers and NumPy arrays")
+        return _GLOBALS[module, name]
+
+
+def _read(path):
+    try:
+        return read_torch_file(path) if is_torch_file(path) else _read_own(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+
+
+def _read_own(path):
+    with open(path, "rb") as file:
+        _check_trailer(file.read(), path)
+        file.seek(0)
+        try:
+            return _Unpickler(file, path).load()
+        except InputError:
+            raise
+        except Exception as error:
+            # Only a forged file gets here, and pickle and NumPy raise almost any exception for one.
+            raise InputError(f"{path}: the file is damaged; copy it again ({error!r})") from error
+
+
+def _check_trailer(content, path):
+    if not content.endswith(_MARK):
+        raise InputError(f"{path}: neither a checkpoint of this program nor a PyTorch file, or truncated; check the "
+                         "path, or download or copy the file again")
+    if hashlib.sha1(memoryview(content)[:-_TRAILER]).digest() != content[-_TRAILER:-len(_MARK)]:
+        raise InputError(f"{path}: the file is damaged (its checksum does not match); download or copy it again")
+
+
+if __name__ == "__main__":
+    main()

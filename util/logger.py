@@ -1,0 +1,81 @@
+"""Meters over the steps of an epoch, printed as the original prints them."""
+import datetime
+import time
+from collections import defaultdict, deque
+
+import numpy as np
+
+
+class SmoothedValue:
+    """A series of numbers: its last `window_size` values, and the average of all of them."""
+
+    def __init__(self, window_size=20, fmt="{median:.4f} ({global_avg:.4f})"):
+        self.deque = deque(maxlen=window_size)
+        self.total = 0.0
+        self.count = 0
+        self.fmt = fmt
+
+    def update(self, value):
+        self.deque.append(value)
+        self.total += value
+        self.count += 1
+
+    @property
+    def median(self):
+        """The lower median of the window, as torch.median computes it."""
+        return sorted(self.deque)[(len(self.deque) - 1) // 2]
+
+    @property
+    def avg(self):
+        return float(np.mean(self.deque))
+
+    @property
+    def global_avg(self):
+        return self.total / self.count
+
+    @property
+    def value(self):
+        return self.deque[-1]
+
+    def __str__(self):
+        return self.fmt.format(median=self.median, avg=self.avg, global_avg=self.global_avg, value=self.value)
+
+
+class MetricLogger:
+    """Named meters, and a loop that prints them with time and eta (original: `MetricLogger`)."""
+
+    def __init__(self, delimiter="  "):
+        self.meters = defaultdict(SmoothedValue)
+        self.delimiter = delimiter
+
+    def add_meter(self, name, meter):
+        self.meters[name] = meter
+
+    def update(self, **values):
+        for name, value in values.items():
+            self.meters[name].update(float(value))
+
+    def averages(self):
+        """The global average of every meter: what goes into log.txt."""
+        return {name: meter.global_avg for name, meter in self.meters.items()}
+
+    def __str__(self):
+        return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items())
+
+    def log_every(self, iterable, print_freq, header):
+        """Yields the items of `iterable` (which has a length) and prints a line every `print_freq` of them."""
+        total = len(iterable)
+        iter_time, data_time = SmoothedValue(fmt="{avg:.4f}"), SmoothedValue(fmt="{avg:.4f}")
+        start = end = time.time()
+        for i, item in enumerate(iterable):
+            data_time.update(time.time() - end)
+            yield item
+            iter_time.update(time.time() - end)
+            if i % print_freq == 0 or i == total - 1:
+                eta = datetime.timedelta(seconds=int(iter_time.global_avg * (total - i)))
+                counter = f"[{i:>{len(str(total))}}/{total}]"
+                print(self.delimiter.join(filter(None, [
+                    header, counter, f"eta: {eta}", str(self), f"time: {iter_time}", f"data: {data_time}"])), flush=True)
+            end = time.time()
+        elapsed = time.time() - start
+        print(f"{header} Total time: {datetime.timedelta(seconds=int(elapsed))} ({elapsed / total:.4f} s / it)", flush=True)

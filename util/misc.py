@@ -1,0 +1,46 @@
+"""Batches of images of different sizes, and small helpers."""
+import jittor as jt
+import numpy as np
+
+
+class NestedTensor:
+    """A batch of images padded to one size.
+
+    tensors: float32 [B, 3, H, W], zero on the padding (or a feature map [B, C, h, w]).
+    mask: bool [B, H, W], True on the padding.
+    Both are NumPy arrays when they come from the data loader and Jittor Vars after `to_jittor`.
+    """
+
+    def __init__(self, tensors, mask):
+        self.tensors = tensors
+        self.mask = mask
+
+    def to_jittor(self):
+        """The same batch as Jittor Vars: the one place where images go to the device."""
+        return NestedTensor(jt.array(self.tensors).stop_grad(), jt.array(self.mask).stop_grad())
+
+    def decompose(self):
+        return self.tensors, self.mask
+
+
+def nested_tensor_from_arrays(images):
+    """Pads float32 images [3, h_i, w_i] at the bottom and right to the largest height and width.
+
+    Returns a NestedTensor of NumPy arrays (original: `nested_tensor_from_tensor_list`).
+    """
+    height = max(image.shape[1] for image in images)
+    width = max(image.shape[2] for image in images)
+    tensors = np.zeros((len(images), images[0].shape[0], height, width), np.float32)
+    mask = np.ones((len(images), height, width), bool)
+    for i, image in enumerate(images):
+        _, h, w = image.shape
+        tensors[i, :, :h, :w] = image
+        mask[i, :h, :w] = False
+    return NestedTensor(tensors, mask)
+
+
+def nearest_index(size, new_size):
+    """Source positions, int64 [new_size], of PyTorch's nearest interpolation from `size` to `new_size` pixels."""
+    scale = np.float32(size) / np.float32(new_size)
+    index = np.floor(np.arange(new_size, dtype=np.float32) * scale).astype(np.int64)
+    return np.minimum(index, size - 1)

@@ -1,0 +1,48 @@
+"""What a run leaves in its output folder, under the original's names."""
+import json
+from pathlib import Path
+
+from util.checkpoint import model_state, optimizer_state, save_checkpoint
+from util.dist import is_main_process
+
+
+class OutputFolder:
+    """The folder given as --output_dir; an empty path, or another process than the main one, writes nothing."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.active = bool(path) and is_main_process()
+
+    def save_training(self, model, optimizer, lr_scheduler, epoch, args):
+        """Writes checkpoint.pkl, and checkpointNNNN.pkl before each drop of the learning rate and every 100 epochs."""
+        if not self.active:
+            return
+        names = ["checkpoint.pkl"]
+        if (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0:
+            names.append(f"checkpoint{epoch:04}.pkl")
+        state = {"model": model_state(model), "optimizer": optimizer_state(optimizer),
+                 "lr_scheduler": lr_scheduler.state_dict(), "epoch": epoch, "args": vars(args)}
+        for name in names:
+            save_checkpoint(state, self.path / name)
+
+    def save_evaluation(self, evaluator, names):
+        """Writes the detections in COCO's result format, and pycocotools' precision and recall arrays under `names`."""
+        if not self.active:
+            return
+        for iou_type, results in evaluator.results.items():
+            (self.path / f"detections_{iou_type}.json").write_text(json.dumps(results))
+        accumulated = evaluator.coco_eval["bbox"].eval
+        accumulated = {**accumulated, "params": vars(accumulated["params"])}
+        for name in names:
+            (self.path / name).parent.mkdir(exist_ok=True)
+            save_checkpoint(accumulated, self.path / name)
+
+    def log_epoch(self, train_stats, test_stats, epoch, n_parameters):
+        """Appends one JSON line to log.txt: train_…, test_…, epoch, n_parameters."""
+        if not self.active:
+            return
+        line = {**{f"train_{name}": value for name, value in train_stats.items()},
+                **{f"test_{name}": value for name, value in test_stats.items()},
+                "epoch": epoch, "n_parameters": n_parameters}
+        with open(self.path / "log.txt", "a") as f:
+            f.write(json.dumps(line) + "\n")

@@ -1,0 +1,196 @@
+"""Prepares the process for the first `import jittor`, and chooses the device.
+
+Two things keep a plain `import jittor` from working on many machines: an `nvcc` whose CUDA runtime library is not where
+Jittor looks for it, and oneDNN (Jittor calls it "mkl"), which Jittor downloads from one university server. `prepare`
+settles both. It runs when `util` is imported, costs a few milliseconds once oneDNN is in place, and respects the
+environment variables `JITTOR_HOME`, `nvcc_path` and `use_mkl` where the user has set them.
+"""
+import ctypes
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+from util.errors import InputError
+
+ONEDNN_WHEEL = "onednn-devel-cpu-gomp==2022.2.1"
+ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
+JITTOR_SERVER = ("cg.cs.tsinghua.edu.cn", 443)
+
+
+def prepare():
+    """Hide a CUDA that cannot work and put oneDNN where Jittor looks. Does nothing once Jittor is imported.
+
+    May set `nvcc_path` and `use_mkl` in `os.environ`, and prints a line on stderr where that costs speed.
+    Raises OSError where the Jittor home cannot be written.
+    """
+    if "jittor_utils" in sys.modules:
+        return
+    if "nvcc_path" not in os.environ:
+        _hide_broken_cuda()
+    if os.environ.get("use_mkl", "1") == "1":
+        _provide_onednn()
+
+
+def select_device(name):
+    """Import Jittor and set its device. Returns "cuda" or "cpu".
+
+    name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda" without usable CUDA.
+    """
+    import jittor as jt
+    usable = bool(jt.has_cuda) and jt.get_device_count() > 0
+    if name == "cuda" and not usable:
+        reason = cuda_obstacle() or f"Jittor found no CUDA (nvcc_path={os.environ.get('nvcc_path', 'unset')!r})"
+        raise InputError(f"--device cuda: {reason}; use --device cpu")
+    device = "cuda" if usable and name != "cpu" else "cpu"
+    jt.flags.use_cuda = int(device == "cuda")
+    return device
+
+
+def jittor_home():
+    """The folder (Path) under which Jittor keeps `.cache/jittor`, found as Jittor finds it, but without creating it."""
+    config = Path.home() / ".cache" / "jittor" / "config.json"
+    remembered = json.loads(config.read_text()).get("JITTOR_HOME") if config.exists() else None
+    return Path(os.environ.get("JITTOR_HOME") or remembered or Path.home()).absolute()
+
+
+def core_is_compiled():
+    """Whether Jittor's core has been compiled for this version of Python under the Jittor home."""
+    # The levels are Jittor's version, compiler, Python, system, CPU, place of installation, branch (which may hold
+    # slashes) and, with CUDA, its version. A recursive search would walk through thousands of kernels.
+    caches = f"jt*/*/py{platform.python_version()}/*/*/*/*"
+    folder = jittor_home() / ".cache" / "jittor"
+    return any(next(folder.glob(f"{caches}{deeper}/jittor_core*.so"), None) for deeper in ("", "/cu*", "/*", "/*/cu*"))
+
+
+def announce_compilation():
+    """Print, before the first `import jittor`, one line about how long compiling will take on this machine."""
+    if core_is_compiled():
+        print("Jittor compiles a new model's operators in the first step (a few minutes); later runs read its cache.",
+              flush=True)
+    else:
+        print("Jittor compiles its core once per machine (about 2 min 20 s on 2 cores), then the model's operators in "
+              "the first step (a few minutes more); later runs read its cache.", flush=True)
+
+
+def cuda_obstacle():
+    """Why CUDA cannot work here, as a phrase, or None where nothing speaks against it."""
+    if not _has_gpu():
+        return "this machine has no usable NVIDIA GPU"
+    if (jittor_home() / ".cache" / "jittor" / "jtcuda").is_dir():
+        return None
+    nvcc = _find_nvcc()
+    if nvcc and not _cuda_runtime(nvcc).exists():
+        return f"{nvcc} has no {_cuda_runtime(nvcc)}"
+    return None
+
+
+def _hide_broken_cuda():
+    obstacle = cuda_obstacle()
+    if obstacle is None:
+        return
+    os.environ["nvcc_path"] = ""
+    if _has_gpu():
+        _warn(f"the GPU is not used, because {obstacle}; install the CUDA toolkit with its libraries, "
+              f"or Jittor's own with `{sys.executable} -m jittor_utils.install_cuda`")
+
+
+def _has_gpu():
+    # Device files and a driver library that loads, rather than cuInit: that takes up to seconds, and a process that has
+    # called it cannot use CUDA in its forked children.
+    nodes = ("nvidia[0-9]*", "dxg", "nvhost-gpu")
+    if not any(next(Path("/dev").glob(pattern), None) for pattern in nodes):
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _find_nvcc():
+    names = ("nvcc", "/usr/local/cuda/bin/nvcc", "/usr/bin/nvcc", "/opt/cuda/bin/nvcc")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def _cuda_runtime(nvcc):
+    if nvcc == "/usr/bin/nvcc":
+        return Path("/usr/lib/x86_64-linux-gnu/libcudart.so")
+    return Path(os.path.realpath(nvcc)).parent.parent / "lib64" / "libcudart.so"
+
+
+def _provide_onednn():
+    folder = jittor_home() / ".cache" / "jittor" / "mkl"
+    wheels_fit = platform.system() == "Linux" and platform.machine() == "x86_64"
+    if wheels_fit and _is_complete(folder / ONEDNN_FOLDER):
+        return
+    jittors_own = not wheels_fit and any(path.is_file() for path in folder.glob("dnnl*/lib/libmkldnn.*"))
+    if wheels_fit and (files := _onednn_files()):
+        _stage(files, folder)
+    elif "use_mkl" in os.environ or jittors_own or _is_reachable(JITTOR_SERVER):
+        return  # Jittor has a copy, or will download one.
+    else:
+        os.environ["use_mkl"] = "0"
+        remedy = f"`pip install {ONEDNN_WHEEL}`" if wheels_fit else f"a connection to {JITTOR_SERVER[0]}"
+        _warn(f"oneDNN is missing, so convolutions on the CPU are about 100 times slower; the remedy is {remedy}")
+
+
+def _is_complete(staged):
+    files = ("include/dnnl.hpp", "lib/libmkldnn.so", "lib/libdnnl.so.2")
+    return all((staged / name).is_file() and (staged / name).stat().st_size for name in files)
+
+
+def _onednn_files():
+    """The installed wheels' files as {place in the staged folder: Path}, {} where no fitting wheel is installed."""
+    from importlib import metadata  # 30 ms that a process with oneDNN in place need not spend
+    found = {}
+    for name in ("onednn-devel-cpu-gomp", "onednn-cpu-gomp"):
+        for wheel in metadata.distributions(name=name):
+            # Jittor uses the v2 interface; the wheels of 2023 and later hold v3.
+            if int(wheel.version.split(".")[0]) > 2022:
+                continue
+            for file in wheel.files or ():
+                if "include" in file.parts:
+                    found["/".join(file.parts[file.parts.index("include"):])] = Path(file.locate())
+                elif file.name == "libdnnl.so":
+                    found["lib/libmkldnn.so"] = Path(file.locate())
+    needed = {"include/dnnl.hpp", "lib/libmkldnn.so"}
+    return found if needed <= found.keys() and all(path.is_file() for path in found.values()) else {}
+
+
+def _stage(files, folder):
+    # Copies, because the folder is shared between environments and must survive the deletion of this one. The lock
+    # makes a second process wait; the rename makes the folder appear complete or not at all. The temporary name must
+    # not start with "dnnl": Jittor takes the first folder that does.
+    folder.mkdir(parents=True, exist_ok=True)
+    staged, building = folder / ONEDNN_FOLDER, folder / "staging"
+    with open(folder / "staging.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_complete(staged):
+            return
+        for leftover in (building, staged):
+            if leftover.is_symlink():
+                leftover.unlink()
+            elif leftover.exists():
+                shutil.rmtree(leftover)
+        for place, source in files.items():
+            (building / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, building / place)
+        (building / "lib" / "libdnnl.so.2").symlink_to("libmkldnn.so")
+        building.rename(staged)
+
+
+def _is_reachable(address):
+    try:
+        socket.create_connection(address, timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def _warn(message):
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,266 @@
+"""Reads and writes PyTorch's file formats without PyTorch, and without running anything a file says.
+
+A PyTorch file is a pickle of Python containers in which each tensor is a call with a storage, an offset, a size and
+strides. The zip format (PyTorch 1.6 and later) keeps each storage as an entry of its own; the legacy format appends all
+storages to the pickle. The pickle may name only what `_GLOBALS` lists.
+"""
+import io
+import os
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+
+from util.errors import InputError
+
+_LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_ZIP_START = b"PK\x03\x04"
+_STORAGE_DTYPES = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "ByteStorage": "uint8", "CharStorage": "int8", "ShortStorage": "int16", "IntStorage": "int32",
+    "LongStorage": "int64", "BoolStorage": "bool",
+}
+_STORAGE_NAMES = {dtype: name for name, dtype in _STORAGE_DTYPES.items()}
+
+
+def is_torch_file(path):
+    """Whether the file begins as a PyTorch file of either format does (any zip file counts). Raises OSError."""
+    with open(path, "rb") as file:
+        start = file.read(len(_LEGACY_START))
+    return start == _LEGACY_START or start.startswith(_ZIP_START)
+
+
+def read_torch_file(path):
+    """The object in a PyTorch file of either format. Nothing in the file is executed.
+
+    Tensors and parameters come as contiguous NumPy arrays of the same dtype (bfloat16 as float32), OrderedDict and
+    argparse.Namespace as dicts, torch.Size as a tuple, torch.dtype and torch.device as strings.
+    Raises InputError for a file that is missing, damaged, not PyTorch's, or that names anything else.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(_LEGACY_START))
+            file.seek(0)
+            if start == _LEGACY_START:
+                return _read_legacy(file, path)
+            if start.startswith(_ZIP_START):
+                return _read_zip(file, path)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        # Damaged bytes make pickle, zipfile and NumPy raise almost any exception there is.
+        raise InputError(f"{path}: the file is truncated or damaged; download or copy it again ({error!r})") from error
+    raise InputError(f"{path}: not a PyTorch file, or damaged at its start; download or copy it again")
+
+
+def write_torch_file(obj, file):
+    """Write obj in PyTorch's zip format, so that `torch.load(file, weights_only=True)` returns it.
+
+    obj: dicts, lists, tuples, strings, numbers, booleans, None, and NumPy arrays of PyTorch's dtypes, which become
+    tensors. file: a path or a binary file. Raises TypeError for anything else in obj.
+    """
+    storages = []
+    content = b"\x80\x02" + _encode(obj, storages) + pickle.STOP
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/byteorder", "little")
+        for key, array in enumerate(storages):
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+        archive.writestr("archive/version", "3\n")
+
+
+class _Storage:
+    """The elements that tensors are views of; data (1-D array) is None while a legacy file's pickle is first read."""
+
+    def __init__(self, data=None):
+        self.data = data
+
+
+# Each stand-in below is a class with its own __setstate__, because a pickle can otherwise set attributes of any object
+# it names, and so change the stand-in for the next file.
+class _StandIn:
+    def __setstate__(self, state):
+        raise ValueError("an object has an unexpected state")
+
+
+class _Tensor(_StandIn):
+    def __new__(cls, storage, offset, size, stride, *_requires_grad_and_hooks):
+        return None if storage.data is None else _view(storage.data, offset, tuple(size), tuple(stride))
+
+
+class _Parameter(_StandIn):
+    def __new__(cls, data, *_requires_grad_and_hooks):
+        return data
+
+
+class _Device(_StandIn):
+    def __new__(cls, kind, index=None):
+        return kind if index is None else f"{kind}:{index}"
+
+
+class _Namespace(dict):
+    def __setstate__(self, state):
+        self.update(state)
+
+
+class _OrderedDict(dict):
+    def __setstate__(self, state):
+        pass  # a state dict's `_metadata`
+
+
+_GLOBALS = {
+    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+    ("torch._utils", "_rebuild_tensor"): _Tensor,
+    ("torch._utils", "_rebuild_parameter"): _Parameter,
+    ("torch.nn.parameter", "Parameter"): _Parameter,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): _Device,
+    ("collections", "OrderedDict"): _OrderedDict,
+    ("argparse", "Namespace"): _Namespace,
+    ("__builtin__", "set"): set,
+    ("builtins", "set"): set,
+    **{("torch", name): name for name in _STORAGE_DTYPES},
+    **{("torch", dtype): dtype for dtype in _STORAGE_NAMES},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """storage: function of (dtype name, key, number of elements, view or None) that returns a _Storage."""
+
+    def __init__(self, file, path, storage=None):
+        super().__init__(file, encoding="utf-8")
+        self._path = path
+        self._storage = storage
+
+    def find_class(self, module, name):
+        if (module, name) not in _GLOBALS:
+            raise InputError(f"{self._path}: refused, because the file names {module}.{name}, which weights do not "
+                             "need; save its state dict alone, with tensors and plain containers")
+        return _GLOBALS[module, name]
+
+    def persistent_load(self, pid):
+        kind, storage_name, key, _device, numel, *view = pid
+        if kind != "storage":
+            raise ValueError(f"unknown kind of persistent object {kind!r}")
+        return self._storage(_STORAGE_DTYPES[storage_name], str(key), numel, view[0] if view else None)
+
+
+def _read_zip(file, path):
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise InputError(f"{path}: a zip file, but not one of PyTorch's, because it has no data.pkl")
+        folder = pickles[0].removesuffix("data.pkl")
+        order = archive.read(folder + "byteorder") if folder + "byteorder" in entries else b"little"
+        storages = {}
+
+        def storage(dtype, key, numel, _view):
+            if key not in storages:
+                entry = entries[f"{folder}data/{key}"]
+                # PyTorch never compresses; a compressed entry could claim any size.
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != numel * _disk_dtype(dtype).itemsize:
+                    raise ValueError(f"storage {key} has {entry.file_size} bytes instead of {numel} {dtype}")
+                storages[key] = _Storage(_decode(archive.read(entry), dtype, ">" if order == b"big" else "<"))
+            return storages[key]
+
+        if entries[pickles[0]].compress_type != zipfile.ZIP_STORED:
+            raise ValueError("data.pkl is compressed")
+        return _Unpickler(io.BytesIO(archive.read(pickles[0])), path, storage).load()
+
+
+def _read_legacy(file, path):
+    for _ in ("magic number", "protocol version", "system information"):
+        _Unpickler(file, path).load()
+    start = file.tell()
+    storages, views, wanted = {}, {}, {}
+
+    def storage(dtype, key, numel, view):
+        found = storages.setdefault(key, _Storage())
+        wanted.setdefault(key, (dtype, numel))
+        if view is None:
+            return found
+        view_key, offset, size = view
+        part = views.setdefault(view_key, _Storage())
+        if found.data is not None:
+            part.data = _view(found.data, offset, (size,), (1,))
+        return part
+
+    # The storages follow the pickle that describes them, so it is read once to learn their types and once more, when
+    # they are there, for its result.
+    _Unpickler(file, path, storage).load()
+    for key in map(str, _Unpickler(file, path).load()):
+        dtype, numel = wanted[key]
+        size = numel * _disk_dtype(dtype).itemsize
+        if struct.unpack("<q", file.read(8)) != (numel,) or file.tell() + size > os.fstat(file.fileno()).st_size:
+            raise ValueError(f"storage {key} does not hold {numel} {dtype}")
+        storages[key].data = _decode(file.read(size), dtype, "<")
+    missing = [key for key, found in storages.items() if found.data is None]
+    if missing:
+        raise ValueError(f"storage {missing[0]} is not in the file")
+    file.seek(start)
+    return _Unpickler(file, path, storage).load()
+
+
+def _disk_dtype(dtype):
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
+def _decode(content, dtype, order):
+    array = np.frombuffer(content, _disk_dtype(dtype).newbyteorder(order))
+    if dtype == "bfloat16":  # the upper half of a float32
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(dtype, copy=False)
+
+
+def _view(data, offset, size, stride):
+    """A contiguous copy of the view of data (1-D array) that PyTorch's offset, size and stride (elements) describe."""
+    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
+        raise ValueError(f"a tensor has offset {offset}, size {size} and stride {stride}")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    numel = 1
+    for n in size:
+        numel *= n
+    if numel == 0:
+        return np.empty(size, data.dtype)
+    # An expanded tensor may repeat elements, so a small file could describe one of any size.
+    if last >= len(data) or numel > len(data):
+        raise ValueError(f"a tensor of size {size} and stride {stride} exceeds its {len(data)} elements")
+    steps = [step * data.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(data[offset:], size, steps).copy()
+
+
+def _encode(obj, storages):
+    """The opcodes (bytes) that push obj. Appends the arrays found to storages."""
+    if isinstance(obj, np.ndarray):
+        return _encode_tensor(obj, storages)
+    if type(obj) in (type(None), bool, int, float, str):
+        return pickle.dumps(obj, protocol=2)[2:-1]  # without the opcodes that begin and end a pickle
+    if isinstance(obj, dict):
+        items = b"".join(_encode(part, storages) for item in obj.items() for part in item)
+        return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
+    if isinstance(obj, (list, tuple)):
+        items = pickle.MARK + b"".join(_encode(item, storages) for item in obj)
+        return items + pickle.TUPLE if isinstance(obj, tuple) else pickle.EMPTY_LIST + items + pickle.APPENDS
+    raise TypeError(f"a PyTorch file cannot hold a {type(obj).__name__}")
+
+
+def _encode_tensor(array, storages):
+    if str(array.dtype) not in _STORAGE_NAMES:
+        raise TypeError(f"a PyTorch file cannot hold an array of {array.dtype}")
+
+    def call(module, name, arguments):
+        return pickle.GLOBAL + f"{module}\n{name}\n".encode() + arguments + pickle.REDUCE
+
+    key = str(len(storages))
+    storages.append(array)
+    kind = pickle.GLOBAL + f"torch\n{_STORAGE_NAMES[str(array.dtype)]}\n".encode()
+    rest = b"".join(_encode(part, storages) for part in (key, "cpu", array.size))
+    storage = pickle.MARK + _encode("storage", storages) + kind + rest + pickle.TUPLE + pickle.BINPERSID
+    stride = tuple(step // array.itemsize for step in np.empty(array.shape, array.dtype).strides)
+    view = b"".join(_encode(part, storages) for part in (0, array.shape, stride, False))
+    hooks = call("collections", "OrderedDict", pickle.EMPTY_TUPLE)
+    return call("torch._utils", "_rebuild_tensor_v2", pickle.MARK + storage + view + hooks + pickle.TUPLE)
