@@ -55,6 +55,8 @@ def get_args_parser():
     group.add_argument("--remove_difficult", action="store_true", help="without effect, as in the original")
     group.add_argument("--num_workers", default=2, type=int, help="processes that load images")
 
+    parser.set_defaults(masks=False)  # the data has masks already, the model not yet
+
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", default="", help="where checkpoints and logs go; empty: nothing is saved")
     group.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
@@ -159,8 +161,8 @@ def build_optimizer(model, args):
 def load_training(resumed, optimizer, lr_scheduler, args):
     """Takes optimizer, schedule and epoch from a checkpoint and returns the epoch to go on with."""
     from util.checkpoint import load_optimizer_state
-    if "lr_scheduler" not in resumed:
-        print(f"{args.resume} holds weights only: training starts at epoch {args.start_epoch}")
+    if "groups" not in resumed.get("optimizer", {}):  # weights alone, or a checkpoint of the original
+        print(f"{args.resume}: only the weights are taken; training starts at epoch {args.start_epoch}")
         return args.start_epoch
     load_optimizer_state(optimizer, resumed["optimizer"], args.resume)
     lr_scheduler.load_state_dict(resumed["lr_scheduler"])

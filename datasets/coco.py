@@ -167,13 +167,12 @@ def build(image_set, args):
     Raises:
         InputError: see `CocoDetection`.
     """
-    if not args.coco_path:
-        raise InputError("--coco_path is not given: name the folder that holds train2017, val2017 and annotations")
     root = Path(args.coco_path)
     if not root.is_dir():
         raise InputError(f"--coco_path {root}: no such folder; it should hold train2017, val2017 and annotations")
     return CocoDetection(root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json",
-                         make_coco_transforms(image_set), args.masks, NUM_CLASSES["coco"], args.seed)
+                         make_coco_transforms(image_set), args.masks, num_classes=NUM_CLASSES["coco"],
+                         seed=args.seed)
 
 
 def load_coco(img_folder, ann_file, return_masks, num_classes):

@@ -4,6 +4,8 @@ import math
 import jittor as jt
 from jittor import nn
 
+from .ops import bmm, bmm_transpose
+
 
 class MultiheadAttention(nn.Module):
     """Scaled dot-product attention with several heads (paper, appendix A.1).
@@ -29,13 +31,13 @@ class MultiheadAttention(nn.Module):
         """
         batch, num_queries, _ = query.shape
         q, k, v = (self._split_heads(self._project(x, i)) for i, x in enumerate((query, key, value)))
-        scores = nn.bmm_transpose(q / math.sqrt(q.shape[-1]), k)  # [B * heads, N, M]
+        scores = bmm_transpose(q / math.sqrt(q.shape[-1]), k)  # [B * heads, N, M]
         if key_padding_mask is not None:
             # Jittor compiles with -Ofast, which does not honour infinities: exp(-1e30 - max) is an exact zero too.
             penalty = (key_padding_mask.float32() * -1e30).reshape(batch, 1, 1, -1)
             scores = (scores.reshape(batch, self.num_heads, num_queries, -1) + penalty).reshape(scores.shape)
         attention = self.dropout(nn.softmax(scores, dim=-1))
-        heads = nn.bmm(attention, v).reshape(batch, self.num_heads, num_queries, -1)
+        heads = bmm(attention, v).reshape(batch, self.num_heads, num_queries, -1)
         return self.out_proj(heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim))
 
     def _project(self, x, i):

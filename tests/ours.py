@@ -19,6 +19,11 @@ def build(case):
     return args, model, criterion, postprocessors
 
 
+def loss_of(model, criterion, images, targets):
+    losses = criterion(model(nested_tensor_from_arrays(images).to_jittor()), targets)
+    return sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
+
+
 def compare(case):
     """Outputs of every layer, matching, losses, gradients and detections for the case's batch."""
     _, model, criterion, postprocessors = build(case)
@@ -33,12 +38,14 @@ def compare(case):
             out[f"match/{i}/{j}"] = np.stack([query, obj])
     losses = criterion(outputs, targets)
     out.update({f"loss/{name}": float(value) for name, value in losses.items()})
-    trainable = {name: p for name, p in model.named_parameters() if not p.is_stop_grad()}
-    loss = sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
-    out.update({f"grad/{name}": g.numpy() for name, g in zip(trainable, jt.grad(loss, list(trainable.values())))})
     results = postprocessors["bbox"](outputs, [(image.shape[1] * 2 + 1, image.shape[2] * 2 + 1) for image in images])
     for key, name in (("scores", "scores"), ("labels", "labels"), ("boxes", "pixels")):
         out[name] = np.stack([result[key] for result in results])
+    trainable = {name: p for name, p in model.named_parameters() if not p.is_stop_grad()}
+    for seed in range(3):
+        loss = loss_of(model, criterion, *recipe.make_batch(case, seed, small=True))
+        out.update({f"grad/{seed}/{name}": g.numpy()
+                    for name, g in zip(trainable, jt.grad(loss, list(trainable.values())))})
     return out
 
 
@@ -49,9 +56,7 @@ def train(case, steps):
     optimizer = build_optimizer(model, args)
     values = []
     for step in range(steps):
-        images, targets = recipe.make_batch(case, seed=step)
-        losses = criterion(model(nested_tensor_from_arrays(images).to_jittor()), targets)
-        loss = sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
+        loss = loss_of(model, criterion, *recipe.make_batch(case, step % recipe.TRAINING_BATCHES))
         values.append(loss.item())
         optimizer.backward(loss)
         optimizer.clip_grad_norm(args.clip_max_norm)

@@ -1,0 +1,14 @@
+"""The golden results in the repository are what the original computes today."""
+import numpy as np
+from make_golden import CASES
+from test_golden import GOLDEN, check_case, of_case
+
+
+def test_committed_golden_results_are_the_originals(original):
+    live = original("make_golden.py")
+    with np.load(GOLDEN) as file:
+        committed = dict(file)
+    assert set(live) == set(committed)
+    np.testing.assert_allclose(committed["training"], live["training"], rtol=1e-4)
+    for case in CASES:
+        check_case(of_case(live, case), of_case(committed, case))

@@ -1,0 +1,58 @@
+"""Fresh weights have the original's distributions, tensor by tensor."""
+import argparse
+
+import jittor as jt
+import numpy as np
+import pytest
+import recipe
+
+from models import build_model
+
+
+def figures_of(model):
+    arrays = {name: p.numpy().astype(np.float64) for name, p in model.state_dict().items()}
+    return {name: (a.shape, [a.mean(), a.std(), a.min(), a.max()]) for name, a in arrays.items()}
+
+
+@pytest.mark.parametrize("case, count", [("resnet50", 458), ("learned", 295)])
+def test_initialisation(case, count, original, measured):
+    """Mean, spread and range of each tensor, in units of what chance makes of two samples of its size.
+
+    The unit of the mean and of the standard deviation is the standard error of a difference, with the normal
+    distribution's for the latter (a uniform one has less). The range of a uniform distribution is reached up to 2 b / n
+    on average, and a difference of k times that has probability exp(-k); it says whether the bound is the original's.
+    """
+    theirs = original("run_init.py", case)
+    jt.set_global_seed(42)
+    mine = figures_of(build_model(argparse.Namespace(**recipe.flags(case)))[0])
+    assert len(mine) == count
+    assert {name.removesuffix("/shape") for name in theirs if name.endswith("/shape")} == set(mine)
+
+    deviations = {"mean": {}, "standard deviation": {}, "range": {}}
+    large = {"standard deviation": [], "bound": []}
+    constant = 0
+    for name, (shape, (mean, std, low, high)) in mine.items():
+        assert tuple(theirs[f"{name}/shape"]) == shape, name
+        their_mean, their_std, their_low, their_high = theirs[f"{name}/figures"]
+        if their_low == their_high:
+            assert (low, high) == (their_low, their_high), name
+            constant += 1
+            continue
+        size, half_range = np.prod(shape), (their_high - their_low) / 2
+        deviations["mean"][name] = abs(mean - their_mean) / (their_std * np.sqrt(2 / size))
+        deviations["standard deviation"][name] = abs(std / their_std - 1) * np.sqrt(size)
+        if size > 10000:
+            large["standard deviation"].append(abs(std / their_std - 1))
+        if half_range < 2 * their_std or size < 100:  # 100 normal numbers go beyond 2 sigma; smaller tensors are biases
+            distance = max(abs(high - their_high), abs(low - their_low)) / half_range
+            deviations["range"][name] = distance / (2 / size)
+            if size > 10000:
+                large["bound"].append(distance)
+    assert constant > 100 and len(deviations["range"]) > 50, "the kinds of tensors must be told apart"
+
+    for figure, values in deviations.items():
+        name = max(values, key=values.get)
+        tolerance = 12 if figure == "range" else 5
+        measured(f"initial {figure}, in its unit of chance", f"{case}, {name}", values[name], tolerance)
+    for figure, values in large.items():
+        measured(f"initial {figure} of tensors above 10,000, relative", case, max(values), 0.02)

@@ -1,0 +1,99 @@
+"""A training step: what moves, what does not, and when it stops; on a tiny model with made-up batches."""
+import jittor as jt
+import numpy as np
+import pytest
+import tiny
+
+from engine import train_one_epoch
+from main import build_optimizer
+from models import build_model
+from util.checkpoint import model_state
+from util.errors import InputError
+
+
+def make(*flags):
+    args = tiny.arguments("--dropout", 0, *flags)
+    jt.set_global_seed(0)
+    model, criterion, _ = build_model(args)
+    return model, criterion, build_optimizer(model, args)
+
+
+def train(model, criterion, optimizer, batches, max_norm=0.1):
+    """(averages, weights before, weights after)"""
+    before = model_state(model)
+    averages = train_one_epoch(model, criterion, tiny.Batches(batches), optimizer, epoch=0, seed=0, max_norm=max_norm)
+    return averages, before, model_state(model)
+
+
+def test_trainable_parameters_move_and_frozen_ones_do_not_by_a_bit():
+    model, criterion, optimizer = make()
+    trainable = {name for group in optimizer.param_groups for name in group["names"]}
+    _, before, after = train(model, criterion, optimizer, [tiny.make_batch(seed) for seed in range(2)])
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved == trainable
+    assert len(before) - len(trainable) > 60, "BatchNorm, stem and first stage are frozen"
+
+
+def test_the_loss_falls_on_a_batch_seen_again_and_again():
+    model, criterion, optimizer = make("--lr", 1e-3, "--lr_backbone", 1e-4)
+    batch = tiny.make_batch(0)
+    first, *_ = train(model, criterion, optimizer, [batch])
+    train(model, criterion, optimizer, [batch] * 15)
+    last, *_ = train(model, criterion, optimizer, [batch])
+    assert last["loss"] < 0.8 * first["loss"]
+
+
+def test_averages_have_the_weighted_and_the_unscaled_losses():
+    averages, *_ = train(*make("--lr", 3e-4), [tiny.make_batch(0)])
+    weighted = {f"{name}{suffix}": weight for suffix in ("", "_0")
+                for name, weight in (("loss_ce", 1), ("loss_bbox", 5), ("loss_giou", 2))}
+    assert set(averages) == {"lr", "class_error", "loss", *weighted, *(f"{name}_unscaled" for name in weighted),
+                             "class_error_unscaled", "cardinality_error_unscaled", "cardinality_error_0_unscaled"}
+    assert averages["lr"] == 3e-4
+    assert averages["loss"] == pytest.approx(sum(averages[name] for name in weighted), rel=1e-5)
+    for name, weight in weighted.items():
+        assert averages[name] == pytest.approx(weight * averages[f"{name}_unscaled"]), name
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    model, criterion, optimizer = make()
+    samples, targets = tiny.make_batch(0)
+    targets[0]["boxes"] = np.float32([[np.nan, 0.5, 0.1, 0.1]])
+    before = model_state(model)
+    with pytest.raises(InputError, match="the loss is nan in epoch 0, .*resume"):
+        train(model, criterion, optimizer, [(samples, targets)])
+    after = model_state(model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_diverged_model_stops_the_training():
+    model, criterion, optimizer = make()
+    model.class_embed.weight.update(model.class_embed.weight * 1e38)
+    with pytest.raises(InputError, match="the loss is (nan|inf|-inf)"):
+        train(model, criterion, optimizer, [tiny.make_batch(0)])
+
+
+def test_clipping_bounds_the_norm_of_the_gradient():
+    """With plain gradient descent at rate 1 the change of the weights is the gradient that was applied."""
+    changes = {}
+    for max_norm in (0, 0.1, 1e6):
+        model, criterion, optimizer = make()
+        groups = [{"params": group["params"], "lr": 1} for group in optimizer.param_groups]
+        _, before, after = train(model, criterion, jt.optim.SGD(groups, lr=1), [tiny.make_batch(0)], max_norm)
+        changes[max_norm] = np.concatenate([(after[name] - before[name]).ravel() for name in before])
+    norm = np.linalg.norm(changes[0])
+    assert norm > 1, "or there is nothing to clip"
+    assert np.linalg.norm(changes[0.1]) == pytest.approx(0.1, rel=1e-2)
+    np.testing.assert_allclose(changes[0.1], changes[0] * (0.1 / norm), atol=1e-5)
+    np.testing.assert_array_equal(changes[1e6], changes[0])
+
+
+def test_dropout_depends_on_seed_and_epoch_only():
+    def loss_in(epoch, draws):
+        args = tiny.arguments("--dropout", 0.3)
+        jt.set_global_seed(0)
+        model, criterion, _ = build_model(args)
+        optimizer = build_optimizer(model, args)
+        jt.randn(draws).sync()  # another history of the generator
+        return train_one_epoch(model, criterion, tiny.Batches([tiny.make_batch(0)]), optimizer, epoch, seed=7)["loss"]
+    assert loss_in(3, draws=1) == loss_in(3, draws=50) != loss_in(4, draws=1)

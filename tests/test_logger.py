@@ -1,0 +1,50 @@
+"""Meters and the lines they print, as the original's."""
+import re
+
+import pytest
+
+from util.logger import MetricLogger, SmoothedValue
+
+
+def meter_of(*values, **settings):
+    meter = SmoothedValue(**settings)
+    for value in values:
+        meter.update(value)
+    return meter
+
+
+@pytest.mark.parametrize("values, median", [((3, 1), 1), ((4, 1, 3, 2), 2), ((5, 1, 3), 3), ((7,), 7)])
+def test_median_is_the_lower_one_as_in_pytorch(values, median):
+    assert meter_of(*values).median == median
+
+
+def test_window_limits_all_but_the_global_average():
+    meter = meter_of(100, 1, 2, 6, window_size=3)
+    assert (meter.median, meter.avg, meter.value, meter.global_avg) == (2, 3, 6, 109 / 4)
+    assert str(meter) == "2.0000 (27.2500)"
+    assert str(meter_of(0.1, 0.25, window_size=1, fmt="{value:.2f}")) == "0.25"
+
+
+def test_averages_are_those_of_every_step():
+    logger = MetricLogger()
+    for i in range(50):
+        logger.update(loss=i, lr=1e-4)
+    assert logger.averages() == {"loss": pytest.approx(24.5), "lr": pytest.approx(1e-4)}
+    assert str(logger) == "loss: 39.0000 (24.5000)  lr: 0.0001 (0.0001)"
+
+
+def test_lines_of_a_loop(capsys):
+    logger = MetricLogger()
+    seen = []
+    for item in logger.log_every(range(25), 10, "Epoch: [3]"):
+        logger.update(loss=item)
+        seen.append(item)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert seen == list(range(25))
+    assert len(lines) == 4, "every tenth step and the last one"
+    for line, step, loss in zip(lines, (0, 10, 20, 24), ("0.0000 (0.0000)", "5.0000 (5.0000)", "10.0000 (10.0000)",
+                                                         "14.0000 (12.0000)")):
+        expected = (rf"Epoch: \[3\]  \[{step:2}/25\]  eta: 0:00:00  loss: {re.escape(loss)}  "
+                    r"time: 0\.\d{4}  data: 0\.\d{4}")
+        assert re.fullmatch(expected, line), line
+    assert re.fullmatch(r"Epoch: \[3\] Total time: 0:00:00 \(0\.\d{4} s / it\)", last)

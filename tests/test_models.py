@@ -1,0 +1,147 @@
+"""Names and sizes of the model, what trains, what it refuses, and that padding does not matter."""
+import jittor as jt
+import numpy as np
+import pytest
+import tiny
+
+from main import get_args_parser
+from models import build_model
+from models.backbone import FrozenBatchNorm2d
+from models.detr import PostProcess
+from models.position_encoding import PositionEmbeddingLearned
+from util.errors import InputError
+from util.misc import NestedTensor
+
+
+def trainable(model):
+    return {name: p for name, p in model.named_parameters() if not p.is_stop_grad()}
+
+
+def build_tiny(*flags):
+    jt.set_global_seed(0)
+    return build_model(tiny.arguments(*flags))[0]
+
+
+def test_detr_resnet50_has_the_originals_names_and_parameters():
+    model = build_model(get_args_parser().parse_args([]))[0]
+    names = set(model.state_dict())
+    assert len(names) == 458
+    assert {"transformer.encoder.layers.5.self_attn.in_proj_weight", "transformer.decoder.norm.bias",
+            "class_embed.weight", "bbox_embed.layers.2.bias", "query_embed.weight", "input_proj.bias",
+            "backbone.0.body.layer1.0.downsample.1.running_var"} <= names
+    assert sum(p.numel() for p in trainable(model).values()) == 41_302_368
+
+
+def test_stem_and_first_stage_never_train():
+    names = {name for name in trainable(build_tiny()) if name.startswith("backbone")}
+    assert {name.split(".")[3] for name in names} == {"layer2", "layer3", "layer4"}
+    assert all("conv" in name or "downsample.0" in name for name in names), "BatchNorm is frozen"
+
+
+def test_lr_backbone_0_freezes_the_whole_backbone():
+    names = set(trainable(build_tiny("--lr_backbone", 0)))
+    assert names and not any(name.startswith("backbone") for name in names)
+
+
+def test_train_mode_does_not_wake_frozen_parameters():
+    model = build_tiny()
+    before = set(trainable(model))
+    model.eval()
+    model.train()
+    assert set(trainable(model)) == before
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
+def test_dilation_needs_bottlenecks(backbone):
+    with pytest.raises(InputError, match=f"--dilation .* {backbone}"):
+        build_tiny("--backbone", backbone, "--dilation")
+
+
+def test_learned_encoding_has_fifty_rows_and_columns():
+    encoding = PositionEmbeddingLearned(4)
+    encoded = encoding(NestedTensor(jt.zeros((2, 1, 50, 3)), None)).numpy()
+    assert encoded.shape == (2, 8, 50, 3)
+    np.testing.assert_array_equal(encoded[1, :4, 49, 2], encoding.col_embed.weight[2].numpy())
+    np.testing.assert_array_equal(encoded[1, 4:, 49, 2], encoding.row_embed.weight[49].numpy())
+    for height, width in ((51, 1), (1, 51)):
+        with pytest.raises(InputError, match=f"learned .* {height} x {width}"):
+            encoding(NestedTensor(jt.zeros((1, 1, height, width)), None))
+
+
+def test_frozen_batch_norm():
+    values = np.random.default_rng(0).uniform(0.5, 2, (4, 3)).astype(np.float32)
+    norm = FrozenBatchNorm2d(3)
+    for name, value in zip(("weight", "bias", "running_mean", "running_var"), values):
+        getattr(norm, name).update(jt.array(value))
+    x = np.random.default_rng(1).standard_normal((2, 3, 4, 5), np.float32)
+    weight, bias, mean, variance = values[:, :, None, None]
+    expected = (x - mean) / np.sqrt(variance + 1e-5) * weight + bias
+    np.testing.assert_allclose(norm(jt.array(x)).numpy(), expected, atol=1e-5)
+
+
+def test_dropout_works_in_training_only():
+    model = build_tiny("--dropout", 0.5)
+    samples, _ = tiny.make_batch(0)
+
+    def predict():
+        return model(samples.to_jittor())["pred_logits"].numpy()
+    model.train()
+    assert np.abs(predict() - predict()).max() > 1e-2
+    model.eval()
+    np.testing.assert_array_equal(predict(), predict())
+
+
+@pytest.mark.parametrize("position_embedding", ["sine", "learned"])
+@pytest.mark.parametrize("norm", [[], ["--pre_norm"]])
+def test_masked_cells_do_not_change_the_decoder(position_embedding, norm):
+    """A feature map, and the same with masked cells of nonsense at the right and bottom.
+
+    (From image to feature map padding does matter, in the original too: convolutions look over the edge.)
+    """
+    model = build_tiny("--position_embedding", position_embedding, *norm)
+    model.eval()
+    random = np.random.default_rng(0)
+    small = random.standard_normal((2, 32, 3, 5), np.float32)
+    large = random.standard_normal((2, 32, 6, 7), np.float32) * 100
+    large[:, :, :3, :5] = small
+    mask = np.ones((2, 6, 7), bool)
+    mask[:, :3, :5] = False
+
+    def decode(features, mask):
+        features = NestedTensor(jt.array(features), jt.array(mask))
+        return model.transformer(features.tensors, features.mask, model.query_embed.weight,
+                                 model.backbone[1](features))[0].numpy()
+    np.testing.assert_allclose(decode(large, mask), decode(small, np.zeros((2, 3, 5), bool)), atol=1e-5)
+    assert np.abs(decode(large, np.zeros_like(mask)) - decode(large, mask)).max() > 0.1, "the cells must matter unmasked"
+
+
+@pytest.mark.parametrize("flags, channels, stride", [([], 512, 32), (["--backbone", "resnet50", "--dilation"], 2048, 16)])
+def test_feature_map_and_mask(flags, channels, stride):
+    samples, _ = tiny.make_batch(0, sizes=((64, 96), (32, 96), (64, 65)))
+    [features] = build_tiny(*flags).backbone[0](samples.to_jittor())
+    assert features.tensors.shape == [3, channels, 64 // stride, 96 // stride]
+    mask = features.mask.numpy().astype(bool)
+    np.testing.assert_array_equal(mask, samples.mask[:, ::stride, ::stride])
+    assert not mask[0].any() and mask[1].any() and mask[2].any()
+
+
+def test_a_list_of_images_is_a_batch():
+    model = build_tiny()
+    model.eval()
+    samples, _ = tiny.make_batch(0)
+    images = [samples.tensors[0], samples.tensors[1][:, :, :64]]
+    images[0] = images[0][:, :64]
+    np.testing.assert_array_equal(model(images)["pred_boxes"].numpy(), model(samples.to_jittor())["pred_boxes"].numpy())
+
+
+def test_postprocess_gives_pixels_and_never_no_object():
+    logits = np.zeros((2, 1, 4), np.float32)
+    logits[:, 0, 3] = 9  # "no object"
+    logits[:, 0, 1] = 2
+    boxes = np.tile(np.float32([0.5, 0.25, 0.2, 0.5]), (2, 1, 1))
+    first, second = PostProcess()({"pred_logits": jt.array(logits), "pred_boxes": jt.array(boxes)}, [(100, 300), (50, 20)])
+    np.testing.assert_allclose(first["boxes"], [[120, 0, 180, 50]], atol=1e-4)
+    np.testing.assert_allclose(second["boxes"], [[8, 0, 12, 25]], atol=1e-4)
+    for result in (first, second):
+        assert result["labels"].tolist() == [1]
+        np.testing.assert_allclose(result["scores"], np.exp(2) / (np.exp(9) + np.exp(2) + 2), rtol=1e-5)

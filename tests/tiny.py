@@ -1,0 +1,57 @@
+"""A model and data small enough for tests that train."""
+import json
+
+import numpy as np
+from PIL import Image
+
+from main import get_args_parser
+from util.misc import nested_tensor_from_arrays
+
+FLAGS = ["--backbone", "resnet18", "--backbone_weights", "none", "--enc_layers", "1", "--dec_layers", "2",
+         "--hidden_dim", "32", "--nheads", "2", "--dim_feedforward", "64", "--num_queries", "10", "--device", "cpu"]
+
+
+def arguments(*flags):
+    """The parsed flags of main.py for the tiny model; `flags` win over FLAGS."""
+    return get_args_parser().parse_args([*FLAGS, *map(str, flags)])
+
+
+def make_batch(seed, sizes=((64, 96), (80, 64))):
+    """(NestedTensor of arrays, targets), as the data loader yields them, with one object per image."""
+    random = np.random.default_rng(seed)
+    images = [random.standard_normal((3, *size), np.float32) for size in sizes]
+    targets = [{"labels": random.integers(1, 91, 1), "boxes": random.uniform(0.3, 0.6, (1, 4)).astype(np.float32),
+                "image_id": number, "orig_size": np.array(size)} for number, size in enumerate(sizes)]
+    return nested_tensor_from_arrays(images), targets
+
+
+class Batches(list):
+    """A list of batches in place of the data loader."""
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+# COCO's transforms enlarge every image to a short side of 480 to 800 pixels, but the long side to 1333 at most: thin
+# images stay small.
+SIZES = [(400, 40), (40, 400), (300, 36), (36, 300)]
+
+
+def make_coco(root):
+    """Writes four training and four validation images with two boxes each, in COCO's layout."""
+    for image_set in ("train", "val"):
+        (root / f"{image_set}2017").mkdir(parents=True)
+        data = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"class {i}"} for i in (1, 90)]}
+        for number, (width, height) in enumerate(SIZES):
+            random = np.random.default_rng([len(image_set), number])
+            name = f"{number:012}.jpg"
+            Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(
+                root / f"{image_set}2017" / name)
+            data["images"].append({"id": number + 1, "file_name": name, "width": width, "height": height})
+            for category in (1, 90):
+                box = [width * 0.1, height * 0.1, width * 0.5 + category / 10, height * 0.6]
+                data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": number + 1, "bbox": box,
+                                            "category_id": category, "area": box[2] * box[3], "iscrowd": 0})
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{image_set}2017.json").write_text(json.dumps(data))
+    return root
