@@ -69,21 +69,22 @@ def get_args_parser():
 
 def main(args):
     check_args(args)
-    from util import runtime  # Jittor is imported from here on, so that --help and wrong flags answer at once
+    from util import runtime
+    from util.checkpoint import load_backbone, load_checkpoint, load_model_state
+    resumed = load_checkpoint(args.resume) if args.resume else None
     runtime.announce_compilation()
     device = runtime.select_device(args.device)
 
+    # Jittor may compile for minutes when it is imported: --help, wrong flags and a wrong --resume answer before that.
     import jittor as jt
     from datasets import build_dataset, get_coco_api_from_dataset
     from datasets.loader import DataLoader
     from engine import evaluate, train_one_epoch
     from models import build_model
-    from util.checkpoint import load_backbone, load_checkpoint, load_model_state
     from util.dist import get_rank
-    from util.lr_scheduler import StepLR
+    from util.optim import StepLR
     from util.output import OutputFolder
 
-    resumed = load_checkpoint(args.resume) if args.resume else None
     dataset_val = build_dataset("val", args)
     loader_val = DataLoader(dataset_val, args.batch_size, shuffle=False, drop_last=False,
                             num_workers=args.num_workers, seed=args.seed)

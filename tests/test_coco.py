@@ -283,8 +283,6 @@ def test_a_file_that_is_no_coco_json(coco_folder, tmp_path, content):
 
 
 def test_missing_folders_and_unknown_data_sets(tmp_path):
-    with pytest.raises(InputError, match="--coco_path is not given"):
-        build_dataset("val", arguments(None, coco_path=None))
     with pytest.raises(InputError, match="nowhere: no such folder"):
         build_dataset("val", arguments(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="val2017: no such folder"):

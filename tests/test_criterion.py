@@ -93,7 +93,8 @@ def test_names_are_the_originals():
 
 
 def test_each_layer_is_matched_and_scored_by_itself():
-    targets = [make_target((1, [0.5, 0.5, 0.4, 0.2]), (2, [0.3, 0.3, 0.2, 0.2])), make_target((3, [0.6, 0.6, 0.3, 0.3]))]
+    targets = [make_target((1, [0.5, 0.5, 0.4, 0.2]), (2, [0.3, 0.3, 0.2, 0.2])),
+               make_target((3, [0.6, 0.6, 0.3, 0.3]))]
     outputs = random_outputs(layers=3)
     together = make_criterion()(outputs, targets)
     for i, layer in enumerate([*outputs["aux_outputs"], outputs]):

@@ -38,7 +38,7 @@ def test_the_loss_falls_on_a_batch_seen_again_and_again():
     model, criterion, optimizer = make("--lr", 1e-3, "--lr_backbone", 1e-4)
     batch = tiny.make_batch(0)
     first, *_ = train(model, criterion, optimizer, [batch])
-    train(model, criterion, optimizer, [batch] * 15)
+    train(model, criterion, optimizer, [batch] * 6)
     last, *_ = train(model, criterion, optimizer, [batch])
     assert last["loss"] < 0.8 * first["loss"]
 
@@ -83,7 +83,8 @@ def test_clipping_bounds_the_norm_of_the_gradient():
         changes[max_norm] = np.concatenate([(after[name] - before[name]).ravel() for name in before])
     norm = np.linalg.norm(changes[0])
     assert norm > 1, "or there is nothing to clip"
-    assert np.linalg.norm(changes[0.1]) == pytest.approx(0.1, rel=1e-2)
+    # One float32 sum over all gradients is too small: by 5% in 41 million numbers.
+    assert np.linalg.norm(changes[0.1]) == pytest.approx(0.1, rel=1e-3)
     np.testing.assert_allclose(changes[0.1], changes[0] * (0.1 / norm), atol=1e-5)
     np.testing.assert_array_equal(changes[1e6], changes[0])
 

@@ -186,7 +186,7 @@ def _stage(files, folder):
 
 def _is_reachable(address):
     try:
-        socket.create_connection(address, timeout=3).close()
+        socket.create_connection(address, timeout=2).close()
     except OSError:
         return False
     return True

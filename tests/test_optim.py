@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from util.lr_scheduler import StepLR
+from util.optim import StepLR
 
 # learning rate of each epoch from 1e-4, by torch.optim.lr_scheduler.StepLR
 EXPECTED = {1: [1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9], 2: [1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6]}

@@ -1,0 +1,271 @@
+"""The program as its user meets it: training, resuming, evaluating, and what it says about wrong input."""
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jittor as jt
+import numpy as np
+import pytest
+import tiny
+
+from main import main
+from util.checkpoint import load_checkpoint, save_checkpoint
+from util.errors import InputError
+
+REPO = Path(__file__).parents[1]
+
+
+def run(*flags):
+    # With this seed the training images are not cropped in the first two epochs, and so stay small.
+    main(tiny.arguments("--lr_drop", 1, "--seed", 47, *flags))
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return tiny.make_coco(tmp_path_factory.mktemp("coco"))
+
+
+@pytest.fixture(scope="module")
+def trained(coco, tmp_path_factory):
+    """The output folder of two epochs at once, with data workers."""
+    folder = tmp_path_factory.mktemp("trained")
+    run("--coco_path", coco, "--output_dir", folder, "--epochs", 2, "--num_workers", 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(coco, tmp_path_factory):
+    """The output folder of one epoch and a second one resumed from it, without data workers."""
+    folder = tmp_path_factory.mktemp("resumed")
+    flags = ("--coco_path", coco, "--output_dir", folder, "--num_workers", 0)
+    run(*flags, "--epochs", 1)
+    run(*flags, "--epochs", 2, "--resume", folder / "checkpoint.pkl")
+    return folder
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def assert_same_bits(found, expected):
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_same_bits(found[key], expected[key])
+    elif isinstance(expected, np.ndarray):
+        np.testing.assert_array_equal(found, expected)
+    else:
+        assert found == expected
+
+
+def test_files_of_a_training(trained):
+    files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    assert files == {"checkpoint.pkl", "checkpoint0000.pkl", "checkpoint0001.pkl", "eval/latest.pkl", "eval/000.pkl",
+                     "log.txt", "detections_bbox.json"}
+    checkpoint = load_checkpoint(trained / "checkpoint.pkl")
+    assert set(checkpoint) == {"model", "optimizer", "lr_scheduler", "epoch", "args"}
+    assert checkpoint["epoch"] == 1 and load_checkpoint(trained / "checkpoint0000.pkl")["epoch"] == 0
+    assert checkpoint["args"]["num_queries"] == 10
+    precision = jt.load(str(trained / "eval" / "latest.pkl"))["precision"]
+    assert precision.shape == (10, 101, 2, 4, 3), "IoU thresholds, recalls, categories, areas, numbers of detections"
+
+
+def test_log_has_the_originals_keys(trained):
+    losses = ["loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "loss_bbox_0", "loss_giou_0"]
+    meters = {"loss", "class_error", *losses, *(f"{name}_unscaled" for name in [
+        *losses, "class_error", "cardinality_error", "cardinality_error_0"])}
+    lines = log_of(trained)
+    for epoch, line in enumerate(lines):
+        assert set(line) == {"train_lr", "test_coco_eval_bbox", "epoch", "n_parameters",
+                             *(f"{part}_{name}" for part in ("train", "test") for name in meters)}
+        assert line["epoch"] == epoch and len(line["test_coco_eval_bbox"]) == 12
+    assert [line["train_lr"] for line in lines] == [1e-4, pytest.approx(1e-5)], "--lr_drop 1"
+
+
+def test_resuming_continues_to_the_last_bit(trained, resumed):
+    """Whatever the number of data workers, too."""
+    assert log_of(resumed) == log_of(trained)
+    whole, parts = (load_checkpoint(folder / "checkpoint.pkl") for folder in (trained, resumed))
+    for key in ("model", "optimizer", "lr_scheduler", "epoch"):
+        assert_same_bits(parts[key], whole[key])
+    first = load_checkpoint(trained / "checkpoint0000.pkl")["model"]
+    assert any((first[name] != array).any() for name, array in whole["model"].items()), "the second epoch trains"
+
+
+def test_evaluating_the_checkpoint_gives_the_trainings_figures(coco, trained, tmp_path):
+    run("--coco_path", coco, "--output_dir", tmp_path, "--eval", "--resume", trained / "checkpoint.pkl")
+    assert {path.name for path in tmp_path.iterdir()} == {"eval.pkl", "detections_bbox.json"}
+    found, expected = (load_figures(path) for path in (tmp_path / "eval.pkl", trained / "eval" / "latest.pkl"))
+    assert_same_bits(found, expected)
+    detections = json.loads((tmp_path / "detections_bbox.json").read_text())
+    assert detections == json.loads((trained / "detections_bbox.json").read_text())
+    assert len(detections) == len(tiny.SIZES) * 10, "images x queries"
+    assert set(detections[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def load_figures(path):
+    content = jt.load(str(path))
+    return {name: content[name] for name in ("precision", "recall", "scores")}
+
+
+def test_evaluating_prints_the_12_figures(coco, trained, capsys):
+    run("--coco_path", coco, "--eval", "--resume", trained / "checkpoint.pkl")
+    output = capsys.readouterr().out
+    figures = [float(line.rsplit("=", 1)[1]) for line in output.splitlines() if line.startswith(" Average ")]
+    assert len(figures) == 12
+    np.testing.assert_allclose(figures, log_of(trained)[-1]["test_coco_eval_bbox"], atol=5e-4)
+
+
+def test_weights_alone_start_a_new_training(coco, trained, tmp_path, capsys):
+    save_checkpoint({"model": load_checkpoint(trained / "checkpoint.pkl")["model"]}, tmp_path / "weights.pkl")
+    run("--coco_path", coco, "--epochs", 1, "--lr", 1e-9, "--lr_backbone", 1e-9, "--resume", tmp_path / "weights.pkl",
+        "--output_dir", tmp_path / "out")
+    assert "only the weights are taken; training starts at epoch 0" in capsys.readouterr().out
+    [line] = log_of(tmp_path / "out")
+    assert line["epoch"] == 0
+    assert line["test_loss"] == pytest.approx(log_of(trained)[-1]["test_loss"], rel=1e-4)
+
+
+def edit_annotations(coco, change, image_set="train"):
+    path = coco / "annotations" / f"instances_{image_set}2017.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def set_box(box):
+    return lambda coco: edit_annotations(coco, lambda data: data["annotations"][3].update(bbox=box))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def add_category_91(coco):
+    def change(data):
+        data["categories"].append({"id": 91, "name": "too high"})
+        data["annotations"][3]["category_id"] = 91
+    edit_annotations(coco, change)
+
+
+BAD_DATA = {  # name -> (what is done to the folder, what the message says)
+    "no folder": (lambda coco: coco.rename(coco.with_name("gone")), r"--coco_path .*coco: no such folder"),
+    "no images": (lambda coco: (coco / "train2017").rename(coco / "elsewhere"), r"coco/train2017: no such folder"),
+    "no JSON": (lambda coco: (coco / "annotations" / "instances_val2017.json").unlink(),
+                r"instances_val2017\.json: no such file"),
+    "bad JSON": (lambda coco: truncate(coco / "annotations" / "instances_train2017.json"),
+                 r"instances_train2017\.json: not a JSON file"),
+    "missing image": (lambda coco: (coco / "val2017" / "000000000002.jpg").unlink(),
+                      r"val2017/000000000002\.jpg: no such image"),
+    "category 91": (add_category_91, r"instances_train2017\.json: annotation 4 .*category_id 91"),
+    "NaN box": (set_box([1, 2, float("nan"), 4]), r"instances_train2017\.json: annotation 4 .*bbox"),
+    "negative box": (set_box([1, 2, -3, 4]), r"instances_train2017\.json: annotation 4 .*bbox"),
+    "truncated image": (lambda coco: truncate(coco / "train2017" / "000000000002.jpg"),
+                        r"train2017/000000000002\.jpg: cannot be read as an image"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data_is_named_before_the_first_step(name, tmp_path, capsys):
+    damage, message = BAD_DATA[name]
+    coco, output = tiny.make_coco(tmp_path / "coco"), tmp_path / "output"
+    damage(coco)
+    # one batch: whatever the order, the truncated image is in it
+    with pytest.raises(InputError, match=message):
+        run("--coco_path", coco, "--output_dir", output, "--batch_size", 3, "--num_workers", 2)
+    assert "[0/1]" not in capsys.readouterr().out
+    assert not list(output.iterdir()), "nothing is written"
+
+
+def shorten(source, target):
+    target.write_bytes(source.read_bytes()[:-1000])
+    return target
+
+
+def without(source, target, name):
+    checkpoint = load_checkpoint(source)
+    del checkpoint["model"][name]
+    save_checkpoint(checkpoint, target)
+    return target
+
+
+BAD_CHECKPOINTS = {  # name -> (flags from the checkpoint's path and a path to write, what the message says)
+    "missing": (lambda good, path: ["--resume", path], r"bad\.pkl: cannot be read \(No such file"),
+    "truncated": (lambda good, path: ["--resume", shorten(good, path)], r"bad\.pkl: .*truncated"),
+    "incomplete": (lambda good, path: ["--resume", without(good, path, "class_embed.bias")],
+                   r"bad\.pkl: does not fit the model: 1 missing \(class_embed\.bias\)"),
+    "more layers": (lambda good, path: ["--resume", good, "--dec_layers", 3],
+                    r"checkpoint\.pkl: does not fit the model: \d+ missing \(transformer\.decoder\.layers\.2\."),
+    "fewer layers": (lambda good, path: ["--resume", good, "--dec_layers", 1],
+                     r"checkpoint\.pkl: does not fit the model: \d+ unexpected \(transformer\.decoder\.layers\.1\."),
+    "another width": (lambda good, path: ["--resume", good, "--hidden_dim", 64],
+                      r"checkpoint\.pkl: .* of another shape \(.*32.* instead of .*64"),
+    "another backbone": (lambda good, path: ["--resume", good, "--backbone", "resnet50"],
+                         r"checkpoint\.pkl: .* missing \(.*backbone\.0\.body\.layer1\.0\.conv3\.weight"),
+    "other groups": (lambda good, path: ["--resume", good, "--lr_backbone", 0],
+                     r"checkpoint\.pkl: its optimizer does not fit"),
+    "backbone": (lambda good, path: ["--backbone_weights", path], r"bad\.pkl: cannot be read \(No such file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CHECKPOINTS)
+def test_bad_checkpoint_is_named_before_the_first_step(name, coco, trained, tmp_path, capsys):
+    make_flags, message = BAD_CHECKPOINTS[name]
+    flags = make_flags(trained / "checkpoint.pkl", tmp_path / "bad.pkl")
+    with pytest.raises(InputError, match=message):
+        run("--coco_path", coco, *flags)
+    assert "[0/" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag, value, message", [
+    ("--batch_size", 0, "--batch_size is 0"),
+    ("--batch_size", 4, "--batch_size 4: the data set has only 3 images"),
+    ("--epochs", 0, "--epochs is 0"),
+    ("--lr_drop", 0, "--lr_drop is 0"),
+    ("--num_workers", -1, "--num_workers is -1"),
+    ("--dec_layers", 0, "--dec_layers is 0"),
+    ("--num_queries", 0, "--num_queries is 0"),
+    ("--nheads", 3, r"--hidden_dim is 32: .*--nheads \(3\)"),
+    ("--hidden_dim", 30, "--hidden_dim is 30"),
+    ("--dropout", 1, "--dropout is 1.0"),
+    ("--coco_path", "", "--coco_path is missing"),
+    ("--output_dir", __file__, f"--output_dir {__file__} cannot be written"),
+    ("--output_dir", f"{__file__}/below", "--output_dir .*/below cannot be written"),
+    ("--dilation", None, "--dilation .*resnet18"),
+])
+def test_wrong_flags_are_named(flag, value, message, coco):
+    with pytest.raises(InputError, match=message):
+        run("--coco_path", coco, *[flag] if value is None else [flag, value])
+
+
+def test_cuda_is_an_error_where_there_is_none(coco, monkeypatch):
+    monkeypatch.setattr(jt, "has_cuda", False)
+    with pytest.raises(InputError, match="--device cuda: .*use --device cpu"):
+        run("--coco_path", coco, "--device", "cuda")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--coco_path", "/nowhere/coco"], "error: --coco_path /nowhere/coco: no such folder"),
+    (["--coco_path", "/nowhere/coco", "--output_dir", __file__], f"error: --output_dir {__file__} cannot be written"),
+])
+def test_an_error_is_one_line_and_exit_code_1(flags, message):
+    process = subprocess.run([sys.executable, "main.py", *flags], cwd=REPO, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert [line.startswith(message) for line in process.stderr.splitlines() if line.startswith("error")] == [True]
+    assert "Traceback" not in process.stderr + process.stdout
+
+
+def test_help_answers_at_once_and_without_jittor(tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path), "JITTOR_HOME": str(tmp_path)}
+    start = time.monotonic()
+    process = subprocess.run([sys.executable, "-X", "importtime", "main.py", "--help"], cwd=REPO, env=environment,
+                             capture_output=True, text=True)
+    assert time.monotonic() - start < 3
+    assert process.returncode == 0 and "--num_queries" in process.stdout
+    imported = [line for line in process.stderr.splitlines() if line.startswith("import time:")]
+    assert len(imported) > 20 and not [line for line in imported if "jittor" in line]
+    assert not list(tmp_path.rglob("jittor_core*")), "nothing is compiled"
