@@ -63,8 +63,7 @@ class DataLoader:
         order = self._order()
         if self.num_workers == 0:
             for indices in order:
-                samples, targets = load_batch(self.dataset, indices)
-                yield samples, targets
+                yield load_batch(self.dataset, indices)
             return
         workers = BatchWorkers(self.dataset, order, self.num_workers, ring_size(self.batch_size))
         try:

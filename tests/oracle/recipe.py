@@ -29,7 +29,7 @@ def flags(case):
     """The flags of the original's main.py for a case, with dropout 0 and the original's sizes."""
     base = dict(
         weight_decay=1e-4, clip_max_norm=0.1, lr_drop=200, dilation=False,
-        position_embedding="sine", enc_layers=6, dec_layers=6, dim_feedforward=2048, hidden_dim=256, dropout=0.0,
+        backbone_norm="frozen", position_embedding="sine", enc_layers=6, dec_layers=6, dim_feedforward=2048, hidden_dim=256, dropout=0.0,
         nheads=8, num_queries=100, pre_norm=False, masks=False, aux_loss=True, frozen_weights=None, set_cost_class=1,
         set_cost_bbox=5, set_cost_giou=2, mask_loss_coef=1, dice_loss_coef=1, bbox_loss_coef=5, giou_loss_coef=2,
         eos_coef=0.1, dataset_file="coco", device="cpu", seed=42, **TRAINING)
@@ -47,15 +47,35 @@ TRAINING = {"lr": 2e-6, "lr_backbone": 2e-7}
 TRAINING_BATCHES = 2
 
 
-def make_weights(shapes):
+def make_weights(shapes, relu_bias=RELU_BIAS):
     """name -> float32 array for name -> shape, scaled so that activations keep the size they have in a trained model.
 
     (Large ones would saturate the attention, and rounding errors would hide or fake differences.)
     """
-    return {name: _weight(name, tuple(shape), shapes) for name, shape in shapes.items()}
+    return {name: _weight(name, tuple(shape), shapes, relu_bias) for name, shape in shapes.items()}
 
 
-def _weight(name, shape, names):
+def make_detector(shapes):
+    """As make_weights, but detections differ from query to query and image to image, in scores, classes and boxes.
+
+    Attention near its mean makes all queries of a random DETR alike: here places keep their differences through the
+    encoder, and the decoder looks sharply.
+    """
+    weights = make_weights(shapes, relu_bias=0.1)
+    image = weights["input_proj.weight"]
+    weights["input_proj.weight"] = 4 * (image - image.mean(1, keepdims=True, dtype=np.float32))
+    weights["query_embed.weight"] *= 4
+    for name in weights:
+        if "self_attn.out_proj" in name:
+            weights[name] *= np.float32(0.1)
+        if "decoder" in name and "in_proj_weight" in name:
+            weights[name][:2 * weights[name].shape[1]] *= 3
+        if "multihead_attn.out_proj" in name:
+            weights[name] *= 3
+    return weights
+
+
+def _weight(name, shape, names, relu_bias):
     u = np.random.default_rng(zlib.crc32(name.encode())).random(shape, dtype=np.float64) * 2 - 1
     if name.endswith("running_var"):
         u = 1 + 0.5 * u
@@ -69,7 +89,7 @@ def _weight(name, shape, names):
         # Scores that spread as a trained model's do: with nearly equal ones, rounding would decide their order.
         u = math.sqrt(6 / sum(shape)) * u * (4 if name == "class_embed.weight" else 1)
     elif name.endswith("bias"):
-        u = np.sign(u) * (RELU_BIAS + 0.5 * np.abs(u)) if "body" in name else 0.1 * u
+        u = np.sign(u) * (relu_bias + 0.5 * np.abs(u)) if "body" in name else 0.1 * u
     else:
         u = _norm_scale(name, names) * (1 + 0.2 * u)
     return np.ascontiguousarray(u, np.float32)

@@ -1,8 +1,8 @@
 """Evaluates the original on a COCO folder's validation images. Its own interpreter runs this file:
 
-    ORACLE_PYTHON tests/oracle/run_evaluate.py CASE COCO_PATH [--save FOLDER | --load FILE] [--batch_size N] OUT.npz
+    ORACLE_PYTHON tests/oracle/run_evaluate.py CASE COCO_PATH [--save FOLDER | --load FILE] OUT.npz
 
-The weights are the recipe's: --save writes them as zip.pth and legacy.pth into FOLDER; --load takes FILE instead.
+The weights are those of recipe.make_detector: --save writes them as zip.pth and legacy.pth into FOLDER; --load takes FILE instead.
 The original detects first; then annotations that its detections meet in part are written over the folder's own (random
 weights find no real object, and figures of 0 would compare nothing). OUT.npz holds `stats`, the 12 COCO figures, and
 for every image in order `ids`, `scores`, `labels`, `boxes`.
@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import recipe
 import run_model
 import torch
 from detr.datasets import build_dataset, get_coco_api_from_dataset
@@ -26,13 +27,18 @@ def build(coco_path):
 
 
 def annotate(path, ids, detections):
-    """Ground truth from some of the detections, with noise; some of it as a crowd."""
+    """Ground truth from some of the detections, with noise; some of it as a crowd.
+
+    Only from detections whose score no other of their class comes near: where rounding could swap a right one with a
+    wrong one, equal figures would be luck.
+    """
     rng = np.random.default_rng(0)
     data = json.loads(path.read_text())
     data.update(info={}, annotations=[], categories=[{"id": i, "name": str(i)} for i in range(91)])
-    for image_id, detection in zip(ids, detections):
+    apart = well_apart(np.stack([d["labels"] for d in detections]), np.stack([d["scores"] for d in detections]))
+    for image_id, detection, queries in zip(ids, detections, apart):
         labels, boxes = detection["labels"].tolist(), detection["boxes"].double().numpy()
-        for query in rng.choice(len(labels), 12, replace=False):
+        for query in rng.choice(np.flatnonzero(queries), 12, replace=False):
             x0, y0, x1, y1 = boxes[query] + rng.normal(0, 0.06, 4) * np.tile(boxes[query][2:] - boxes[query][:2], 2)
             width, height = max(x1 - x0, 1), max(y1 - y0, 1)
             data["annotations"].append({
@@ -41,11 +47,25 @@ def annotate(path, ids, detections):
     path.write_text(json.dumps(data))
 
 
+def well_apart(labels, scores, gap=5e-5):
+    """For [images, queries]: whether the next score of the same label, in any image, is at least gap away."""
+    apart = np.zeros(scores.shape, bool)
+    for label in np.unique(labels):
+        chosen = np.flatnonzero(labels == label)
+        chosen = chosen[np.argsort(scores.flat[chosen])]
+        steps = np.concatenate([[1], np.diff(scores.flat[chosen]), [1]])
+        apart.flat[chosen] = np.minimum(steps[1:], steps[:-1]) >= gap
+    return apart
+
+
 @torch.no_grad()
 def evaluate(case, options):
     model, _, postprocessors = run_model.build(case)
     if options.load:
         model.load_state_dict(torch.load(options.load, weights_only=True)["model"])
+    else:
+        weights = recipe.make_detector({name: p.shape for name, p in model.state_dict().items()})
+        model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
     if options.save:
         checkpoint = {"model": model.state_dict()}
         torch.save(checkpoint, options.save / "zip.pth")
@@ -53,7 +73,7 @@ def evaluate(case, options):
     model.eval()
     dataset = build(options.coco_path)
     ids, detections = [], []
-    for samples, targets in torch.utils.data.DataLoader(dataset, options.batch_size, collate_fn=collate_fn):
+    for samples, targets in torch.utils.data.DataLoader(dataset, 2, collate_fn=collate_fn):
         ids += [t["image_id"].item() for t in targets]
         detections += postprocessors["bbox"](model(samples), torch.stack([t["orig_size"] for t in targets]))
     annotate(options.coco_path / "annotations" / "instances_val2017.json", ids, detections)
@@ -75,6 +95,5 @@ if __name__ == "__main__":
     parser.add_argument("out")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--load", type=Path)
-    parser.add_argument("--batch_size", type=int, default=2)
     options = parser.parse_args()
     np.savez(options.out, **evaluate(options.case, options))
