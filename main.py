@@ -1,11 +1,14 @@
 """Trains and evaluates DETR on COCO. `python main.py --help` lists the flags; the README explains them."""
 import argparse
+import shlex
 import sys
 import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
 
+from util import runtime
+from util.checkpoint import load_backbone, load_checkpoint, load_model_state, load_optimizer_state
 from util.errors import InputError
 
 
@@ -23,9 +26,13 @@ def get_args_parser():
 
     group = parser.add_argument_group("backbone")
     group.add_argument("--backbone", default="resnet50",
-                       choices=["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
+                       choices=["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "tiny"],
+                       help="tiny: a narrow ResNet for small images")
     group.add_argument("--backbone_weights", default="imagenet", metavar="{imagenet,none,PATH}",
                        help="torchvision's ImageNet weights (downloaded once), random ones, or a torchvision .pth")
+    group.add_argument("--backbone_norm", default="frozen", choices=["frozen", "batch", "group"],
+                       help="frozen BatchNorm as in the original; with batch or group the whole backbone trains, for "
+                            "training without ImageNet weights")
     group.add_argument("--dilation", action="store_true", help="dilation instead of stride in the last stage (DC5)")
     group.add_argument("--position_embedding", default="sine", choices=["sine", "learned"])
 
@@ -50,10 +57,16 @@ def get_args_parser():
     group.add_argument("--eos_coef", default=0.1, type=float, help="weight of the class 'no object'")
 
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset_file", default="coco", choices=["coco"])
-    group.add_argument("--coco_path", type=str, help="folder with train2017, val2017 and annotations")
+    group.add_argument("--dataset_file", default="coco", choices=["coco", "shapes"],
+                       help="shapes: small images that the program draws for itself")
+    group.add_argument("--coco_path", type=str, help="folder with train2017, val2017 and annotations; shapes are "
+                                                     "written there, or into the user's cache")
     group.add_argument("--remove_difficult", action="store_true", help="without effect, as in the original")
     group.add_argument("--num_workers", default=2, type=int, help="processes that load images")
+
+    group.add_argument("--shapes_train", default=4000, type=int, help="training images of the shapes")
+    group.add_argument("--shapes_val", default=200, type=int, help="validation images of the shapes")
+    group.add_argument("--shapes_size", default=96, type=int, help="side of the shapes' images, pixels")
 
     parser.set_defaults(masks=False)  # the data has masks already, the model not yet
 
@@ -64,14 +77,46 @@ def get_args_parser():
     group.add_argument("--resume", default="", help="checkpoint to go on from: .pkl, PyTorch .pth, or https://…")
     group.add_argument("--start_epoch", default=0, type=int)
     group.add_argument("--eval", action="store_true", help="only evaluate")
+    group.add_argument("--demo", action="store_true",
+                       help="set the flags of the demo, a small DETR trained on shapes; other flags given win over them")
     return parser
+
+
+# A DETR that learns the shapes from nothing within minutes on two CPU cores.
+DEMO = dict(dataset_file="shapes", backbone="tiny", backbone_norm="batch", backbone_weights="none",
+            enc_layers=2, dec_layers=2, hidden_dim=128, nheads=8, dim_feedforward=256, num_queries=15, dropout=0.0,
+            pre_norm=True, lr=5e-4, lr_backbone=5e-4, batch_size=16, epochs=30, lr_drop=24)
+
+
+def parse_args(arguments=None):
+    """The flags of the command line (or of a list of strings), and with --demo those of the demo where none is given."""
+    parser = get_args_parser()
+    args = parser.parse_args(arguments)
+    if args.demo:
+        parser.set_defaults(**DEMO)
+        args = parser.parse_args(arguments)
+        print(f"--demo stands for: {full_command(args)}")
+    return args
+
+
+def full_command(args):
+    """The command line, without --demo, that gives args: every flag that differs from its default."""
+    words = []
+    for name, default in vars(get_args_parser().parse_args([])).items():
+        value = getattr(args, name)
+        if value == default or name == "demo":
+            continue
+        if name == "aux_loss":
+            words.append("--no_aux_loss")
+        else:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(["python", "main.py", *words])
 
 
 def main(args):
     check_args(args)
-    from util import runtime
-    from util.checkpoint import load_backbone, load_checkpoint, load_model_state
     resumed = load_checkpoint(args.resume) if args.resume else None
+    start_time = time.time()
     runtime.announce_compilation()
     device = runtime.select_device(args.device)
 
@@ -101,13 +146,14 @@ def main(args):
     else:
         load_backbone(model.backbone[0].body, args.backbone_weights, args.backbone)
     n_parameters = sum(p.numel() for p in model.parameters() if not p.is_stop_grad())
-    print(f"device: {device}, trainable parameters: {n_parameters:,}, validation images: {len(dataset_val)}")
+    print(f"device: {device}, trainable parameters: {n_parameters:,}, validation images: {len(dataset_val)}, "
+          f"ready after {time.time() - start_time:.0f} s")
 
     output = OutputFolder(args.output_dir)
 
     if args.eval:
         _, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt)
-        output.save_evaluation(evaluator, ["eval.pkl"])
+        output.save_evaluation(evaluator, dataset_val, ["eval.pkl"])
         return
 
     optimizer = build_optimizer(model, args)
@@ -120,7 +166,8 @@ def main(args):
         lr_scheduler.step()
         output.save_training(model, optimizer, lr_scheduler, epoch, args)
         test_stats, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt)
-        output.save_evaluation(evaluator, ["eval/latest.pkl"] + ([f"eval/{epoch:03}.pkl"] if epoch % 50 == 0 else []))
+        output.save_evaluation(evaluator, dataset_val,
+                               ["eval/latest.pkl"] + ([f"eval/{epoch:03}.pkl"] if epoch % 50 == 0 else []))
         output.log_epoch(train_stats, test_stats, epoch, n_parameters)
     print(f"Training time {timedelta(seconds=int(time.time() - start_time))}")
 
@@ -131,14 +178,23 @@ def check_args(args):
     Raises InputError.
     """
     for name, least in (("batch_size", 1), ("epochs", 1), ("lr_drop", 1), ("num_workers", 0), ("enc_layers", 0),
-                        ("dec_layers", 1), ("num_queries", 1), ("nheads", 1), ("start_epoch", 0)):
+                        ("dec_layers", 1), ("num_queries", 1), ("nheads", 1), ("start_epoch", 0),
+                        ("shapes_train", 1), ("shapes_val", 1), ("shapes_size", 32)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} is {getattr(args, name)}: give {least} or more")
     if args.hidden_dim < 4 or args.hidden_dim % 4 or args.hidden_dim % args.nheads:
         raise InputError(f"--hidden_dim is {args.hidden_dim}: give a multiple of 4 and of --nheads ({args.nheads})")
     if not 0 <= args.dropout < 1:
         raise InputError(f"--dropout is {args.dropout}: give a probability in [0, 1)")
-    if not args.coco_path:
+    if args.backbone == "tiny" and args.backbone_norm == "frozen":
+        raise InputError("--backbone tiny learns from nothing, which frozen BatchNorm cannot: use --backbone_norm batch")
+    if args.backbone_norm != "frozen" and args.lr_backbone == 0:
+        raise InputError(f"--backbone_norm {args.backbone_norm} trains the backbone: give --lr_backbone above 0")
+    if args.backbone_weights == "imagenet" and not args.resume and (
+            args.backbone == "tiny" or args.backbone_norm == "group"):
+        raise InputError(f"there are no ImageNet weights for --backbone {args.backbone} with --backbone_norm "
+                         f"{args.backbone_norm}: use --backbone_weights none")
+    if args.dataset_file == "coco" and not args.coco_path:
         raise InputError("--coco_path is missing: give the folder with train2017, val2017 and annotations")
     if args.output_dir:
         try:
@@ -161,7 +217,6 @@ def build_optimizer(model, args):
 
 def load_training(resumed, optimizer, lr_scheduler, args):
     """Takes optimizer, schedule and epoch from a checkpoint and returns the epoch to go on with."""
-    from util.checkpoint import load_optimizer_state
     if "groups" not in resumed.get("optimizer", {}):  # weights alone, or a checkpoint of the original
         print(f"{args.resume}: only the weights are taken; training starts at epoch {args.start_epoch}")
         return args.start_epoch
@@ -172,6 +227,6 @@ def load_training(resumed, optimizer, lr_scheduler, args):
 
 if __name__ == "__main__":
     try:
-        main(get_args_parser().parse_args())
+        main(parse_args())
     except InputError as error:
         sys.exit(f"error: {error}")

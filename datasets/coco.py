@@ -19,6 +19,11 @@ import datasets.transforms as T
 from datasets import NUM_CLASSES
 from util.errors import InputError
 
+# What every image goes through last: ImageNet's mean and standard deviation, as the backbone's weights expect.
+NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+
+MAX_SIZE = 1333  # the longer side that resizing aims at, pixels
+
 
 class CocoDetection:
     """Images and targets of one COCO annotation file, in the order of the sorted image ids.
@@ -41,16 +46,18 @@ class CocoDetection:
         return_masks: whether targets have masks.
         num_classes: upper bound (exclusive) of the category ids.
         seed: what the randomness derives from, with the epoch and the index.
+        max_size: the longer side of the images after the transforms, about, in pixels.
 
     Raises:
         InputError: the folder or the annotation file cannot be used; at `dataset[i]`, an image cannot be read.
     """
 
-    def __init__(self, img_folder, ann_file, transforms, return_masks, num_classes, seed=0):
+    def __init__(self, img_folder, ann_file, transforms, return_masks, num_classes, seed=0, max_size=MAX_SIZE):
         self.img_folder = Path(img_folder)
         self.transforms = transforms
         self.prepare = ConvertCocoPolysToMask(return_masks)
         self.seed = seed
+        self.max_size = max_size
         self.epoch = 0
         self.coco = load_coco(self.img_folder, Path(ann_file), return_masks, num_classes)
         self.ids = sorted(self.coco.imgs)
@@ -137,27 +144,23 @@ def convert_coco_poly_to_mask(segmentations, height, width):
 
 def make_coco_transforms(image_set):
     """The augmentation of 'train', or the plain resize of 'val', with the original's sizes."""
-    normalize = T.Compose([
-        T.ToTensor(),
-        T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    ])
     scales = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
 
     if image_set == "train":
         return T.Compose([
             T.RandomHorizontalFlip(),
             T.RandomSelect(
-                T.RandomResize(scales, max_size=1333),
+                T.RandomResize(scales, max_size=MAX_SIZE),
                 T.Compose([
                     T.RandomResize([400, 500, 600]),
                     T.RandomSizeCrop(384, 600),
-                    T.RandomResize(scales, max_size=1333),
+                    T.RandomResize(scales, max_size=MAX_SIZE),
                 ]),
             ),
-            normalize,
+            NORMALIZE,
         ])
     if image_set == "val":
-        return T.Compose([T.RandomResize([800], max_size=1333), normalize])
+        return T.Compose([T.RandomResize([800], max_size=MAX_SIZE), NORMALIZE])
     raise ValueError(f"unknown image set {image_set!r}")
 
 

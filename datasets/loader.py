@@ -14,9 +14,6 @@ import numpy as np
 from util.errors import InputError
 from util.misc import NestedTensor, nested_tensor_from_arrays
 
-# The longer side that the transforms aim at, in pixels; a batch of images this wide and high is the largest to expect.
-LARGEST_SIDE = 1333
-
 
 class DataLoader:
     """Iterating yields `(samples, targets)` per batch, with the same bits for any `num_workers`.
@@ -25,7 +22,8 @@ class DataLoader:
     targets: list of B target dictionaries (see `datasets.coco.CocoDetection`).
 
     Args:
-        dataset: has `__len__` and `__getitem__`; `set_epoch` sets its `epoch`.
+        dataset: has `__len__`, `__getitem__` and `max_size`, the longer side of its images in pixels, from which the
+            workers' memory follows; `set_epoch` sets its `epoch`.
         batch_size: images per batch.
         shuffle: whether each epoch has an order of its own, derived from `seed` and the epoch only.
         drop_last: whether an incomplete last batch is left out.
@@ -65,7 +63,7 @@ class DataLoader:
             for indices in order:
                 yield load_batch(self.dataset, indices)
             return
-        workers = BatchWorkers(self.dataset, order, self.num_workers, ring_size(self.batch_size))
+        workers = BatchWorkers(self.dataset, order, self.num_workers, ring_size(self.batch_size, self.dataset.max_size))
         try:
             for number in range(len(order)):
                 yield workers.receive(number)
@@ -86,13 +84,14 @@ def load_batch(dataset, indices):
     return nested_tensor_from_arrays(images), list(targets)
 
 
-def ring_size(batch_size):
+def ring_size(batch_size, max_size):
     """Bytes of a worker's ring buffer (Jittor rounds up to a power of two and touches all of it at the start).
 
     Twice the largest batch, because an array that would cross the ring's end is moved to its beginning.
     """
     bytes_per_pixel = 3 * 4 + 1  # three float32 channels and a bool of the mask
-    return 2 * batch_size * LARGEST_SIDE ** 2 * bytes_per_pixel
+    targets = 2 ** 20
+    return 2 * (batch_size * max_size ** 2 * bytes_per_pixel + targets)
 
 
 class Message(NamedTuple):

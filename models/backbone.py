@@ -1,15 +1,15 @@
-"""ResNet backbone with frozen BatchNorm, and its join with the position encoding."""
+"""ResNet backbones, with frozen BatchNorm or trained normalisation, and the join with the position encoding."""
 import jittor as jt
 import jittor.models
 from jittor import nn
+from jittor.models.resnet import BasicBlock, conv1x1
 
 from util.errors import InputError
 from util.misc import NestedTensor, nearest_index
 
 from .position_encoding import build_position_encoding
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-SHALLOW = ("resnet18", "resnet34")  # basic blocks: 512 channels, no dilation
+SHALLOW = ("resnet18", "resnet34", "tiny")  # basic blocks: no dilation
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -29,32 +29,69 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
 
 
-class Backbone(nn.Module):
-    """A ResNet up to its last stage; the stem and stage 1 never train, the rest only if `train_backbone`.
+def group_norm(num_features):
+    """GroupNorm of 32 groups, or of groups of two channels where there are fewer than 64."""
+    return nn.GroupNorm(min(32, num_features // 2), num_features)
 
+
+NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": group_norm}
+
+
+class TinyResNet(nn.Module):
+    """A narrow ResNet for small images: one basic block per stage, stride 16, parameter names as in a ResNet."""
+
+    num_channels = 64
+
+    def __init__(self, norm_layer):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
+        jt.init.relu_invariant_gauss_(self.conv1.weight, mode="fan_out")  # as the blocks initialise theirs
+        self.bn1 = norm_layer(16)
+        self.relu = nn.Relu()
+        self.maxpool = nn.Pool(3, stride=2, padding=1, op="maximum")
+        self.layer1 = nn.Sequential(BasicBlock(16, 16, norm_layer=norm_layer))
+        self.layer2 = self._stage(16, 32, norm_layer)
+        self.layer3 = self._stage(32, 64, norm_layer)
+
+    def _stage(self, inplanes, planes, norm_layer):
+        downsample = nn.Sequential(conv1x1(inplanes, planes, stride=2), norm_layer(planes))
+        return nn.Sequential(BasicBlock(inplanes, planes, 2, downsample, norm_layer=norm_layer))
+
+
+class Backbone(nn.Module):
+    """A ResNet up to its last stage.
+
+    norm: "frozen", as in the original: the stem and stage 1 never train, the rest only if `train_backbone`. With
+    "batch" or "group" everything trains, for training without ImageNet's weights.
     Its weights are random until `util.checkpoint.load_backbone` fills them.
     Raises InputError for `dilation` with a ResNet of basic blocks.
     """
 
-    def __init__(self, name, train_backbone, dilation):
+    def __init__(self, name, train_backbone, dilation, norm="frozen"):
         super().__init__()
         if dilation and name in SHALLOW:
             raise InputError(f"--dilation needs a bottleneck ResNet, and {name} has basic blocks: "
                              "use --backbone resnet50, resnet101 or resnet152")
-        self.body = getattr(jittor.models, name)(norm_layer=FrozenBatchNorm2d,
-                                                 replace_stride_with_dilation=[False, False, dilation])
-        del self.body.avgpool, self.body.fc
+        if name == "tiny":
+            self.body = TinyResNet(NORMS[norm])
+            self.num_channels = TinyResNet.num_channels
+        else:
+            self.body = getattr(jittor.models, name)(norm_layer=NORMS[norm],
+                                                     replace_stride_with_dilation=[False, False, dilation])
+            del self.body.avgpool, self.body.fc
+            self.num_channels = 512 if name in SHALLOW else 2048
+        trained = ("layer2", "layer3", "layer4") if norm == "frozen" else ("",)
         for parameter_name, parameter in self.body.named_parameters():
-            if not train_backbone or not parameter_name.startswith(("layer2", "layer3", "layer4")):
+            if not train_backbone or not parameter_name.startswith(trained):
                 parameter.stop_grad()
-        self.num_channels = 512 if name in SHALLOW else 2048
 
     def execute(self, samples):
-        """NestedTensor [B, 3, H, W] -> list of one NestedTensor [B, num_channels, H/32, W/32] (DC5: H/16, W/16)."""
+        """NestedTensor [B, 3, H, W] -> list of one NestedTensor [B, num_channels, H/32, W/32] (DC5, tiny: H/16, W/16)."""
         body = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(samples.tensors))))
-        for layer in (body.layer1, body.layer2, body.layer3, body.layer4):
-            x = layer(x)
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            if hasattr(body, stage):
+                x = getattr(body, stage)(x)
         (h, w), (big_h, big_w) = x.shape[-2:], samples.mask.shape[-2:]
         mask = samples.mask[:, jt.array(nearest_index(big_h, h))][:, :, jt.array(nearest_index(big_w, w))]
         return [NestedTensor(x, mask)]
@@ -74,5 +111,6 @@ class Joiner(nn.Sequential):
 
 
 def build_backbone(args):
-    backbone = Backbone(args.backbone, train_backbone=args.lr_backbone > 0, dilation=args.dilation)
+    backbone = Backbone(args.backbone, train_backbone=args.lr_backbone > 0, dilation=args.dilation,
+                        norm=args.backbone_norm)
     return Joiner(backbone, build_position_encoding(args))

@@ -18,7 +18,7 @@ class Numbers:
 
     def __init__(self, count, fails=None, error=None, side=20, pause=0):
         self.count, self.fails, self.error, self.side, self.pause = count, fails, error, side, pause
-        self.epoch = 0
+        self.epoch, self.max_size = 0, side + 3
 
     def __len__(self):
         return self.count
@@ -123,7 +123,9 @@ def test_many_small_batches_behind_a_slow_one():
 
 
 def test_a_batch_larger_than_the_ring_arrives():
-    loaders = [DataLoader(Numbers(3, side=2600), 1, num_workers=workers) for workers in (0, 2)]
+    numbers = Numbers(3, side=2600)
+    numbers.max_size = 100
+    loaders = [DataLoader(numbers, 1, num_workers=workers) for workers in (0, 2)]
     assert_same(*map(collect, loaders))
 
 

@@ -1,5 +1,7 @@
 """Meters and the lines they print, as the original's."""
+import io
 import re
+import sys
 
 import pytest
 
@@ -48,3 +50,18 @@ def test_lines_of_a_loop(capsys):
                     r"time: 0\.\d{4}  data: 0\.\d{4}")
         assert re.fullmatch(expected, line), line
     assert re.fullmatch(r"Epoch: \[3\] Total time: 0:00:00 \(0\.\d{4} s / it\)", last)
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    logger = MetricLogger()
+    for item in logger.log_every(range(25), 10, "Epoch: [3]"):
+        logger.update(loss=item, loss_ce=1, lr=1e-4)
+    *_, bar, total = terminal.getvalue().splitlines()
+    final = bar.split("\r")[-1]
+    assert "Epoch: [3]: 100%" in final and " 25/25 " in final and "loss: 14.000  loss_ce: 1.000" in final
+    assert "eta: " not in terminal.getvalue() and total.startswith("Epoch: [3] Total time: 0:00:00")

@@ -1,6 +1,7 @@
 """The program as its user meets it: training, resuming, evaluating, and what it says about wrong input."""
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from main import main
+from main import get_args_parser, main, parse_args
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.errors import InputError
 
@@ -65,7 +66,7 @@ def assert_same_bits(found, expected):
 def test_files_of_a_training(trained):
     files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert files == {"checkpoint.pkl", "checkpoint0000.pkl", "checkpoint0001.pkl", "eval/latest.pkl", "eval/000.pkl",
-                     "log.txt", "detections_bbox.json"}
+                     "log.txt", "detections_bbox.json", "curves.png", "predictions.png"}
     checkpoint = load_checkpoint(trained / "checkpoint.pkl")
     assert set(checkpoint) == {"model", "optimizer", "lr_scheduler", "epoch", "args"}
     assert checkpoint["epoch"] == 1 and load_checkpoint(trained / "checkpoint0000.pkl")["epoch"] == 0
@@ -98,7 +99,7 @@ def test_resuming_continues_to_the_last_bit(trained, resumed):
 
 def test_evaluating_the_checkpoint_gives_the_trainings_figures(coco, trained, tmp_path):
     run("--coco_path", coco, "--output_dir", tmp_path, "--eval", "--resume", trained / "checkpoint.pkl")
-    assert {path.name for path in tmp_path.iterdir()} == {"eval.pkl", "detections_bbox.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"eval.pkl", "detections_bbox.json", "predictions.png"}
     found, expected = (load_figures(path) for path in (tmp_path / "eval.pkl", trained / "eval" / "latest.pkl"))
     assert_same_bits(found, expected)
     detections = json.loads((tmp_path / "detections_bbox.json").read_text())
@@ -236,10 +237,45 @@ def test_bad_checkpoint_is_named_before_the_first_step(name, coco, trained, tmp_
     ("--output_dir", __file__, f"--output_dir {__file__} cannot be written"),
     ("--output_dir", f"{__file__}/below", "--output_dir .*/below cannot be written"),
     ("--dilation", None, "--dilation .*resnet18"),
+    ("--backbone", "tiny", "--backbone tiny .*: use --backbone_norm batch"),
+    ("--shapes_size", 31, "--shapes_size is 31"),
 ])
 def test_wrong_flags_are_named(flag, value, message, coco):
     with pytest.raises(InputError, match=message):
         run("--coco_path", coco, *[flag] if value is None else [flag, value])
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--backbone_norm", "batch", "--lr_backbone", 0], "--backbone_norm batch trains the backbone"),
+    (["--backbone_norm", "group", "--backbone_weights", "imagenet"], "no ImageNet weights .*--backbone_weights none"),
+    (["--backbone_norm", "batch", "--backbone", "tiny", "--backbone_weights", "imagenet"], "no ImageNet weights .*tiny"),
+])
+def test_flags_that_do_not_go_together_are_named(flags, message, coco):
+    with pytest.raises(InputError, match=message):
+        run("--coco_path", coco, *flags)
+
+
+def test_demo_sets_flags_that_others_win_over(capsys):
+    args = parse_args(["--demo", "--epochs", "3", "--no_aux_loss", "--output_dir", "out put"])
+    assert (args.dataset_file, args.backbone, args.lr, args.epochs) == ("shapes", "tiny", 5e-4, 3)
+    printed = capsys.readouterr().out
+    assert "--epochs 3" in printed and "--pre_norm" in printed
+    command = printed.split("--demo stands for: ")[1]
+    again = parse_args(shlex.split(command)[2:])
+    assert {**vars(again), "demo": True} == vars(args)
+    assert parse_args([]) == get_args_parser().parse_args([]), "nothing is left of the demo"
+
+
+def test_demo_trains_evaluates_and_draws(tmp_path, capsys):
+    flags = ["--demo", "--coco_path", str(tmp_path / "shapes"), "--shapes_train", "32", "--shapes_val", "8",
+             "--shapes_size", "48", "--epochs", "1", "--batch_size", "8", "--num_workers", "0", "--device", "cpu"]
+    main(parse_args([*flags, "--output_dir", str(tmp_path / "out")]))
+    [line] = log_of(tmp_path / "out")
+    assert np.isfinite(line["train_loss"]) and len(line["test_coco_eval_bbox"]) == 12
+    assert {"curves.png", "predictions.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    main(parse_args([*flags, "--eval", "--resume", str(tmp_path / "out" / "checkpoint.pkl"),
+                     "--output_dir", str(tmp_path / "eval")]))
+    assert_same_bits(load_figures(tmp_path / "eval" / "eval.pkl"), load_figures(tmp_path / "out" / "eval" / "latest.pkl"))
 
 
 def test_cuda_is_an_error_where_there_is_none(coco, monkeypatch):

@@ -38,6 +38,36 @@ def test_stem_and_first_stage_never_train():
     assert all("conv" in name or "downsample.0" in name for name in names), "BatchNorm is frozen"
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("backbone", ["resnet18", "tiny"])
+def test_with_another_norm_the_whole_backbone_trains(backbone, norm):
+    model = build_tiny("--backbone", backbone, "--backbone_norm", norm)
+    names = {name for name in trainable(model) if name.startswith("backbone")}
+    assert {"backbone.0.body.conv1.weight", "backbone.0.body.bn1.weight", "backbone.0.body.bn1.bias",
+            "backbone.0.body.layer1.0.conv1.weight", "backbone.0.body.layer2.0.downsample.1.bias"} <= names
+    buffers = {name for name in model.state_dict() if name.startswith("backbone")} - names
+    assert all("running" in name for name in buffers) and bool(buffers) == (norm == "batch")
+
+
+def test_batch_norm_learns_its_statistics_in_training_only():
+    model = build_tiny("--backbone", "tiny", "--backbone_norm", "batch")
+    images = [np.random.default_rng(0).standard_normal((3, 64, 64), np.float32)]
+    norm = model.backbone[0].body.bn1
+    model.eval()
+    model(images)["pred_logits"].sync()
+    assert (norm.running_mean.numpy() == 0).all() and (norm.running_var.numpy() == 1).all()
+    model.train()
+    model(images)["pred_logits"].sync()
+    assert (norm.running_mean.numpy() != 0).all() and (norm.running_var.numpy() != 1).all()
+
+
+def test_tiny_backbone_has_stride_16():
+    backbone = build_tiny("--backbone", "tiny", "--backbone_norm", "group").backbone[0]
+    samples = NestedTensor(jt.zeros((2, 3, 96, 65)), jt.zeros((2, 96, 65), dtype="bool"))
+    [feature] = backbone(samples)
+    assert feature.tensors.shape == (2, backbone.num_channels, 6, 5) and feature.mask.shape == (2, 6, 5)
+
+
 def test_lr_backbone_0_freezes_the_whole_backbone():
     names = set(trainable(build_tiny("--lr_backbone", 0)))
     assert names and not any(name.startswith("backbone") for name in names)

@@ -1,9 +1,11 @@
 """Meters over the steps of an epoch, printed as the original prints them."""
 import datetime
+import sys
 import time
 from collections import defaultdict, deque
 
 import numpy as np
+from tqdm import tqdm
 
 
 class SmoothedValue:
@@ -63,19 +65,30 @@ class MetricLogger:
         return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items())
 
     def log_every(self, iterable, print_freq, header):
-        """Yields the items of `iterable` (which has a length) and prints a line every `print_freq` of them."""
+        """Yields the items of `iterable` (which has a length) and shows progress.
+
+        On a terminal this is a bar with eta and losses; elsewhere a line every `print_freq` items, as the original's.
+        """
         total = len(iterable)
         iter_time, data_time = SmoothedValue(fmt="{avg:.4f}"), SmoothedValue(fmt="{avg:.4f}")
         start = end = time.time()
-        for i, item in enumerate(iterable):
-            data_time.update(time.time() - end)
-            yield item
-            iter_time.update(time.time() - end)
-            if i % print_freq == 0 or i == total - 1:
-                eta = datetime.timedelta(seconds=int(iter_time.global_avg * (total - i)))
-                counter = f"[{i:>{len(str(total))}}/{total}]"
-                print(self.delimiter.join(filter(None, [
-                    header, counter, f"eta: {eta}", str(self), f"time: {iter_time}", f"data: {data_time}"])), flush=True)
-            end = time.time()
+        with tqdm(total=total, desc=header, file=sys.stdout, disable=None, dynamic_ncols=True) as bar:
+            for i, item in enumerate(iterable):
+                data_time.update(time.time() - end)
+                yield item
+                iter_time.update(time.time() - end)
+                bar.set_postfix_str(self._short(), refresh=False)
+                bar.update()
+                if bar.disable and (i % print_freq == 0 or i == total - 1):
+                    eta = datetime.timedelta(seconds=int(iter_time.global_avg * (total - i)))
+                    counter = f"[{i:>{len(str(total))}}/{total}]"
+                    print(self.delimiter.join(filter(None, [header, counter, f"eta: {eta}", str(self),
+                                                            f"time: {iter_time}", f"data: {data_time}"])), flush=True)
+                end = time.time()
         elapsed = time.time() - start
         print(f"{header} Total time: {datetime.timedelta(seconds=int(elapsed))} ({elapsed / total:.4f} s / it)", flush=True)
+
+    def _short(self):
+        """The losses that fit into a line of a terminal."""
+        names = [name for name in ("loss", "loss_ce", "loss_bbox", "loss_giou") if name in self.meters]
+        return self.delimiter.join(f"{name}: {self.meters[name].median:.3f}" for name in names)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from util.checkpoint import model_state, optimizer_state, save_checkpoint
 from util.dist import is_main_process
+from util.plot_utils import plot_curves, plot_predictions
 
 
 class OutputFolder:
@@ -25,8 +26,10 @@ class OutputFolder:
         for name in names:
             save_checkpoint(state, self.path / name)
 
-    def save_evaluation(self, evaluator, names):
-        """Writes the detections in COCO's result format, and pycocotools' precision and recall arrays under `names`."""
+    def save_evaluation(self, evaluator, dataset, names):
+        """Writes the detections in COCO's result format, pycocotools' precision and recall arrays under `names`, and
+        predictions.png with the first images of the data set.
+        """
         if not self.active:
             return
         for iou_type, results in evaluator.results.items():
@@ -36,9 +39,11 @@ class OutputFolder:
         for name in names:
             (self.path / name).parent.mkdir(exist_ok=True)
             save_checkpoint(accumulated, self.path / name)
+        plot_predictions(evaluator.coco_gt, dataset.img_folder, evaluator.results["bbox"],
+                         self.path / "predictions.png")
 
     def log_epoch(self, train_stats, test_stats, epoch, n_parameters):
-        """Appends one JSON line to log.txt: train_…, test_…, epoch, n_parameters."""
+        """Appends one JSON line to log.txt: train_…, test_…, epoch, n_parameters; and draws curves.png from all lines."""
         if not self.active:
             return
         line = {**{f"train_{name}": value for name, value in train_stats.items()},
@@ -46,3 +51,4 @@ class OutputFolder:
                 "epoch": epoch, "n_parameters": n_parameters}
         with open(self.path / "log.txt", "a") as f:
             f.write(json.dumps(line) + "\n")
+        plot_curves(self.path / "log.txt", self.path / "curves.png")

@@ -11,7 +11,7 @@ import numpy as np
 
 from digest import digest
 
-CASES = ("resnet18", "learned", "pre-norm", "no-objects", "more-objects-than-queries")
+CASES = ("resnet18", "learned", "pre-norm", "tiny", "no-objects", "more-objects-than-queries")
 TRAINING_CASE, TRAINING_STEPS = "resnet18", 5
 
 

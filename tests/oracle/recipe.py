@@ -15,6 +15,8 @@ CASES = {
     "resnet101": {"backbone": "resnet101"},
     "learned": {"backbone": "resnet18", "position_embedding": "learned"},
     "pre-norm": {"backbone": "resnet18", "pre_norm": True},
+    "group-norm": {"backbone": "resnet18", "backbone_norm": "group"},
+    "tiny": {"backbone": "tiny", "backbone_norm": "batch"},
     "no-objects": {"backbone": "resnet18"},
     "one-layer": {"backbone": "resnet18", "dec_layers": 1, "enc_layers": 0},
     "more-objects-than-queries": {"backbone": "resnet18", "num_queries": 5},

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import detr.models.backbone
+import detr.models.detr
 from detr.models import build_model
 from detr.util.misc import nested_tensor_from_tensor_list
 
@@ -23,7 +24,11 @@ detr.models.backbone.is_main_process = lambda: False  # no download of ImageNet 
 
 
 def build(case):
-    model, criterion, postprocessors = build_model(argparse.Namespace(**recipe.flags(case)))
+    args = argparse.Namespace(**recipe.flags(case))
+    if args.backbone_norm != "frozen":
+        from backbones import build_backbone
+        detr.models.detr.build_backbone = build_backbone
+    model, criterion, postprocessors = build_model(args)
     weights = recipe.make_weights({name: p.shape for name, p in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
     return model, criterion, postprocessors
@@ -40,7 +45,7 @@ def weighted_loss(criterion, losses):
 
 def compare(case):
     model, criterion, postprocessors = build(case)
-    model.eval()
+    model.train()  # dropout is 0; BatchNorm, where it is not frozen, is compared as it trains
     images, host_targets = recipe.make_batch(case)
     samples, targets = to_torch(images, host_targets)
     outputs = model(samples)
