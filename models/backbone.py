@@ -40,7 +40,7 @@ NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": group_no
 class TinyResNet(nn.Module):
     """A narrow ResNet for small images: one basic block per stage, stride 16, parameter names as in a ResNet."""
 
-    num_channels = 64
+    num_channels = 128
 
     def __init__(self, norm_layer):
         super().__init__()
@@ -50,12 +50,13 @@ class TinyResNet(nn.Module):
         self.relu = nn.Relu()
         self.maxpool = nn.Pool(3, stride=2, padding=1, op="maximum")
         self.layer1 = nn.Sequential(BasicBlock(16, 16, norm_layer=norm_layer))
-        self.layer2 = self._stage(16, 32, norm_layer)
-        self.layer3 = self._stage(32, 64, norm_layer)
+        self.layer2 = self._stage(16, 32, norm_layer, stride=2)
+        self.layer3 = self._stage(32, 64, norm_layer, stride=2)
+        self.layer4 = self._stage(64, 128, norm_layer, stride=1)
 
-    def _stage(self, inplanes, planes, norm_layer):
-        downsample = nn.Sequential(conv1x1(inplanes, planes, stride=2), norm_layer(planes))
-        return nn.Sequential(BasicBlock(inplanes, planes, 2, downsample, norm_layer=norm_layer))
+    def _stage(self, inplanes, planes, norm_layer, stride):
+        downsample = nn.Sequential(conv1x1(inplanes, planes, stride), norm_layer(planes))
+        return nn.Sequential(BasicBlock(inplanes, planes, stride, downsample, norm_layer=norm_layer))
 
 
 class Backbone(nn.Module):
@@ -89,9 +90,8 @@ class Backbone(nn.Module):
         """NestedTensor [B, 3, H, W] -> list of one NestedTensor [B, num_channels, H/32, W/32] (DC5, tiny: H/16, W/16)."""
         body = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(samples.tensors))))
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
-            if hasattr(body, stage):
-                x = getattr(body, stage)(x)
+        for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+            x = stage(x)
         (h, w), (big_h, big_w) = x.shape[-2:], samples.mask.shape[-2:]
         mask = samples.mask[:, jt.array(nearest_index(big_h, h))][:, :, jt.array(nearest_index(big_w, w))]
         return [NestedTensor(x, mask)]

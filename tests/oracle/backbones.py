@@ -18,16 +18,16 @@ class TinyResNet(nn.Module):
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.layer1 = nn.Sequential(BasicBlock(16, 16, norm_layer=norm))
-        self.layer2 = self._stage(16, 32, norm)
-        self.layer3 = self._stage(32, 64, norm)
-        self.layer4 = nn.Identity()
+        self.layer2 = self._stage(16, 32, norm, 2)
+        self.layer3 = self._stage(32, 64, norm, 2)
+        self.layer4 = self._stage(64, 128, norm, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def _stage(self, inplanes, planes, norm):
-        downsample = nn.Sequential(nn.Conv2d(inplanes, planes, 1, 2, bias=False), norm(planes))
-        return nn.Sequential(BasicBlock(inplanes, planes, 2, downsample, norm_layer=norm))
+    def _stage(self, inplanes, planes, norm, stride):
+        downsample = nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), norm(planes))
+        return nn.Sequential(BasicBlock(inplanes, planes, stride, downsample, norm_layer=norm))
 
 
 class TrainedBackbone(BackboneBase):
@@ -36,7 +36,7 @@ class TrainedBackbone(BackboneBase):
     def __init__(self, args):
         norm = NORMS[args.backbone_norm]
         if args.backbone == "tiny":
-            body, channels = TinyResNet(norm), 64
+            body, channels = TinyResNet(norm), 128
         else:
             body = getattr(torchvision.models, args.backbone)(norm_layer=norm)
             channels = 512 if args.backbone in ("resnet18", "resnet34") else 2048
