@@ -19,15 +19,15 @@ from detr.util.misc import nested_tensor_from_tensor_list
 
 sys.path.insert(0, str(Path(__file__).parent))
 import recipe  # noqa: E402
+from backbones import build_backbone  # noqa: E402
 
+THEIR_BACKBONE = detr.models.detr.build_backbone
 detr.models.backbone.is_main_process = lambda: False  # no download of ImageNet weights
 
 
 def build(case):
     args = argparse.Namespace(**recipe.flags(case))
-    if args.backbone_norm != "frozen":
-        from backbones import build_backbone
-        detr.models.detr.build_backbone = build_backbone
+    detr.models.detr.build_backbone = THEIR_BACKBONE if args.backbone_norm == "frozen" else build_backbone
     model, criterion, postprocessors = build_model(args)
     weights = recipe.make_weights({name: p.shape for name, p in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
