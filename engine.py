@@ -39,28 +39,42 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
     return logger.averages()
 
 
-def evaluate(model, criterion, postprocessors, data_loader, coco_gt):
+def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_evaluator=None):
     """Runs the model over the validation set.
 
-    Returns (averages, evaluator): the losses' averages and `coco_eval_bbox`, the 12 COCO figures; and the
-    CocoEvaluator with the detections.
+    coco_gt: COCO with the ground truth; panoptic_evaluator: a PanopticEvaluator, for a model with that postprocessor.
+    Returns (averages, evaluator): the losses' averages, and the figures under `coco_eval_bbox` (12 of COCO),
+    `coco_eval_masks` (12), `PQ_all`, `PQ_th`, `PQ_st`, as far as the model has them; and the CocoEvaluator with the
+    detections.
     """
     model.eval()
     logger = MetricLogger()
     logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
-    evaluator = CocoEvaluator(coco_gt, list(postprocessors))
+    evaluator = CocoEvaluator(coco_gt, [name for name in ("bbox", "segm") if name in postprocessors])
     with jt.no_grad():
         for samples, targets in logger.log_every(data_loader, PRINT_FREQ, "Test:"):
             outputs = model(samples.to_jittor())
             _, scalars = weighted_sum(criterion(outputs, targets), criterion.weight_dict)
             logger.update(**scalars)
-            results = postprocessors["bbox"](outputs, [target["orig_size"] for target in targets])
+            orig_sizes, sizes = ([target[key] for target in targets] for key in ("orig_size", "size"))
+            results = postprocessors["bbox"](outputs, orig_sizes)
+            if "segm" in postprocessors:
+                results = postprocessors["segm"](results, outputs, orig_sizes, sizes)
             evaluator.update({target["image_id"]: result for target, result in zip(targets, results)})
+            if panoptic_evaluator is not None:
+                panoptic_evaluator.update([
+                    {**segments, "image_id": target["image_id"], "file_name": f"{target['image_id']:012}.png"}
+                    for target, segments in zip(targets, postprocessors["panoptic"](outputs, sizes, orig_sizes))])
     print("Averaged stats:", logger)
     evaluator.accumulate()
     evaluator.summarize()
     stats = logger.averages()
     stats["coco_eval_bbox"] = evaluator.coco_eval["bbox"].stats.tolist()
+    if "segm" in postprocessors:
+        stats["coco_eval_masks"] = evaluator.coco_eval["segm"].stats.tolist()
+    if panoptic_evaluator is not None:
+        quality = panoptic_evaluator.summarize()
+        stats.update(PQ_all=quality["All"], PQ_th=quality["Things"], PQ_st=quality["Stuff"])
     return stats, evaluator
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from util import runtime
 from util.checkpoint import load_backbone, load_checkpoint, load_model_state, load_optimizer_state
 from util.errors import InputError
+from datasets.panoptic_eval import require_panopticapi
 
 
 def get_args_parser():
@@ -46,29 +47,35 @@ def get_args_parser():
     group.add_argument("--num_queries", default=100, type=int)
     group.add_argument("--pre_norm", action="store_true")
 
+    group = parser.add_argument_group("segmentation")
+    group.add_argument("--masks", action="store_true", help="train and evaluate a mask head too")
+    group.add_argument("--frozen_weights", default="", help="a trained box model, to train nothing but the mask head on")
+
     group = parser.add_argument_group("loss")
     group.add_argument("--no_aux_loss", dest="aux_loss", action="store_false",
                        help="no losses on the earlier decoder layers")
     group.add_argument("--set_cost_class", default=1, type=float, help="weight of the class in the matching cost")
     group.add_argument("--set_cost_bbox", default=5, type=float, help="weight of the L1 distance in the matching cost")
     group.add_argument("--set_cost_giou", default=2, type=float, help="weight of the GIoU in the matching cost")
+    group.add_argument("--mask_loss_coef", default=1, type=float)
+    group.add_argument("--dice_loss_coef", default=1, type=float)
     group.add_argument("--bbox_loss_coef", default=5, type=float)
     group.add_argument("--giou_loss_coef", default=2, type=float)
     group.add_argument("--eos_coef", default=0.1, type=float, help="weight of the class 'no object'")
 
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset_file", default="coco", choices=["coco", "shapes"],
+    group.add_argument("--dataset_file", default="coco", choices=["coco", "coco_panoptic", "shapes"],
                        help="shapes: small images that the program draws for itself")
     group.add_argument("--coco_path", type=str, help="folder with train2017, val2017 and annotations; shapes are "
                                                      "written there, or into the user's cache")
+    group.add_argument("--coco_panoptic_path", type=str, help="folder with panoptic_train2017, panoptic_val2017 and "
+                                                              "annotations, for --dataset_file coco_panoptic")
     group.add_argument("--remove_difficult", action="store_true", help="without effect, as in the original")
     group.add_argument("--num_workers", default=2, type=int, help="processes that load images")
 
     group.add_argument("--shapes_train", default=4000, type=int, help="training images of the shapes")
     group.add_argument("--shapes_val", default=200, type=int, help="validation images of the shapes")
     group.add_argument("--shapes_size", default=96, type=int, help="side of the shapes' images, pixels")
-
-    parser.set_defaults(masks=False)  # the data has masks already, the model not yet
 
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", default="", help="where checkpoints and logs go; empty: nothing is saved")
@@ -145,16 +152,23 @@ def main(args):
     model, criterion, postprocessors = build_model(args)
     if resumed:
         load_model_state(model, resumed["model"], args.resume)
+    elif args.frozen_weights:
+        load_model_state(model.detr, load_checkpoint(args.frozen_weights)["model"], args.frozen_weights)
     else:
-        load_backbone(model.backbone[0].body, args.backbone_weights, args.backbone)
+        detr = model.detr if args.masks else model
+        load_backbone(detr.backbone[0].body, args.backbone_weights, args.backbone)
     n_parameters = sum(p.numel() for p in model.parameters() if not p.is_stop_grad())
     print(f"device: {device}, trainable parameters: {n_parameters:,}, validation images: {len(dataset_val)}, "
           f"ready after {time.time() - start_time:.0f} s")
 
     output = OutputFolder(args.output_dir)
 
+    def panoptic_evaluator():
+        """A fresh one for each evaluation, where the model makes panoptic images."""
+        return output.panoptic_evaluator(dataset_val) if "panoptic" in postprocessors else None
+
     if args.eval:
-        _, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt)
+        _, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt, panoptic_evaluator())
         output.save_evaluation(evaluator, dataset_val, ["eval.pkl"])
         return
 
@@ -167,7 +181,7 @@ def main(args):
         train_stats = train_one_epoch(model, criterion, loader_train, optimizer, epoch, args.seed, args.clip_max_norm)
         lr_scheduler.step()
         output.save_training(model, optimizer, lr_scheduler, epoch, args)
-        test_stats, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt)
+        test_stats, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt, panoptic_evaluator())
         output.save_evaluation(evaluator, dataset_val,
                                ["eval/latest.pkl"] + ([f"eval/{epoch:03}.pkl"] if epoch % 50 == 0 else []))
         output.log_epoch(train_stats, test_stats, epoch, n_parameters)
@@ -186,6 +200,9 @@ def check_args(args):
             raise InputError(f"--{name} is {getattr(args, name)}: give {least} or more")
     if args.hidden_dim < 4 or args.hidden_dim % 4 or args.hidden_dim % args.nheads:
         raise InputError(f"--hidden_dim is {args.hidden_dim}: give a multiple of 4 and of --nheads ({args.nheads})")
+    if args.masks and (args.hidden_dim % 128 or args.nheads % 8):
+        raise InputError(f"--masks normalises channels in groups of eight: give a --hidden_dim (here {args.hidden_dim}) "
+                         f"that is a multiple of 128 and a multiple of 8 as --nheads (here {args.nheads})")
     if not 0 <= args.dropout < 1:
         raise InputError(f"--dropout is {args.dropout}: give a probability in [0, 1)")
     if args.backbone == "tiny" and args.backbone_norm == "frozen":
@@ -196,7 +213,15 @@ def check_args(args):
             args.backbone == "tiny" or args.backbone_norm == "group"):
         raise InputError(f"there are no ImageNet weights for --backbone {args.backbone} with --backbone_norm "
                          f"{args.backbone_norm}: use --backbone_weights none")
-    if args.dataset_file == "coco" and not args.coco_path:
+    if args.frozen_weights and not args.masks:
+        raise InputError("--frozen_weights trains the mask head only: give --masks too")
+    if args.dataset_file == "coco_panoptic":
+        if not args.coco_panoptic_path:
+            raise InputError("--coco_panoptic_path is missing: give the folder with panoptic_train2017, "
+                             "panoptic_val2017 and annotations")
+        if args.masks:
+            require_panopticapi()
+    if args.dataset_file != "shapes" and not args.coco_path:
         raise InputError("--coco_path is missing: give the folder with train2017, val2017 and annotations")
     if args.output_dir:
         try:

@@ -3,7 +3,7 @@ import util  # noqa: F401  prepares the process before the first import of jitto
 from util.errors import InputError
 
 # Highest category id + 1 of each data set: the class ids are the data set's own, never remapped.
-NUM_CLASSES = {"coco": 91, "shapes": 4}
+NUM_CLASSES = {"coco": 91, "coco_panoptic": 250, "shapes": 4}
 
 
 def build_dataset(image_set, args):
@@ -20,6 +20,9 @@ def build_dataset(image_set, args):
     """
     if args.dataset_file == "coco":
         from .coco import build
+        return build(image_set, args)
+    if args.dataset_file == "coco_panoptic":
+        from .coco_panoptic import build
         return build(image_set, args)
     if args.dataset_file == "shapes":
         from .shapes import build

@@ -242,10 +242,13 @@ def check_annotations(data, ann_file, return_masks, num_classes):
     def refuse(ann, fault):
         raise InputError(f"{ann_file}: annotation {ann['id']} of image {ann.get('image_id')}: {fault}")
 
-    image_ids = {image["id"] for image in data["images"]}
+    images = {image["id"]: image for image in data["images"]}
+    for image in data["images"] if return_masks else ():
+        if not all(type(image.get(side)) is int for side in ("height", "width")):
+            raise InputError(f"{ann_file}: image {image['id']} has no height and width, which masks need; add them")
     category_ids = {category["id"] for category in data["categories"]}
     for ann in annotations:
-        if ann.get("image_id") not in image_ids:
+        if ann.get("image_id") not in images:
             refuse(ann, "no image with this id is listed; add the image, or remove the annotation")
         if ann.get("category_id") not in category_ids:
             refuse(ann, f"category {ann.get('category_id')} is not listed; add it, or correct category_id")
@@ -256,12 +259,25 @@ def check_annotations(data, ann_file, return_masks, num_classes):
                         "correct or remove it")
         if return_masks and not ann.get("segmentation"):
             refuse(ann, "has no segmentation; add it, or train without --masks")
+        if return_masks and not is_segmentation(ann["segmentation"], images[ann["image_id"]]):
+            refuse(ann, "its segmentation is neither polygons of three points or more nor an RLE of the image's size; "
+                        "correct or remove it")
 
 
 def is_box(box):
     return (isinstance(box, list) and len(box) == 4
             and all(type(value) in (int, float) and math.isfinite(value) for value in box)
             and box[2] >= 0 and box[3] >= 0)
+
+
+def is_segmentation(segmentation, image):
+    """Whether it is a list of polygons, each x, y, x, y, …, or an RLE, compressed or not, of the image's size."""
+    if isinstance(segmentation, list):
+        return all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+                   and all(type(value) in (int, float) and math.isfinite(value) for value in polygon)
+                   for polygon in segmentation)
+    return (isinstance(segmentation, dict) and segmentation.get("size") == [image["height"], image["width"]]
+            and isinstance(segmentation.get("counts"), (list, str)))
 
 
 def check_ids(entries, kind, ann_file):

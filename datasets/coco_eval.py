@@ -16,7 +16,7 @@ class CocoEvaluator:
 
     Args:
         coco_gt: `pycocotools.coco.COCO` with the ground truth.
-        iou_types: list of what to evaluate; 'bbox' is known.
+        iou_types: list of what to evaluate: 'bbox', 'segm'.
 
     Attributes:
         results: for each IoU type, the detections in COCO's result format.
@@ -32,7 +32,8 @@ class CocoEvaluator:
         self.img_ids = set()
 
     def update(self, predictions):
-        """Adds predictions, a dictionary image id -> scores float32 [n], labels int [n], boxes float32 [n, 4].
+        """Adds predictions, a dictionary image id -> scores float32 [n], labels int [n], boxes float32 [n, 4],
+        and for 'segm' masks, a list of n RLE dictionaries.
 
         Boxes are x0, y0, x1, y1 in pixels of the original image. An image seen before is left out: it counts once.
         """
@@ -72,9 +73,17 @@ def prepare_for_coco_detection(image_id, prediction):
             for box, score, label in zip(boxes, scores, labels)]
 
 
+def prepare_for_coco_segmentation(image_id, prediction):
+    """The masks of one image in COCO's result format: compressed RLE with its counts as text."""
+    scores, labels = prediction["scores"].tolist(), prediction["labels"].tolist()
+    return [{"image_id": image_id, "category_id": label, "score": score,
+             "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()}}
+            for mask, score, label in zip(prediction["masks"], scores, labels)]
+
+
 def convert_to_xywh(boxes):
     """x0, y0, x1, y1 -> x, y, width, height, [n, 4], in the boxes' own precision as the original does."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-PREPARE = {"bbox": prepare_for_coco_detection}
+PREPARE = {"bbox": prepare_for_coco_detection, "segm": prepare_for_coco_segmentation}

@@ -40,8 +40,6 @@ NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": group_no
 class TinyResNet(nn.Module):
     """A narrow ResNet for small images: one basic block per stage, stride 16, parameter names as in a ResNet."""
 
-    num_channels = 128
-
     def __init__(self, norm_layer):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
@@ -64,37 +62,49 @@ class Backbone(nn.Module):
 
     norm: "frozen", as in the original: the stem and stage 1 never train, the rest only if `train_backbone`. With
     "batch" or "group" everything trains, for training without ImageNet's weights.
+    return_interm_layers: the result has the maps of all stages, for masks, and not only the last one's.
     Its weights are random until `util.checkpoint.load_backbone` fills them.
     Raises InputError for `dilation` with a ResNet of basic blocks.
     """
 
-    def __init__(self, name, train_backbone, dilation, norm="frozen"):
+    def __init__(self, name, train_backbone, dilation, norm="frozen", return_interm_layers=False):
         super().__init__()
         if dilation and name in SHALLOW:
             raise InputError(f"--dilation needs a bottleneck ResNet, and {name} has basic blocks: "
                              "use --backbone resnet50, resnet101 or resnet152")
         if name == "tiny":
-            self.body = TinyResNet(NORMS[norm])
-            self.num_channels = TinyResNet.num_channels
+            self.body, width = TinyResNet(NORMS[norm]), 16
         else:
             self.body = getattr(jittor.models, name)(norm_layer=NORMS[norm],
                                                      replace_stride_with_dilation=[False, False, dilation])
             del self.body.avgpool, self.body.fc
-            self.num_channels = 512 if name in SHALLOW else 2048
+            width = 64 if name in SHALLOW else 256
+        self.stage_channels = [width, 2 * width, 4 * width, 8 * width]
+        self.return_interm_layers = return_interm_layers
         trained = ("layer2", "layer3", "layer4") if norm == "frozen" else ("",)
         for parameter_name, parameter in self.body.named_parameters():
             if not train_backbone or not parameter_name.startswith(trained):
                 parameter.stop_grad()
 
     def execute(self, samples):
-        """NestedTensor [B, 3, H, W] -> list of one NestedTensor [B, num_channels, H/32, W/32] (DC5, tiny: H/16, W/16)."""
+        """NestedTensor [B, 3, H, W] -> list of NestedTensors, that of the last stage last.
+
+        The last one is [B, stage_channels[-1], H/32, W/32] (DC5, tiny: H/16, W/16).
+        """
         body = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(samples.tensors))))
+        maps = []
         for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
             x = stage(x)
-        (h, w), (big_h, big_w) = x.shape[-2:], samples.mask.shape[-2:]
-        mask = samples.mask[:, jt.array(nearest_index(big_h, h))][:, :, jt.array(nearest_index(big_w, w))]
-        return [NestedTensor(x, mask)]
+            maps.append(x)
+        return [NestedTensor(x, _shrink(samples.mask, x.shape[-2:]))
+                for x in (maps if self.return_interm_layers else maps[-1:])]
+
+
+def _shrink(mask, size):
+    """bool [B, H, W] at another size, by the nearest pixel."""
+    rows, columns = (jt.array(nearest_index(old, new)) for old, new in zip(mask.shape[-2:], size))
+    return mask[:, rows][:, :, columns]
 
 
 class Joiner(nn.Sequential):
@@ -102,15 +112,15 @@ class Joiner(nn.Sequential):
 
     def __init__(self, backbone, position_embedding):
         super().__init__(backbone, position_embedding)
-        self.num_channels = backbone.num_channels
+        self.stage_channels = backbone.stage_channels
 
     def execute(self, samples):
-        """NestedTensor -> features (list of NestedTensor), position encodings (list of [B, hidden_dim, h, w])."""
+        """NestedTensor -> features (list of NestedTensor), position encoding of the last one [B, hidden_dim, h, w]."""
         features = self[0](samples)
-        return features, [self[1](feature) for feature in features]
+        return features, self[1](features[-1])
 
 
 def build_backbone(args):
     backbone = Backbone(args.backbone, train_backbone=args.lr_backbone > 0, dilation=args.dilation,
-                        norm=args.backbone_norm)
+                        norm=args.backbone_norm, return_interm_layers=args.masks)
     return Joiner(backbone, build_position_encoding(args))

@@ -9,6 +9,7 @@ from util.misc import NestedTensor, nested_tensor_from_arrays
 
 from .backbone import build_backbone
 from .matcher import build_matcher
+from .segmentation import DETRsegm, PostProcessPanoptic, PostProcessSegm, dice_loss, sigmoid_focal_loss
 from .transformer import build_transformer
 
 
@@ -28,7 +29,7 @@ class DETR(nn.Module):
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
         self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
-        self.input_proj = nn.Conv2d(backbone.num_channels, hidden_dim, kernel_size=1)
+        self.input_proj = nn.Conv2d(backbone.stage_channels[-1], hidden_dim, kernel_size=1)
         self.backbone = backbone
         self.aux_loss = aux_loss
 
@@ -40,18 +41,28 @@ class DETR(nn.Module):
             pred_boxes: float32 [B, Q, 4], cxcywh in 0..1 relative to each image without its padding
             aux_outputs (with aux_loss): the same two for each earlier decoder layer, first layer first
         """
+        return self.detect(samples)[0]
+
+    def detect(self, samples):
+        """What `execute` returns, and what a mask head builds on.
+
+        The latter are the backbone's features (list of NestedTensor) and a tuple: their last map projected
+        [B, hidden_dim, h, w], its mask bool [B, h, w], the last decoder layer [B, Q, hidden_dim], and the encoder's
+        memory [B, hidden_dim, h, w].
+        """
         if not isinstance(samples, NestedTensor):
             samples = nested_tensor_from_arrays(samples).to_jittor()
         features, pos = self.backbone(samples)
         src, mask = features[-1].decompose()
-        hs, _ = self.transformer(self.input_proj(src), mask, self.query_embed.weight, pos[-1])
+        src = self.input_proj(src)
+        hs, memory = self.transformer(src, mask, self.query_embed.weight, pos)
         logits = self.class_embed(hs)
         boxes = self.bbox_embed(hs).sigmoid()
         layers = [{"pred_logits": logits[i], "pred_boxes": boxes[i]} for i in range(hs.shape[0])]
         out = layers.pop()
         if self.aux_loss:
             out["aux_outputs"] = layers
-        return out
+        return out, features, (src, mask, hs[-1], memory)
 
 
 class MLP(nn.Module):
@@ -107,6 +118,8 @@ class SetCriterion(nn.Module):
         losses = {"class_error": self.class_error(host_logits[0], classes[0])}
         losses.update({name + suffix: values[i]
                        for i, suffix in enumerate(suffixes) for name, values in per_layer.items()})
+        if "pred_masks" in outputs:
+            losses.update(self.loss_masks(outputs["pred_masks"], indices[0], targets, num_boxes))
         return losses
 
     def _dense_targets(self, indices, targets, shape):
@@ -138,6 +151,28 @@ class SetCriterion(nn.Module):
         giou = box_ops.generalized_box_iou(box_ops.box_cxcywh_to_xyxy(boxes), box_ops.box_cxcywh_to_xyxy(target_boxes))
         return {"loss_bbox": (l1 * matched).sum((1, 2)) / num_boxes,
                 "loss_giou": ((1 - giou) * matched).sum((1, 2)) / num_boxes}
+
+    def loss_masks(self, pred_masks, pairs, targets, num_boxes):
+        """Focal and Dice loss of the matched masks of the last layer, summed and divided by num_boxes.
+
+        pred_masks [B, Q, h, w] are enlarged to the batch's size, in which targets' `masks` bool [n, H_i, W_i] are padded.
+        A batch without any object has losses of zero.
+        """
+        images = np.concatenate([np.full(len(queries), i) for i, (queries, _) in enumerate(pairs)])
+        queries = np.concatenate([queries for queries, _ in pairs])
+        masks = [target["masks"][objects] for target, (_, objects) in zip(targets, pairs)]
+        if len(queries) == 0:
+            zero = pred_masks[0, 0].sum() * 0  # keeps every parameter in the graph
+            return {"loss_mask": zero, "loss_dice": zero}
+        height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (1, 2))
+        wanted = np.zeros((len(queries), height, width), np.float32)
+        for i, mask in enumerate(mask for of_image in masks for mask in of_image):
+            wanted[i, :mask.shape[0], :mask.shape[1]] = mask
+        found = pred_masks[jt.array(images), jt.array(queries)].unsqueeze(1)
+        found = nn.interpolate(found, size=(height, width), mode="bilinear").squeeze(1)
+        wanted = jt.array(wanted)
+        return {"loss_mask": sigmoid_focal_loss(found, wanted).sum() / num_boxes,
+                "loss_dice": dice_loss(found, wanted).sum() / num_boxes}
 
     def cardinality_error(self, logits, targets):
         """Mean absolute error of the number of predicted objects per image, logits NumPy [L, B, Q, K + 1] -> [L]"""
@@ -172,11 +207,20 @@ class PostProcess:
 
 
 def build(args):
+    """model, criterion and postprocessors, a dictionary with bbox and, with masks, segm and panoptic."""
     num_classes = NUM_CLASSES[args.dataset_file]
     model = DETR(build_backbone(args), build_transformer(args), num_classes, args.num_queries,
                  aux_loss=args.aux_loss)
     weights = {"loss_ce": 1, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
     suffixes = [""] + [f"_{i}" for i in range(args.dec_layers - 1)] if args.aux_loss else [""]
     weight_dict = {name + suffix: weight for suffix in suffixes for name, weight in weights.items()}
+    postprocessors = {"bbox": PostProcess()}
+    if args.masks:
+        model = DETRsegm(model, freeze_detr=bool(args.frozen_weights))
+        weight_dict.update(loss_mask=args.mask_loss_coef, loss_dice=args.dice_loss_coef)
+        postprocessors["segm"] = PostProcessSegm()
+        if args.dataset_file == "coco_panoptic":
+            # COCO's category ids of things end at 90.
+            postprocessors["panoptic"] = PostProcessPanoptic({i: i <= 90 for i in range(num_classes)}, threshold=0.85)
     criterion = SetCriterion(num_classes, build_matcher(args), weight_dict, args.eos_coef)
-    return model, criterion, {"bbox": PostProcess()}
+    return model, criterion, postprocessors

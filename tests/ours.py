@@ -37,6 +37,8 @@ def compare(case):
     for i in range(len(layers)):
         for j, (query, obj) in enumerate(criterion.matcher(out["logits"][i], out["boxes"][i], targets)):
             out[f"match/{i}/{j}"] = np.stack([query, obj])
+    if "pred_masks" in outputs:
+        out["masks"] = outputs["pred_masks"].numpy()
     losses = criterion(outputs, targets)
     out.update({f"loss/{name}": float(value) for name, value in losses.items()})
     results = postprocessors["bbox"](outputs, [(image.shape[1] * 2 + 1, image.shape[2] * 2 + 1) for image in images])

@@ -213,6 +213,25 @@ def test_segmentation_is_needed_for_masks_only(tmp_path):
         build_dataset("val", arguments(tmp_path, masks=True))
 
 
+@pytest.mark.parametrize("segmentation", [
+    [[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[1, 2, float("nan"), 4, 5, 6]], [1, 2, 3, 4, 5, 6], "polygon",
+    {"size": [1, 1], "counts": "0"}, {"size": [61, 97]}])
+def test_a_segmentation_that_is_none(tmp_path, segmentation):
+    data = make_coco(tmp_path)
+    data["annotations"][4]["segmentation"] = segmentation
+    write_annotations(tmp_path, data)
+    with pytest.raises(InputError, match="annotation 5 of image 1000: its segmentation is neither"):
+        build_dataset("val", arguments(tmp_path, masks=True))
+
+
+def test_masks_need_the_images_sizes(tmp_path):
+    data = make_coco(tmp_path)
+    del data["images"][0]["height"]
+    write_annotations(tmp_path, data)
+    with pytest.raises(InputError, match="image 1000 has no height and width"):
+        build_dataset("val", arguments(tmp_path, masks=True))
+
+
 def change(key, index, **values):
     """A fault: the entry `index` of the list `key` gets `values`, where None removes one."""
     def apply(data):

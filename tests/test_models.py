@@ -65,7 +65,7 @@ def test_tiny_backbone_has_stride_16():
     backbone = build_tiny("--backbone", "tiny", "--backbone_norm", "group").backbone[0]
     samples = NestedTensor(jt.zeros((2, 3, 96, 65)), jt.zeros((2, 96, 65), dtype="bool"))
     [feature] = backbone(samples)
-    assert feature.tensors.shape == (2, backbone.num_channels, 6, 5) and feature.mask.shape == (2, 6, 5)
+    assert feature.tensors.shape == (2, backbone.stage_channels[-1], 6, 5) and feature.mask.shape == (2, 6, 5)
 
 
 def test_lr_backbone_0_freezes_the_whole_backbone():

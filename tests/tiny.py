@@ -37,6 +37,11 @@ class Batches(list):
 SIZES = [(400, 40), (360, 30), (300, 36), (320, 40)]
 
 
+def rectangle(x, y, width, height):
+    """The polygon of a box."""
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
 def make_coco(root):
     """Writes three training and four validation images with two boxes each, in COCO's layout."""
     for image_set, sizes in (("train", SIZES[:3]), ("val", SIZES)):
@@ -51,7 +56,8 @@ def make_coco(root):
             for category in (1, 90):
                 box = [width * 0.1, height * 0.1, width * 0.5 + category / 10, height * 0.6]
                 data["annotations"].append({"id": len(data["annotations"]) + 1, "image_id": number + 1, "bbox": box,
-                                            "category_id": category, "area": box[2] * box[3], "iscrowd": 0})
+                                            "category_id": category, "area": box[2] * box[3], "iscrowd": 0,
+                                            "segmentation": [rectangle(*box)]})
         (root / "annotations").mkdir(exist_ok=True)
         (root / "annotations" / f"instances_{image_set}2017.json").write_text(json.dumps(data))
     return root

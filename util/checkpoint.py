@@ -94,6 +94,7 @@ def load_model_state(model, state, source):
         raise InputError(f"{source}: does not fit the model: {'; '.join(problems)}")
     for name, var in variables.items():
         var.update(jt.array(state[name].astype(np.float32, copy=False)))
+    jt.sync_all()  # Jittor cannot compile a pending array of one element (out_lay.bias) together with its use
 
 
 def optimizer_state(optimizer):

@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+from datasets.panoptic_eval import PanopticEvaluator
 from util.checkpoint import model_state, optimizer_state, save_checkpoint
 from util.dist import is_main_process
 from util.plot_utils import plot_curves, plot_predictions
@@ -41,6 +42,11 @@ class OutputFolder:
             save_checkpoint(accumulated, self.path / name)
         plot_predictions(evaluator.coco_gt, dataset.img_folder, evaluator.results["bbox"],
                          self.path / "predictions.png")
+
+    def panoptic_evaluator(self, dataset):
+        """A PanopticEvaluator that writes its predictions into panoptic_eval/."""
+        folder = self.path / "panoptic_eval" if self.active else None
+        return PanopticEvaluator(dataset.ann_file, dataset.ann_folder, folder)
 
     def log_epoch(self, train_stats, test_stats, epoch, n_parameters):
         """Appends one JSON line to log.txt: train_…, test_…, epoch, n_parameters; and draws curves.png from all lines."""

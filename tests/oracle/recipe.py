@@ -17,6 +17,12 @@ CASES = {
     "pre-norm": {"backbone": "resnet18", "pre_norm": True},
     "group-norm": {"backbone": "resnet18", "backbone_norm": "group"},
     "tiny": {"backbone": "tiny", "backbone_norm": "batch"},
+    "masks": {"backbone": "resnet50", "masks": True, "enc_layers": 1, "dec_layers": 2, "num_queries": 20},
+    "masks-frozen": {"backbone": "resnet50", "masks": True, "frozen_weights": "box.pkl", "enc_layers": 1, "dec_layers": 1,
+                     "num_queries": 12},
+    "masks-no-objects": {"backbone": "resnet50", "masks": True, "enc_layers": 1, "dec_layers": 1, "num_queries": 7},
+    "panoptic": {"backbone": "resnet50", "masks": True, "dataset_file": "coco_panoptic", "enc_layers": 1, "dec_layers": 1,
+                 "num_queries": 30},
     "no-objects": {"backbone": "resnet18"},
     "one-layer": {"backbone": "resnet18", "dec_layers": 1, "enc_layers": 0},
     "more-objects-than-queries": {"backbone": "resnet18", "num_queries": 5},
@@ -24,15 +30,16 @@ CASES = {
 # sizes (height, width) of the images of a batch and their numbers of objects
 SIZES = {"default": ((160, 224), (128, 250)), "resnet50": ((201, 333), (256, 190), (64, 64))}
 SMALL = ((64, 96), (80, 64), (33, 70))
-OBJECTS = {"default": (3, 0), "no-objects": (0, 0), "resnet50": (7, 1, 0), "more-objects-than-queries": (12, 2)}
+OBJECTS = {"default": (3, 0), "no-objects": (0, 0), "masks-no-objects": (0, 0), "resnet50": (7, 1, 0),
+           "more-objects-than-queries": (12, 2)}
 
 
 def flags(case):
     """The flags of the original's main.py for a case, with dropout 0 and the original's sizes."""
     base = dict(
         weight_decay=1e-4, clip_max_norm=0.1, lr_drop=200, dilation=False,
-        backbone_norm="frozen", position_embedding="sine", enc_layers=6, dec_layers=6, dim_feedforward=2048, hidden_dim=256, dropout=0.0,
-        nheads=8, num_queries=100, pre_norm=False, masks=False, aux_loss=True, frozen_weights=None, set_cost_class=1,
+        backbone_norm="frozen", position_embedding="sine", enc_layers=6, dec_layers=6, dim_feedforward=2048,
+        hidden_dim=256, dropout=0.0, nheads=8, num_queries=100, pre_norm=False, masks=False, aux_loss=True, frozen_weights=None, set_cost_class=1,
         set_cost_bbox=5, set_cost_giou=2, mask_loss_coef=1, dice_loss_coef=1, bbox_loss_coef=5, giou_loss_coef=2,
         eos_coef=0.1, dataset_file="coco", device="cpu", seed=42, **TRAINING)
     return {**base, **CASES[case]}
@@ -64,16 +71,19 @@ def make_detector(shapes):
     encoder, and the decoder looks sharply.
     """
     weights = make_weights(shapes, relu_bias=0.1)
-    image = weights["input_proj.weight"]
-    weights["input_proj.weight"] = 4 * (image - image.mean(1, keepdims=True, dtype=np.float32))
-    weights["query_embed.weight"] *= 4
     for name in weights:
+        if name.endswith("input_proj.weight"):
+            weights[name] = 4 * (weights[name] - weights[name].mean(1, keepdims=True, dtype=np.float32))
+        if name.endswith("query_embed.weight"):
+            weights[name] *= 4
         if "self_attn.out_proj" in name:
             weights[name] *= np.float32(0.1)
         if "decoder" in name and "in_proj_weight" in name:
             weights[name][:2 * weights[name].shape[1]] *= 3
         if "multihead_attn.out_proj" in name:
             weights[name] *= 3
+        if name == "bbox_attention.q_linear.weight":
+            weights[name] *= 10
     return weights
 
 
@@ -86,10 +96,12 @@ def _weight(name, shape, names, relu_bias):
     elif "embed.weight" in name and "class" not in name:
         u = math.sqrt(3) * u
     elif len(shape) == 4:
-        u = math.sqrt((1 if name == "input_proj.weight" else 6) / np.prod(shape[1:])) * u
+        if name == "mask_head.lay1.weight":
+            u[:, 256:] *= 1000  # attention maps are small beside the image; masks should depend on them
+        u = math.sqrt((1 if name.endswith("input_proj.weight") else 6) / np.prod(shape[1:])) * u
     elif len(shape) == 2:
         # Scores that spread as a trained model's do: with nearly equal ones, rounding would decide their order.
-        u = math.sqrt(6 / sum(shape)) * u * (4 if name == "class_embed.weight" else 1)
+        u = math.sqrt(6 / sum(shape)) * u * (4 if name.endswith("class_embed.weight") else 1)
     elif name.endswith("bias"):
         u = np.sign(u) * (relu_bias + 0.5 * np.abs(u)) if "body" in name else 0.1 * u
     else:
@@ -107,7 +119,9 @@ def _norm_scale(name, names):
 
 
 def make_batch(case, seed=0, small=False):
-    """images: list of float32 [3, h, w]; targets: list of dictionaries labels int64 [n], boxes float32 [n, 4] cxcywh."""
+    """images: list of float32 [3, h, w]; targets: list of dictionaries labels int64 [n], boxes float32 [n, 4] cxcywh,
+    masks bool [n, h, w], ellipses in the boxes.
+    """
     sizes = SMALL if small else SIZES.get(case, SIZES["default"])
     rng = np.random.default_rng([seed, zlib.crc32(case.encode())])
     images, targets = [], []
@@ -118,6 +132,9 @@ def make_batch(case, seed=0, small=False):
         images.append(np.ascontiguousarray(image, np.float32))
         size = 0.05 + 0.5 * rng.random((n, 2))
         centre = size / 2 + (1 - size) * rng.random((n, 2))
+        y, x = np.mgrid[:h, :w] / np.array([h, w]).reshape(2, 1, 1)
+        ellipses = [((x - cx) / sx) ** 2 + ((y - cy) / sy) ** 2 < 0.25 for (cx, cy), (sx, sy) in zip(centre, size)]
         targets.append({"labels": rng.integers(1, 91, n).astype(np.int64),
-                        "boxes": np.concatenate([centre, size], 1).astype(np.float32).reshape(n, 4)})
+                        "boxes": np.concatenate([centre, size], 1).astype(np.float32).reshape(n, 4),
+                        "masks": np.array(ellipses, bool).reshape(n, h, w)})
     return images, targets

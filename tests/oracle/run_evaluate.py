@@ -4,8 +4,8 @@
 
 The weights are those of recipe.make_detector: --save writes them as zip.pth and legacy.pth into FOLDER; --load takes FILE instead.
 The original detects first; then annotations that its detections meet in part are written over the folder's own (random
-weights find no real object, and figures of 0 would compare nothing). OUT.npz holds `stats`, the 12 COCO figures, and
-for every image in order `ids`, `scores`, `labels`, `boxes`.
+weights find no real object, and figures of 0 would compare nothing). OUT.npz holds `stats_bbox`, the 12 COCO figures,
+and for every image in order `ids`, `scores`, `labels`, `boxes`; with masks also `stats_segm`, and `rles` as JSON.
 """
 import argparse
 import contextlib
@@ -20,14 +20,31 @@ import torch
 from detr.datasets import build_dataset, get_coco_api_from_dataset
 from detr.datasets.coco_eval import CocoEvaluator
 from detr.util.misc import collate_fn
+from pycocotools import mask as coco_mask
 
 
 def build(coco_path):
     return build_dataset("val", argparse.Namespace(dataset_file="coco", coco_path=coco_path, masks=False))
 
 
+def encode(mask):
+    """A mask [1, h, w] of the original's results as compressed RLE, its counts as text."""
+    rle = coco_mask.encode(np.asfortranarray(mask[0].numpy().astype(np.uint8)))
+    return {**rle, "counts": rle["counts"].decode()}
+
+
+def cut(rle, share):
+    """The left part of a mask."""
+    mask = coco_mask.decode(rle)
+    mask[:, int(share * mask.shape[1]):] = 0
+    rle = coco_mask.encode(mask)
+    return {**rle, "counts": rle["counts"].decode()}
+
+
 def annotate(path, ids, detections):
     """Ground truth from some of the detections, with noise; some of it as a crowd.
+
+    Boxes are moved, masks cut.
 
     Only from detections whose score no other of their class comes near: where rounding could swap a right one with a
     wrong one, equal figures would be luck.
@@ -44,6 +61,9 @@ def annotate(path, ids, detections):
             data["annotations"].append({
                 "id": len(data["annotations"]) + 1, "image_id": image_id, "category_id": labels[query],
                 "bbox": [x0, y0, width, height], "area": width * height, "iscrowd": int(rng.random() < 0.1)})
+            if "rles" in detection:
+                segmentation = cut(detection["rles"][query], rng.uniform(0.5, 1))
+                data["annotations"][-1].update(segmentation=segmentation, area=float(coco_mask.area(segmentation)))
     path.write_text(json.dumps(data))
 
 
@@ -75,17 +95,26 @@ def evaluate(case, options):
     ids, detections = [], []
     for samples, targets in torch.utils.data.DataLoader(dataset, 2, collate_fn=collate_fn):
         ids += [t["image_id"].item() for t in targets]
-        detections += postprocessors["bbox"](model(samples), torch.stack([t["orig_size"] for t in targets]))
+        outputs, sizes = model(samples), torch.stack([t["orig_size"] for t in targets])
+        results = postprocessors["bbox"](outputs, sizes)
+        if "segm" in postprocessors:
+            results = postprocessors["segm"](results, outputs, sizes, torch.stack([t["size"] for t in targets]))
+            for result in results:
+                result["rles"] = [encode(mask) for mask in result["masks"]]
+        detections += results
     annotate(options.coco_path / "annotations" / "instances_val2017.json", ids, detections)
     dataset = build(options.coco_path)
-    evaluator = CocoEvaluator(get_coco_api_from_dataset(dataset), ["bbox"])
+    evaluator = CocoEvaluator(get_coco_api_from_dataset(dataset), list(postprocessors))
     evaluator.update(dict(zip(ids, detections)))
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator.synchronize_between_processes()
         evaluator.accumulate()
         evaluator.summarize()
-    return {"ids": np.array(ids), "stats": evaluator.coco_eval["bbox"].stats,
-            **{key: np.stack([d[key].numpy() for d in detections]) for key in ("scores", "labels", "boxes")}}
+    out = {"ids": np.array(ids), **{f"stats_{name}": e.stats for name, e in evaluator.coco_eval.items()}}
+    out.update({key: np.stack([d[key].numpy() for d in detections]) for key in ("scores", "labels", "boxes")})
+    if "segm" in postprocessors:
+        out["rles"] = np.array([json.dumps(d["rles"]) for d in detections])
+    return out
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def to_torch(images, targets):
 
 
 def weighted_loss(criterion, losses):
-    return sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
+    # as the original's engine: weights of losses that there are not (masks of auxiliary layers) are passed over
+    return sum(losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses)
 
 
 def compare(case):
@@ -55,6 +56,8 @@ def compare(case):
     for i, layer in enumerate(layers):
         for j, (query, obj) in enumerate(criterion.matcher(layer, targets)):
             out[f"match/{i}/{j}"] = np.stack([query, obj])
+    if "pred_masks" in outputs:
+        out["masks"] = outputs["pred_masks"].detach().numpy()
     losses = criterion(outputs, targets)
     out.update({f"loss/{name}": float(value) for name, value in losses.items()})
     sizes = torch.tensor([image.shape[1:] for image in images]) * 2 + 1

@@ -9,6 +9,7 @@ import numpy as np
 import ours
 import pytest
 import recipe
+from pycocotools import mask as coco_mask
 from test_coco import make_coco, write_annotations
 
 import main
@@ -33,30 +34,43 @@ def folder(coco_path, tmp_path):
     return root
 
 
-def evaluate(weights, folder, output_dir):
+def evaluate(weights, folder, output_dir, case=CASE):
     """What `python main.py --eval` writes, in the form of run_evaluate.py."""
-    flags = {"resnet18": ["--backbone", "resnet18"], "resnet50": []}[CASE]
+    flags = {"resnet18": ["--backbone", "resnet18"], "resnet50": [],
+             "masks": ["--masks", "--enc_layers", "1", "--dec_layers", "2", "--num_queries", "20"]}[case]
     main.main(main.get_args_parser().parse_args(
         ["--eval", "--no_aux_loss", "--batch_size", "2", "--coco_path", str(folder), "--resume", str(weights),
          "--output_dir", str(output_dir), *flags]))
     detections = json.loads((output_dir / "detections_bbox.json").read_text())
     xywh = np.array([d["bbox"] for d in detections])
-    return {"ids": np.array([d["image_id"] for d in detections]), "scores": np.array([d["score"] for d in detections]),
+    segments = output_dir / "detections_segm.json"
+    rles = [d["segmentation"] for d in json.loads(segments.read_text())] if case == "masks" else []
+    return {"rles": rles, "ids": np.array([d["image_id"] for d in detections]), "scores": np.array([d["score"] for d in detections]),
             "labels": np.array([d["category_id"] for d in detections]),
             "boxes": np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)}
 
 
 @pytest.fixture
-def compare(measured):
-    def compare(configuration, mine, theirs, stats):
+def compare(measured, stats):
+    def compare(configuration, mine, theirs, case=CASE):
         assert np.array_equal(mine["ids"], np.repeat(theirs["ids"], theirs["scores"].shape[1]))
         assert np.array_equal(mine["labels"], theirs["labels"].ravel())
-        configuration = f"{CASE}, {len(theirs['ids'])} images, {configuration}"
+        configuration = f"{case}, {len(theirs['ids'])} images, {configuration}"
         measured("end to end: scores", configuration, np.abs(mine["scores"] - theirs["scores"].ravel()).max(), 1e-4)
         measured("end to end: boxes, pixels", configuration,
                  np.abs(mine["boxes"] - theirs["boxes"].reshape(-1, 4)).max(), 0.05)
-        measured("end to end: 12 COCO figures", configuration, np.abs(stats - theirs["stats"]).max(), 5e-5)
-        assert theirs["stats"][0] > 0.1, "without hits the figures compare nothing"
+        for kind, figures in stats[-1].items():
+            measured(f"end to end: 12 COCO figures, {kind}", configuration,
+                     np.abs(figures - theirs[f"stats_{kind}"]).max(), 5e-5)
+            assert theirs[f"stats_{kind}"][0] > 0.1, "without hits the figures compare nothing"
+        if case == "masks":
+            expected = [rle for image in theirs["rles"] for rle in json.loads(str(image))]
+            assert len(mine["rles"]) == len(expected)
+            areas = coco_mask.area(expected)
+            assert (areas > 0).mean() > 0.5, "empty masks compare nothing"
+            overlaps = [coco_mask.iou([a], [b], [0]).item() for a, b, area in zip(mine["rles"], expected, areas) if area]
+            measured("end to end: 1 - IoU of masks", configuration, 1 - min(overlaps), 1e-3)
+            assert (coco_mask.area(mine["rles"])[areas == 0] == 0).all()
     return compare
 
 
@@ -69,19 +83,20 @@ def stats(monkeypatch):
 
     def spy(*args):
         result = evaluate_once(*args)
-        seen.append(np.array(result[0]["coco_eval_bbox"]))
+        seen.append({kind: np.array(result[0][key]) for kind, key in (("bbox", "coco_eval_bbox"), ("segm", "coco_eval_masks"))
+                     if key in result[0]})
         return result
     monkeypatch.setattr(engine, "evaluate", spy)
     return seen
 
 
-def test_weights_of_the_original_detect_the_same_here(original, folder, tmp_path, compare, stats):
+def test_weights_of_the_original_detect_the_same_here(original, folder, tmp_path, compare):
     theirs = original("run_evaluate.py", "--save", tmp_path, CASE, folder)
     for name in ("zip.pth", "legacy.pth"):
-        compare(name, evaluate(tmp_path / name, folder, tmp_path / "out"), theirs, stats[-1])
+        compare(name, evaluate(tmp_path / name, folder, tmp_path / "out"), theirs)
 
 
-def test_weights_saved_here_detect_the_same_in_the_original(original, folder, tmp_path, compare, stats, monkeypatch):
+def test_weights_saved_here_detect_the_same_in_the_original(original, folder, tmp_path, compare, monkeypatch):
     _, model, _, _ = ours.build(CASE)
     weights = recipe.make_detector({name: tuple(p.shape) for name, p in model.state_dict().items()})
     load_model_state(model, weights, "the recipe")
@@ -89,4 +104,9 @@ def test_weights_saved_here_detect_the_same_in_the_original(original, folder, tm
     monkeypatch.setattr("sys.argv", ["checkpoint", str(tmp_path / "ours.pkl"), str(tmp_path / "ours.pth")])
     convert()
     theirs = original("run_evaluate.py", "--load", tmp_path / "ours.pth", CASE, folder)
-    compare("weights saved here", evaluate(tmp_path / "ours.pkl", folder, tmp_path / "out"), theirs, stats[-1])
+    compare("weights saved here", evaluate(tmp_path / "ours.pkl", folder, tmp_path / "out"), theirs)
+
+
+def test_masks(original, folder, tmp_path, compare):
+    theirs = original("run_evaluate.py", "--save", tmp_path, "masks", folder)
+    compare("zip.pth", evaluate(tmp_path / "zip.pth", folder, tmp_path / "out", "masks"), theirs, "masks")

@@ -1,0 +1,163 @@
+"""COCO panoptic data: images with a PNG each, whose colours are the ids of things and stuff.
+
+Source: `datasets/coco_panoptic.py` of the original, which pairs images and annotations by order; here the ids pair them.
+"""
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets import NUM_CLASSES
+from datasets.coco import MAX_SIZE, check_ids, check_images, load_coco, make_coco_transforms, read_image, read_json
+from util.errors import InputError
+
+
+class CocoPanoptic:
+    """Images and segments of one panoptic annotation file, in the order of the image ids.
+
+    Items are those of `datasets.coco.CocoDetection`, of all segments, crowds included; boxes are those of the masks.
+
+    Args:
+        img_folder: folder of the images.
+        ann_folder: folder of the PNGs.
+        ann_file: panoptic JSON with images, annotations with segments_info, and categories.
+        transforms: called as `transforms(image, target, rng)`.
+        return_masks: whether targets have masks.
+        num_classes: upper bound (exclusive) of the category ids.
+        coco: `pycocotools.coco.COCO` with the instances, for the COCO figures.
+        seed: what the randomness derives from, with the epoch and the index.
+
+    Raises:
+        InputError: the folders or the annotation file cannot be used; at `dataset[i]`, an image or its PNG cannot.
+    """
+
+    def __init__(self, img_folder, ann_folder, ann_file, transforms, return_masks, num_classes, coco=None,
+                 seed=0):
+        self.img_folder, self.ann_folder, self.ann_file = Path(img_folder), Path(ann_folder), Path(ann_file)
+        self.transforms = transforms
+        self.return_masks = return_masks
+        self.seed = seed
+        self.coco = coco
+        self.max_size = MAX_SIZE
+        self.epoch = 0
+        for folder in (self.img_folder, self.ann_folder):
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such folder; put the {'images' if folder == self.img_folder else 'PNGs'} "
+                                 "there")
+        self.content = read_json(self.ann_file)
+        self.images = {image["id"]: image for image in self.content["images"]}
+        self.annotations = check_annotations(self.content, self.img_folder, self.ann_folder, self.ann_file,
+                                             num_classes)
+        self.ids = sorted(self.images)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        image_id = self.ids[index]
+        path = self.img_folder / self.images[image_id]["file_name"]
+        image = read_image(path)
+        target = self.target(image_id, image.size)
+        return self.transforms(image, target, random.Random(f"{self.seed}/{self.epoch}/{index}"))
+
+    def target(self, image_id, image_size):
+        annotation = self.annotations[image_id]
+        path = self.ann_folder / annotation["file_name"]
+        png = read_image(path)
+        if png.size != image_size:
+            raise InputError(f"{path}: is of {png.size[0]} x {png.size[1]} pixels and its image of {image_size[0]} x "
+                             f"{image_size[1]}; replace one of them")
+        pixels = rgb2id(np.asarray(png))
+        segments = annotation["segments_info"]
+        masks = pixels == np.array([segment["id"] for segment in segments], np.int64).reshape(-1, 1, 1)
+        for segment, mask in zip(segments, masks):
+            if not mask.any():
+                raise InputError(f"{path}: holds no pixel of segment {segment['id']}, which {self.ann_file} lists; "
+                                 "remove it there, or replace the PNG")
+        size = np.array(pixels.shape, np.int64)
+        target = {
+            "boxes": masks_to_boxes(masks),
+            "labels": np.array([segment["category_id"] for segment in segments], np.int64),
+            "image_id": image_id,
+            "area": np.array([segment["area"] for segment in segments], np.float32),
+            "iscrowd": np.array([segment["iscrowd"] for segment in segments], np.int64),
+            "orig_size": size,
+            "size": size,
+        }
+        if self.return_masks:
+            target["masks"] = masks
+        return target
+
+
+def rgb2id(colours):
+    """uint8 [h, w, 3] -> int64 [h, w]: the segment ids that COCO's panoptic format codes as colours."""
+    return colours.astype(np.int64) @ np.array([1, 256, 256 ** 2])
+
+
+def masks_to_boxes(masks):
+    """bool [n, h, w], none of them empty -> float32 [n, 4]: first and last column and row of each, x0, y0, x1, y1.
+
+    As in the original the last pixel's index is taken, not its right edge.
+    """
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for box, mask in zip(boxes, masks):
+        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+        box[:] = columns[0], rows[0], columns[-1], rows[-1]
+    return boxes
+
+
+def check_annotations(content, img_folder, ann_folder, ann_file, num_classes):
+    """Every image has a file and one annotation with a PNG; its segments have ids of their own and known categories.
+
+    Returns a dictionary image id -> annotation. Raises InputError for the first fault found.
+    """
+    check_images(content["images"], img_folder, ann_file)
+    check_ids(content["categories"], "category", ann_file)
+    categories = {category["id"] for category in content["categories"]}
+    if max(categories, default=0) >= num_classes:
+        raise InputError(f"{ann_file}: category id {max(categories)} is not in 0..{num_classes - 1}; renumber the categories")
+    known = {image["id"] for image in content["images"]}
+    names = {path.name for path in ann_folder.iterdir()}
+    annotations = {}
+    for annotation in content["annotations"]:
+        image_id = annotation.get("image_id")
+
+        def refuse(fault):
+            raise InputError(f"{ann_file}: annotation of image {image_id}: {fault}")
+        if image_id not in known or image_id in annotations:
+            refuse("no image with this id is listed, or it has two annotations; correct image_id")
+        if annotation.get("file_name") not in names:
+            refuse(f"{ann_folder / str(annotation.get('file_name'))} is missing; put the PNG there")
+        if not isinstance(annotation.get("segments_info"), list):
+            refuse("has no segments_info; export it in COCO's panoptic format")
+        check_ids(annotation["segments_info"], f"segment (image {image_id})", ann_file)
+        for segment in annotation["segments_info"]:
+            if segment.get("category_id") not in categories:
+                refuse(f"segment {segment['id']} is of category {segment.get('category_id')}, which is not listed; add it")
+            segment.setdefault("iscrowd", 0)
+        annotations[image_id] = annotation
+    for image in content["images"]:
+        if image["id"] not in annotations:
+            raise InputError(f"{ann_file}: image {image['id']} has no annotation; add it, or remove the image")
+    return annotations
+
+
+def build(image_set, args):
+    """Images of COCO 2017 under `args.coco_path`, panoptic annotations under `args.coco_panoptic_path`.
+
+    For 'val' the instances of COCO are read too: as in the original they give the figures of boxes and masks.
+
+    Raises:
+        InputError: see `CocoPanoptic`.
+    """
+    images, panoptic, name = Path(args.coco_path), Path(args.coco_panoptic_path), f"{image_set}2017"
+    for flag, root in (("--coco_path", images), ("--coco_panoptic_path", panoptic)):
+        if not root.is_dir():
+            raise InputError(f"{flag} {root}: no such folder")
+    num_classes = NUM_CLASSES["coco_panoptic"]
+    coco = None
+    if image_set == "val":
+        coco = load_coco(images / name, images / "annotations" / f"instances_{name}.json", args.masks, num_classes)
+    return CocoPanoptic(images / name, panoptic / f"panoptic_{name}", panoptic / "annotations" / f"panoptic_{name}.json",
+                        make_coco_transforms(image_set), args.masks, num_classes, coco, seed=args.seed)

@@ -1,0 +1,54 @@
+"""Panoptic quality of a model's predictions, by COCO's panoptic API.
+
+Source: `datasets/panoptic_eval.py` of the original.
+"""
+import json
+import tempfile
+from pathlib import Path
+
+from util.errors import InputError
+
+
+class PanopticEvaluator:
+    """Writes the predicted PNGs into a folder, then computes and prints PQ, SQ and RQ.
+
+    Args:
+        ann_file: panoptic JSON with the ground truth.
+        ann_folder: folder of its PNGs.
+        output_dir: folder for the predictions, made if missing; None: one that goes away with this object.
+
+    Raises:
+        InputError: the module panopticapi is not installed.
+    """
+
+    def __init__(self, ann_file, ann_folder, output_dir):
+        require_panopticapi()
+        self.ann_file, self.ann_folder = str(ann_file), str(ann_folder)
+        if output_dir is None:
+            self._temporary = tempfile.TemporaryDirectory()
+            output_dir = self._temporary.name
+        self.output_dir = Path(output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.predictions = []
+
+    def update(self, predictions):
+        """predictions: dictionaries with image_id, file_name, png_string (bytes) and segments_info."""
+        for prediction in predictions:
+            (self.output_dir / prediction["file_name"]).write_bytes(prediction["png_string"])
+            self.predictions.append({key: value for key, value in prediction.items() if key != "png_string"})
+
+    def summarize(self):
+        """Prints the figures and returns them: All, Things, Stuff with pq, sq, rq in 0..1 and n, and per_class."""
+        from panopticapi.evaluation import pq_compute
+        path = self.output_dir / "predictions.json"
+        path.write_text(json.dumps({"annotations": self.predictions}))
+        return pq_compute(self.ann_file, str(path), gt_folder=self.ann_folder, pred_folder=str(self.output_dir))
+
+
+def require_panopticapi():
+    """Raises InputError where the optional module is missing."""
+    try:
+        import panopticapi.evaluation  # noqa: F401
+    except ImportError as error:
+        raise InputError("--dataset_file coco_panoptic needs the module panopticapi, which is not installed: "
+                         "pip install panopticapi-lite") from error

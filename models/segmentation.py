@@ -1,0 +1,270 @@
+"""Masks on top of DETR's detections: the mask head, its losses, and the way to instances and panoptic images.
+
+Paper, section 4.4. Source: `models/segmentation.py` of the original.
+"""
+import io
+from collections import defaultdict
+
+import jittor as jt
+import numpy as np
+from jittor import nn
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from util.misc import nearest_index
+
+from .ops import bmm
+
+QUERY_BLOCK = 10  # masks that are enlarged at a time; all of them at once are what fills the memory
+
+
+class DETRsegm(nn.Module):
+    """A DETR with a mask for each query.
+
+    detr: the DETR, whose backbone returns all its stages.
+    freeze_detr: only the mask head trains.
+    """
+
+    def __init__(self, detr, freeze_detr=False):
+        super().__init__()
+        self.detr = detr
+        self.freeze_detr = freeze_detr
+        if freeze_detr:
+            for parameter in detr.parameters():
+                parameter.stop_grad()
+        hidden_dim, nheads = detr.transformer.d_model, detr.transformer.nhead
+        self.bbox_attention = MHAttentionMap(hidden_dim, hidden_dim, nheads)
+        self.mask_head = MaskHeadSmallConv(hidden_dim + nheads, detr.backbone.stage_channels[2::-1], hidden_dim)
+
+    def train(self):
+        """Training mode; a frozen backbone keeps its statistics too."""
+        super().train()
+        if self.freeze_detr:
+            self.detr.backbone.eval()
+
+    def execute(self, samples):
+        """As DETR, and pred_masks: float32 [B, Q, H/4, W/4], logits."""
+        out, features, (src, mask, hs, memory) = self.detr.detect(samples)
+        attention = self.bbox_attention(hs, memory, mask)
+        masks = self.mask_head(src, attention, [feature.tensors for feature in features[2::-1]])
+        out["pred_masks"] = masks.reshape(*attention.shape[:2], *masks.shape[-2:])
+        return out
+
+
+class MHAttentionMap(nn.Module):
+    """The attention of each query over the image, per head, without values."""
+
+    def __init__(self, query_dim, hidden_dim, num_heads):
+        super().__init__()
+        self.num_heads = num_heads
+        self.hidden_dim = hidden_dim
+        self.q_linear = nn.Linear(query_dim, hidden_dim)
+        self.k_linear = nn.Linear(query_dim, hidden_dim)
+        for linear in (self.q_linear, self.k_linear):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.constant_(linear.bias, 0.0)
+
+    def execute(self, q, k, mask):
+        """q [B, Q, C], k [B, C, h, w], mask bool [B, h, w], True on padding -> [B, Q, heads, h, w].
+
+        As in the original, the softmax of a query goes over all heads at once.
+        """
+        batch, queries, _ = q.shape
+        h, w = k.shape[-2:]
+        width = self.hidden_dim // self.num_heads
+        q = self.q_linear(q) * width ** -0.5
+        q = q.reshape(batch, queries, self.num_heads, width).transpose(0, 2, 1, 3)
+        k = self.k_linear(k.reshape(batch, -1, h * w).transpose(0, 2, 1)).transpose(0, 2, 1)
+        scores = bmm(q.reshape(-1, queries, width), k.reshape(-1, width, h * w))
+        scores = scores.reshape(batch, self.num_heads, queries, h * w).transpose(0, 2, 1, 3)
+        scores = scores + (mask.float32() * -1e30).reshape(batch, 1, 1, h * w)  # finite: see attention.py
+        weights = nn.softmax(scores.reshape(batch, queries, -1), dim=-1)
+        return weights.reshape(batch, queries, self.num_heads, h, w)
+
+
+class MaskHeadSmallConv(nn.Module):
+    """Convolutions with GroupNorm that enlarge a query's attention map step by step, with the backbone's stages added.
+
+    dim: channels of the input, image and attention together; fpn_dims: channels of the stages, smallest map first.
+    """
+
+    def __init__(self, dim, fpn_dims, context_dim):
+        super().__init__()
+        inter_dims = [dim, context_dim // 2, context_dim // 4, context_dim // 8, context_dim // 16]
+        self.lay1 = nn.Conv2d(dim, dim, 3, padding=1)
+        self.gn1 = nn.GroupNorm(8, dim)
+        self.lay2 = nn.Conv2d(dim, inter_dims[1], 3, padding=1)
+        self.gn2 = nn.GroupNorm(8, inter_dims[1])
+        self.lay3 = nn.Conv2d(inter_dims[1], inter_dims[2], 3, padding=1)
+        self.gn3 = nn.GroupNorm(8, inter_dims[2])
+        self.lay4 = nn.Conv2d(inter_dims[2], inter_dims[3], 3, padding=1)
+        self.gn4 = nn.GroupNorm(8, inter_dims[3])
+        self.lay5 = nn.Conv2d(inter_dims[3], inter_dims[4], 3, padding=1)
+        self.gn5 = nn.GroupNorm(8, inter_dims[4])
+        self.out_lay = nn.Conv2d(inter_dims[4], 1, 3, padding=1)
+        self.adapter1 = nn.Conv2d(fpn_dims[0], inter_dims[1], 1)
+        self.adapter2 = nn.Conv2d(fpn_dims[1], inter_dims[2], 1)
+        self.adapter3 = nn.Conv2d(fpn_dims[2], inter_dims[3], 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.constant_(module.bias, 0.0)
+
+    def execute(self, src, attention, fpns):
+        """src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i] -> [B * Q, 1, H/4, W/4]"""
+        x = nn.relu(self.gn1(self._first_layer(src, attention)))
+        x = nn.relu(self.gn2(self.lay2(x)))
+        x = nn.relu(self.gn3(self.lay3(self._add_stage(x, self.adapter1(fpns[0])))))
+        x = nn.relu(self.gn4(self.lay4(self._add_stage(x, self.adapter2(fpns[1])))))
+        x = nn.relu(self.gn5(self.lay5(self._add_stage(x, self.adapter3(fpns[2])))))
+        return self.out_lay(x)
+
+    def _first_layer(self, src, attention):
+        """lay1 of image and attention side by side. The image's part, 32 times the other, is computed once, not per query."""
+        weight, channels = self.lay1.weight, src.shape[1]
+        image = nn.conv2d(src, weight[:, :channels], self.lay1.bias, padding=1)
+        maps = attention.reshape(-1, *attention.shape[2:])
+        return self._add_image(nn.conv2d(maps, weight[:, channels:], padding=1), image)
+
+    def _add_stage(self, x, stage):
+        """Enlarges x [B * Q, C, h, w] to the size of stage [B, C, H, W] by the nearest pixel and adds it."""
+        rows, columns = (jt.array(nearest_index(*sizes)) for sizes in zip(x.shape[-2:], stage.shape[-2:]))
+        return self._add_image(x[:, :, rows][:, :, :, columns], stage)
+
+    def _add_image(self, x, image):
+        """[B * Q, C, h, w] + [B, C, h, w] of the same image"""
+        batch = image.shape[0]
+        return (x.reshape(batch, -1, *x.shape[1:]) + image.unsqueeze(1)).reshape(x.shape)
+
+
+def dice_loss(inputs, targets):
+    """1 - Dice coefficient of each mask: logits [M, H, W] and 0 or 1 [M, H, W] -> [M]"""
+    inputs = inputs.sigmoid()
+    return 1 - (2 * _sum_pixels(inputs * targets) + 1) / (_sum_pixels(inputs) + _sum_pixels(targets) + 1)
+
+
+def sigmoid_focal_loss(inputs, targets, alpha=0.25, gamma=2):
+    """Focal loss (arXiv 1708.02002) of each mask, averaged over its pixels: logits [M, H, W], 0 or 1 [M, H, W] -> [M]"""
+    prob = inputs.sigmoid()
+    cross_entropy = jt.maximum(inputs, 0) - inputs * targets + jt.log(1 + jt.exp(-inputs.abs()))
+    wrong = prob * (1 - targets) + (1 - prob) * targets
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    return _sum_pixels(weight * cross_entropy * wrong ** gamma) / (inputs.shape[1] * inputs.shape[2])
+
+
+def _sum_pixels(x):
+    """[M, H, W] -> [M]; row by row, because Jittor adds in one float32 loop, which loses digits over a whole mask."""
+    return x.sum(2).sum(1)
+
+
+class PostProcessSegm:
+    """Adds masks in the size of the original images to the detections."""
+
+    def __init__(self, threshold=0.5):
+        self.threshold = threshold
+
+    def __call__(self, results, outputs, orig_target_sizes, max_target_sizes):
+        """results: list of B dictionaries to add to; outputs: what DETRsegm returns; sizes: int [B, 2], height and width.
+
+        orig_target_sizes are those of the original images, max_target_sizes those of the images in the batch. Adds
+        `masks`, a list of Q compressed RLE dictionaries of pycocotools.
+        """
+        logits = outputs["pred_masks"].numpy()
+        padded = np.max(max_target_sizes, axis=0)
+        for result, masks, orig_size, size in zip(results, logits, orig_target_sizes, max_target_sizes):
+            # The original enlarges to the padded batch, cuts the image out and resizes that by the nearest pixel: only
+            # the rows and columns that are left at the end are computed.
+            rows, columns = (nearest_index(int(old), int(new)) for old, new in zip(size, orig_size))
+            result["masks"] = []
+            for start in range(0, len(masks), QUERY_BLOCK):
+                block = bilinear(masks[start:start + QUERY_BLOCK], padded, rows, columns)
+                block = 1 / (1 + np.exp(-block)) > self.threshold
+                result["masks"] += coco_mask.encode(np.asfortranarray(block.transpose(1, 2, 0).astype(np.uint8)))
+        return results
+
+
+def bilinear(masks, size, rows=None, columns=None):
+    """Rows and columns (all where not given) of masks float32 [n, h, w] enlarged to size, as PyTorch does bilinearly."""
+    rows = np.arange(size[0]) if rows is None else rows
+    columns = np.arange(size[1]) if columns is None else columns
+    low, high, share = _neighbours(masks.shape[1], size[0], rows)
+    masks = masks[:, low] * (1 - share[:, None]) + masks[:, high] * share[:, None]
+    low, high, share = _neighbours(masks.shape[2], size[1], columns)
+    return masks[:, :, low] * (1 - share) + masks[:, :, high] * share
+
+
+def _neighbours(old, new, wanted):
+    """The two positions in `old` pixels between which each wanted one of `new` pixels lies, and the second one's share."""
+    place = np.maximum((wanted.astype(np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5), 0)
+    low = np.minimum(place.astype(np.int64), old - 1)
+    return low, np.minimum(low + 1, old - 1), place - low.astype(np.float32)
+
+
+class PostProcessPanoptic:
+    """Turns masks into one panoptic image, in the form of COCO's panoptic API.
+
+    is_thing_map: class id -> whether it is a thing (or stuff); threshold: least score of a segment.
+    """
+
+    def __init__(self, is_thing_map, threshold=0.85):
+        self.is_thing_map = is_thing_map
+        self.threshold = threshold
+
+    def __call__(self, outputs, processed_sizes, target_sizes=None):
+        """outputs: what DETRsegm returns; sizes: int [B, 2], height and width in the batch, and wanted (the same if None).
+
+        Returns a list of B dictionaries: png_string, the bytes of a PNG whose colours are segment ids; segments_info,
+        a list of dictionaries with id, isthing, category_id and area in pixels.
+        """
+        prob = nn.softmax(outputs["pred_logits"], dim=-1)
+        labels, scores = prob.argmax(-1)
+        labels, scores, masks = jt.fetch_sync([labels, scores, outputs["pred_masks"]])
+        keep = (labels != prob.shape[-1] - 1) & (scores > self.threshold)
+        target_sizes = processed_sizes if target_sizes is None else target_sizes
+        return [self._segment(masks[i][keep[i]], labels[i][keep[i]].tolist(), processed_sizes[i], target_sizes[i])
+                for i in range(len(labels))]
+
+    def _segment(self, masks, classes, size, target_size):
+        masks = bilinear(masks, size)
+        segments = merge_stuff(masks, classes, self.is_thing_map)
+        ids, areas = count(segments, target_size, len(classes))
+        while any(area <= 4 for area in areas):
+            kept = [i for i, area in enumerate(areas) if area > 4]
+            masks, classes = masks[kept], [classes[i] for i in kept]
+            # As in the original, stuff that was merged is not merged again.
+            ids, areas = count(assign(masks), target_size, len(classes))
+        with io.BytesIO() as file:
+            Image.fromarray(id2rgb(ids)).save(file, format="PNG")
+            png = file.getvalue()
+        return {"png_string": png, "segments_info": [
+            {"id": i, "isthing": self.is_thing_map[c], "category_id": c, "area": area}
+            for i, (c, area) in enumerate(zip(classes, areas))]}
+
+
+def assign(masks):
+    """The strongest of masks [n, h, w] at each pixel, int32 [h, w]; 0 where there is none."""
+    return masks.argmax(0).astype(np.int32) if len(masks) else np.zeros(masks.shape[1:], np.int32)
+
+
+def merge_stuff(masks, classes, is_thing_map):
+    """As assign, with all masks of one stuff class under the first one's number."""
+    segments = assign(masks)
+    same = defaultdict(list)
+    for i, c in enumerate(classes):
+        if not is_thing_map[c]:
+            same[c].append(i)
+    for numbers in same.values():
+        segments[np.isin(segments, numbers)] = numbers[0]
+    return segments
+
+
+def count(segments, size, number):
+    """Segments resized to size by the nearest pixel, and the area of each of them in pixels."""
+    height, width = (int(side) for side in size)
+    segments = np.asarray(Image.fromarray(segments).resize((width, height), Image.Resampling.NEAREST))
+    return segments, [int((segments == i).sum()) for i in range(number)]
+
+
+def id2rgb(ids):
+    """int [h, w] -> uint8 [h, w, 3], the colours that COCO's panoptic format gives the segment ids."""
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
