@@ -55,7 +55,8 @@ def annotate(path, ids, detections):
     apart = well_apart(np.stack([d["labels"] for d in detections]), np.stack([d["scores"] for d in detections]))
     for image_id, detection, queries in zip(ids, detections, apart):
         labels, boxes = detection["labels"].tolist(), detection["boxes"].double().numpy()
-        for query in rng.choice(np.flatnonzero(queries), 12, replace=False):
+        chosen = np.flatnonzero(queries)
+        for query in rng.choice(chosen, min(12, len(chosen)), replace=False):
             x0, y0, x1, y1 = boxes[query] + rng.normal(0, 0.06, 4) * np.tile(boxes[query][2:] - boxes[query][:2], 2)
             width, height = max(x1 - x0, 1), max(y1 - y0, 1)
             data["annotations"].append({
