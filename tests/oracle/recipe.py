@@ -138,3 +138,22 @@ def make_batch(case, seed=0, small=False):
                         "boxes": np.concatenate([centre, size], 1).astype(np.float32).reshape(n, 4),
                         "masks": np.array(ellipses, bool).reshape(n, h, w)})
     return images, targets
+
+
+def make_panoptic_outputs(images=4, queries=30):
+    """What a model with masks returns: blobs at places of their own, most with a class it is sure of, some of them stuff.
+
+    Returns ({"pred_logits" [B, Q, 251], "pred_boxes" [B, Q, 4], "pred_masks" [B, Q, h, w]}, float32; sizes in the batch
+    and wanted sizes, int64 [B, 2]).
+    """
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:50, :67]
+    logits = rng.normal(0, 1, (images, queries, 251))
+    classes = rng.choice([1, 2, 17, 90, 95, 120, 249, 250], (images, queries))
+    np.put_along_axis(logits, classes[:, :, None], rng.uniform(5, 14, (images, queries, 1)), axis=2)
+    centre, size = rng.uniform(0, 1, (images, queries, 2, 1, 1)), rng.uniform(0.05, 0.3, (images, queries, 2, 1, 1))
+    distance = ((y / 50 - centre[:, :, 0]) / size[:, :, 0]) ** 2 + ((x / 67 - centre[:, :, 1]) / size[:, :, 1]) ** 2
+    outputs = {"pred_logits": logits, "pred_boxes": rng.uniform(0.2, 0.8, (images, queries, 4)), "pred_masks": 4 - distance}
+    sizes = np.array([[200, 267], [180, 240], [200, 150], [133, 200]])[:images]
+    target_sizes = np.array([[100, 131], [270, 360], [400, 300], [133, 200]])[:images]
+    return {name: array.astype(np.float32) for name, array in outputs.items()}, sizes, target_sizes
