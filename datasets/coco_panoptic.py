@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from datasets import NUM_CLASSES
 from datasets.coco import MAX_SIZE, check_ids, check_images, load_coco, make_coco_transforms, read_image, read_json
@@ -45,10 +44,9 @@ class CocoPanoptic:
             if not folder.is_dir():
                 raise InputError(f"{folder}: no such folder; put the {'images' if folder == self.img_folder else 'PNGs'} "
                                  "there")
-        self.content = read_json(self.ann_file)
-        self.images = {image["id"]: image for image in self.content["images"]}
-        self.annotations = check_annotations(self.content, self.img_folder, self.ann_folder, self.ann_file,
-                                             num_classes)
+        content = read_json(self.ann_file)
+        self.annotations = check_annotations(content, self.img_folder, self.ann_folder, self.ann_file, num_classes)
+        self.images = {image["id"]: image for image in content["images"]}
         self.ids = sorted(self.images)
 
     def __len__(self):

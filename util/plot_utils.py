@@ -1,11 +1,12 @@
 """Pictures of a run: its curves, and detections beside the ground truth."""
 import colorsys
 import json
-import os
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
+
+from datasets.coco import read_image
 
 GRID = (4, 3)  # columns and rows of the predictions
 CELL = 400  # side of a cell in pixels, into which an image is enlarged or shrunk
@@ -64,8 +65,7 @@ def plot_predictions(coco, img_folder, results, path):
 
 def _draw_cell(coco, img_folder, image_id, detections):
     """One image, enlarged or shrunk to fit into a cell, with its frames."""
-    with Image.open(os.path.join(img_folder, coco.imgs[image_id]["file_name"])) as file:
-        image = file.convert("RGB")
+    image = read_image(img_folder / coco.imgs[image_id]["file_name"])
     scale = (CELL - 4) / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
