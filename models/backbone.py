@@ -5,7 +5,7 @@ from jittor import nn
 from jittor.models.resnet import BasicBlock, conv1x1
 
 from util.errors import InputError
-from util.misc import NestedTensor, nearest_index
+from util.misc import NestedTensor, resize_nearest
 
 from .position_encoding import build_position_encoding
 
@@ -97,14 +97,8 @@ class Backbone(nn.Module):
         for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
             x = stage(x)
             maps.append(x)
-        return [NestedTensor(x, _shrink(samples.mask, x.shape[-2:]))
+        return [NestedTensor(x, resize_nearest(samples.mask, x.shape[-2:]))
                 for x in (maps if self.return_interm_layers else maps[-1:])]
-
-
-def _shrink(mask, size):
-    """bool [B, H, W] at another size, by the nearest pixel."""
-    rows, columns = (jt.array(nearest_index(old, new)) for old, new in zip(mask.shape[-2:], size))
-    return mask[:, rows][:, :, columns]
 
 
 class Joiner(nn.Sequential):

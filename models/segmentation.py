@@ -11,11 +11,11 @@ from jittor import nn
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from util.misc import nearest_index
+from util.misc import nearest_index, resize_nearest
 
 from .ops import bmm
 
-QUERY_BLOCK = 10  # masks that are enlarged at a time; all of them at once are what fills the memory
+QUERY_BLOCK = 10  # masks that are computed or enlarged at a time; all of them at once are what fills the memory
 
 
 class DETRsegm(nn.Module):
@@ -46,8 +46,7 @@ class DETRsegm(nn.Module):
         """As DETR, and pred_masks: float32 [B, Q, H/4, W/4], logits."""
         out, features, (src, mask, hs, memory) = self.detr.detect(samples)
         attention = self.bbox_attention(hs, memory, mask)
-        masks = self.mask_head(src, attention, [feature.tensors for feature in features[2::-1]])
-        out["pred_masks"] = masks.reshape(*attention.shape[:2], *masks.shape[-2:])
+        out["pred_masks"] = self.mask_head(src, attention, [feature.tensors for feature in features[2::-1]])
         return out
 
 
@@ -111,30 +110,39 @@ class MaskHeadSmallConv(nn.Module):
                 nn.init.constant_(module.bias, 0.0)
 
     def execute(self, src, attention, fpns):
-        """src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i] -> [B * Q, 1, H/4, W/4]"""
-        x = nn.relu(self.gn1(self._first_layer(src, attention)))
-        x = nn.relu(self.gn2(self.lay2(x)))
-        x = nn.relu(self.gn3(self.lay3(self._add_stage(x, self.adapter1(fpns[0])))))
-        x = nn.relu(self.gn4(self.lay4(self._add_stage(x, self.adapter2(fpns[1])))))
-        x = nn.relu(self.gn5(self.lay5(self._add_stage(x, self.adapter3(fpns[2])))))
-        return self.out_lay(x)
+        """src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i] -> [B, Q, H/4, W/4]
 
-    def _first_layer(self, src, attention):
-        """lay1 of image and attention side by side. The image's part, 32 times the other, is computed once, not per query."""
-        weight, channels = self.lay1.weight, src.shape[1]
-        image = nn.conv2d(src, weight[:, :channels], self.lay1.bias, padding=1)
+        What comes from the image alone is computed once, not per query. In evaluation a block of queries is done before
+        the next one starts.
+        """
+        # lay1 of image and attention side by side is the sum of two convolutions; the image's has 32 times the channels.
+        channels = src.shape[1]
+        image = nn.conv2d(src, self.lay1.weight[:, :channels], self.lay1.bias, padding=1)
+        stages = [adapter(fpn) for adapter, fpn in zip((self.adapter1, self.adapter2, self.adapter3), fpns)]
+        if self.is_training():
+            return self._masks(attention, image, stages)
+        blocks = []
+        for start in range(0, attention.shape[1], QUERY_BLOCK):
+            blocks.append(self._masks(attention[:, start:start + QUERY_BLOCK], image, stages))
+            blocks[-1].sync()
+        return jt.concat(blocks, dim=1)
+
+    def _masks(self, attention, image, stages):
+        batch, queries = attention.shape[:2]
+
+        def add(x, features):
+            """x [B * Q, C, h, w] resized to features [B, C, H, W], plus those of its image"""
+            x = resize_nearest(x, features.shape[-2:])
+            return (x.reshape(batch, queries, *x.shape[1:]) + features.unsqueeze(1)).reshape(x.shape)
+
         maps = attention.reshape(-1, *attention.shape[2:])
-        return self._add_image(nn.conv2d(maps, weight[:, channels:], padding=1), image)
-
-    def _add_stage(self, x, stage):
-        """Enlarges x [B * Q, C, h, w] to the size of stage [B, C, H, W] by the nearest pixel and adds it."""
-        rows, columns = (jt.array(nearest_index(*sizes)) for sizes in zip(x.shape[-2:], stage.shape[-2:]))
-        return self._add_image(x[:, :, rows][:, :, :, columns], stage)
-
-    def _add_image(self, x, image):
-        """[B * Q, C, h, w] + [B, C, h, w] of the same image"""
-        batch = image.shape[0]
-        return (x.reshape(batch, -1, *x.shape[1:]) + image.unsqueeze(1)).reshape(x.shape)
+        x = add(nn.conv2d(maps, self.lay1.weight[:, -maps.shape[1]:], padding=1), image)
+        x = nn.relu(self.gn1(x))
+        x = nn.relu(self.gn2(self.lay2(x)))
+        x = nn.relu(self.gn3(self.lay3(add(x, stages[0]))))
+        x = nn.relu(self.gn4(self.lay4(add(x, stages[1]))))
+        x = nn.relu(self.gn5(self.lay5(add(x, stages[2]))))
+        return self.out_lay(x).reshape(batch, queries, *x.shape[-2:])
 
 
 def dice_loss(inputs, targets):

@@ -44,3 +44,9 @@ def nearest_index(size, new_size):
     scale = np.float32(size) / np.float32(new_size)
     index = np.floor(np.arange(new_size, dtype=np.float32) * scale).astype(np.int64)
     return np.minimum(index, size - 1)
+
+
+def resize_nearest(x, size):
+    """Var [..., h, w] at another size (height, width), each pixel taken from its nearest as PyTorch does."""
+    rows, columns = (jt.array(nearest_index(old, new)) for old, new in zip(x.shape[-2:], size))
+    return x[..., rows, :][..., columns]
