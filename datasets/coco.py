@@ -25,8 +25,50 @@ NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 
 MAX_SIZE = 1333  # the longer side that resizing aims at, pixels
 
 
-class CocoDetection:
-    """Images and targets of one COCO annotation file, in the order of the sorted image ids.
+class CocoImages:
+    """What data sets of COCO's layout share: images with targets, in the order of the sorted image ids.
+
+    A subclass has `target(image_id, image)`, the target before the transforms.
+    What is random in an item derives from `seed`, `epoch` and the item's index only.
+
+    Args:
+        img_folder: folder of the images.
+        images: the annotation file's list of images.
+        transforms: called as `transforms(image, target, rng)`.
+        seed: what the randomness derives from, with the epoch and the index.
+        max_size: the longer side of the images after the transforms, about, in pixels.
+
+    Raises:
+        InputError: at `dataset[i]`, the image cannot be read.
+    """
+
+    def __init__(self, img_folder, images, transforms, seed=0, max_size=MAX_SIZE):
+        self.img_folder = Path(img_folder)
+        self.images = {image["id"]: image for image in images}
+        self.ids = sorted(self.images)
+        self.transforms = transforms
+        self.seed = seed
+        self.max_size = max_size
+        self.epoch = 0
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        image_id = self.ids[index]
+        path = self.img_folder / self.images[image_id]["file_name"]
+        image = read_image(path)
+        try:
+            target = self.target(image_id, image)
+            return self.transforms(image, target, random.Random(f"{self.seed}/{self.epoch}/{index}"))
+        except InputError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"{path}: the image or its annotations could not be prepared") from error
+
+
+class CocoDetection(CocoImages):
+    """Images and targets of one COCO annotation file.
 
     Item `i` is `(image, target)`: image float32 [3, H, W], normalised; target a dictionary of
       boxes float32 [n, 4]  cx, cy, w, h relative to the image's size;
@@ -37,43 +79,18 @@ class CocoDetection:
       orig_size, size int64 [2]   height and width in pixels before and after the transforms;
       masks bool [n, H, W]  if `return_masks`.
 
-    What is random in an item derives from `seed`, `epoch` and the item's index only.
-
-    Args:
-        img_folder: folder of the images.
-        ann_file: COCO JSON with images, annotations and categories.
-        transforms: called as `transforms(image, target, rng)`.
-        return_masks: whether targets have masks.
-        num_classes: upper bound (exclusive) of the category ids.
-        seed: what the randomness derives from, with the epoch and the index.
-        max_size: the longer side of the images after the transforms, about, in pixels.
-
-    Raises:
-        InputError: the folder or the annotation file cannot be used; at `dataset[i]`, an image cannot be read.
+    ann_file: COCO JSON with images, annotations and categories; return_masks: whether targets have masks; num_classes:
+    upper bound (exclusive) of the category ids; the rest as in CocoImages.
+    Raises InputError: the folder or the annotation file cannot be used.
     """
 
-    def __init__(self, img_folder, ann_file, transforms, return_masks, num_classes, seed=0, max_size=MAX_SIZE):
-        self.img_folder = Path(img_folder)
-        self.transforms = transforms
+    def __init__(self, img_folder, ann_file, transforms, return_masks, num_classes, **options):
+        self.coco = load_coco(Path(img_folder), Path(ann_file), return_masks, num_classes)
+        super().__init__(img_folder, self.coco.dataset["images"], transforms, **options)
         self.prepare = ConvertCocoPolysToMask(return_masks)
-        self.seed = seed
-        self.max_size = max_size
-        self.epoch = 0
-        self.coco = load_coco(self.img_folder, Path(ann_file), return_masks, num_classes)
-        self.ids = sorted(self.coco.imgs)
 
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, index):
-        image_id = self.ids[index]
-        path = self.img_folder / self.coco.imgs[image_id]["file_name"]
-        image = read_image(path)
-        try:
-            image, target = self.prepare(image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]})
-            return self.transforms(image, target, random.Random(f"{self.seed}/{self.epoch}/{index}"))
-        except Exception as error:
-            raise RuntimeError(f"{path}: the image or its annotations could not be prepared") from error
+    def target(self, image_id, image):
+        return self.prepare(image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]})[1]
 
 
 def read_image(path):

@@ -2,70 +2,44 @@
 
 Source: `datasets/coco_panoptic.py` of the original, which pairs images and annotations by order; here the ids pair them.
 """
-import random
 from pathlib import Path
 
 import numpy as np
 
 from datasets import NUM_CLASSES
-from datasets.coco import MAX_SIZE, check_ids, check_images, load_coco, make_coco_transforms, read_image, read_json
+from datasets.coco import CocoImages, check_ids, check_images, load_coco, make_coco_transforms, read_image, read_json
 from util.errors import InputError
 
 
-class CocoPanoptic:
-    """Images and segments of one panoptic annotation file, in the order of the image ids.
+class CocoPanoptic(CocoImages):
+    """Images and segments of one panoptic annotation file.
 
     Items are those of `datasets.coco.CocoDetection`, of all segments, crowds included; boxes are those of the masks.
 
-    Args:
-        img_folder: folder of the images.
-        ann_folder: folder of the PNGs.
-        ann_file: panoptic JSON with images, annotations with segments_info, and categories.
-        transforms: called as `transforms(image, target, rng)`.
-        return_masks: whether targets have masks.
-        num_classes: upper bound (exclusive) of the category ids.
-        coco: `pycocotools.coco.COCO` with the instances, for the COCO figures.
-        seed: what the randomness derives from, with the epoch and the index.
-
-    Raises:
-        InputError: the folders or the annotation file cannot be used; at `dataset[i]`, an image or its PNG cannot.
+    ann_folder: folder of the PNGs; ann_file: panoptic JSON with images, annotations with segments_info, and categories;
+    num_classes: upper bound (exclusive) of the category ids; coco: `pycocotools.coco.COCO` with the instances, for the
+    COCO figures; the rest as in CocoImages.
+    Raises InputError: the folders or the annotation file cannot be used; at `dataset[i]`, the image or its PNG cannot.
     """
 
-    def __init__(self, img_folder, ann_folder, ann_file, transforms, return_masks, num_classes, coco=None,
-                 seed=0):
-        self.img_folder, self.ann_folder, self.ann_file = Path(img_folder), Path(ann_folder), Path(ann_file)
-        self.transforms = transforms
-        self.return_masks = return_masks
-        self.seed = seed
+    def __init__(self, img_folder, ann_folder, ann_file, transforms, return_masks, num_classes, coco=None, **options):
+        self.ann_folder, self.ann_file = Path(ann_folder), Path(ann_file)
         self.coco = coco
-        self.max_size = MAX_SIZE
-        self.epoch = 0
-        for folder in (self.img_folder, self.ann_folder):
+        for folder, what in ((Path(img_folder), "images"), (self.ann_folder, "PNGs")):
             if not folder.is_dir():
-                raise InputError(f"{folder}: no such folder; put the {'images' if folder == self.img_folder else 'PNGs'} "
-                                 "there")
+                raise InputError(f"{folder}: no such folder; put the {what} there")
         content = read_json(self.ann_file)
-        self.annotations = check_annotations(content, self.img_folder, self.ann_folder, self.ann_file, num_classes)
-        self.images = {image["id"]: image for image in content["images"]}
-        self.ids = sorted(self.images)
+        self.annotations = check_annotations(content, Path(img_folder), self.ann_folder, self.ann_file, num_classes)
+        self.return_masks = return_masks
+        super().__init__(img_folder, content["images"], transforms, **options)
 
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, index):
-        image_id = self.ids[index]
-        path = self.img_folder / self.images[image_id]["file_name"]
-        image = read_image(path)
-        target = self.target(image_id, image.size)
-        return self.transforms(image, target, random.Random(f"{self.seed}/{self.epoch}/{index}"))
-
-    def target(self, image_id, image_size):
+    def target(self, image_id, image):
         annotation = self.annotations[image_id]
         path = self.ann_folder / annotation["file_name"]
         png = read_image(path)
-        if png.size != image_size:
-            raise InputError(f"{path}: is of {png.size[0]} x {png.size[1]} pixels and its image of {image_size[0]} x "
-                             f"{image_size[1]}; replace one of them")
+        if png.size != image.size:
+            raise InputError(f"{path}: is of {png.size[0]} x {png.size[1]} pixels and its image of {image.size[0]} x "
+                             f"{image.size[1]}; replace one of them")
         pixels = rgb2id(np.asarray(png))
         segments = annotation["segments_info"]
         masks = pixels == np.array([segment["id"] for segment in segments], np.int64).reshape(-1, 1, 1)
@@ -78,7 +52,7 @@ class CocoPanoptic:
             "boxes": masks_to_boxes(masks),
             "labels": np.array([segment["category_id"] for segment in segments], np.int64),
             "image_id": image_id,
-            "area": np.array([segment["area"] for segment in segments], np.float32),
+            "area": np.array([segment.get("area", mask.sum()) for segment, mask in zip(segments, masks)], np.float32),
             "iscrowd": np.array([segment["iscrowd"] for segment in segments], np.int64),
             "orig_size": size,
             "size": size,

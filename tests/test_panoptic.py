@@ -1,5 +1,7 @@
 """Panoptic data and figures: items, checks, the ground truth against itself, and the whole program on it."""
+import io
 import json
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import tiny
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.coco_panoptic import masks_to_boxes
+from datasets.coco_panoptic import masks_to_boxes, rgb2id
 from main import main
 from models.segmentation import id2rgb
 from util.errors import InputError
@@ -49,7 +51,7 @@ def root(tmp_path):
 def test_images_and_annotations_are_paired_by_id(root):
     dataset = build_dataset("val", arguments(root))
     for index, (width, height) in enumerate(tiny.SIZES):
-        target = dataset.target(dataset.ids[index], (width, height))
+        target = dataset.target(dataset.ids[index], Image.new("RGB", (width, height)))
         assert target["image_id"] == index + 1
         assert target["labels"].tolist() == [3, 199] and target["iscrowd"].tolist() == [0, 0]
         half = width // 2
@@ -65,6 +67,15 @@ def test_items_are_transformed_with_their_masks(root):
     args = arguments(root)
     args.masks = False
     assert "masks" not in build_dataset("train", args)[0][1]
+
+
+def test_area_and_iscrowd_may_be_missing(root):
+    def forget(data):
+        for key in ("area", "iscrowd"):
+            first(data)["segments_info"][0].pop(key)
+    edit(forget)(root)
+    target = build_dataset("val", arguments(root)).target(1, Image.new("RGB", tiny.SIZES[0]))
+    assert target["area"].tolist() == [200 * 40, 200 * 40] and target["iscrowd"].tolist() == [0, 0]
 
 
 def test_boxes_of_masks():
@@ -177,6 +188,63 @@ def test_a_segment_given_to_another_class_and_a_shifted_one_cost_what_they_shoul
     assert figures["Things"]["pq"] == pytest.approx((count - 1) / (count - 1 + 0.5))  # one false negative
     assert figures["Stuff"]["pq"] == pytest.approx(count / (count + 0.5))  # one false positive
     assert figures["All"]["sq"] == 1
+
+
+def spoil(prediction):
+    """A prediction with its first two segments merged, the third split, the fourth missing and all of them shifted."""
+    ids = rgb2id(np.asarray(Image.open(io.BytesIO(prediction["png_string"]))))
+    segments = [dict(segment) for segment in prediction["segments_info"]]
+    ids[ids == segments[1]["id"]] = segments[0]["id"]
+    columns = np.arange(ids.shape[1])
+    middle = np.median(np.argwhere(ids == segments[2]["id"])[:, 1])
+    ids[(ids == segments[2]["id"]) & (columns < middle)] = 1
+    ids[ids == segments[3]["id"]] = 0
+    ids = np.roll(ids, 7, axis=1)
+    segments = [segments[0], dict(segments[2], id=1), segments[2], *segments[4:]]
+    with io.BytesIO() as file:
+        Image.fromarray(id2rgb(ids)).save(file, format="PNG")
+        return {**prediction, "segments_info": segments, "png_string": file.getvalue()}
+
+
+def quality_by_hand(pairs, isthing):
+    """PQ, averaged over the classes, of pairs of ground truth and prediction: section 4 of the paper (arXiv 1801.00868)."""
+    overlaps, errors = defaultdict(list), defaultdict(float)
+    for truth, prediction in pairs:
+        true, found = (rgb2id(np.asarray(Image.open(io.BytesIO(p["png_string"])))) for p in (truth, prediction))
+        unused = {segment["id"]: segment["category_id"] for segment in prediction["segments_info"]}
+        ignored = defaultdict(lambda: true == 0)  # no segment's pixels, and by class a crowd's
+        for segment in truth["segments_info"]:
+            mask, category = true == segment["id"], segment["category_id"]
+            if segment["iscrowd"]:
+                ignored[category] = ignored[category] | mask
+                continue
+            scores = {i: (mask & (found == i)).sum() / (mask | (found == i) & (true > 0)).sum()
+                      for i, c in unused.items() if c == category}
+            best = max(scores, key=scores.get, default=None)
+            if best is not None and scores[best] > 0.5:
+                overlaps[category].append(scores[best])
+                del unused[best]
+            else:
+                errors[category] += 0.5
+        for i, category in unused.items():
+            if ignored[category][found == i].mean() <= 0.5:
+                errors[category] += 0.5
+    present = {c for c in {*overlaps, *errors} if isthing[c]}
+    return sum(sum(overlaps[c]) / (len(overlaps[c]) + errors[c]) for c in present) / len(present)
+
+
+@pytest.mark.coco
+def test_quality_of_known_errors_is_what_a_calculation_by_hand_gives(coco_path, tmp_path):
+    root = coco_path.parent / "coco_panoptic_sample"
+    evaluator = evaluator_of(root, tmp_path / "out")
+    pairs = [(segments, spoil(segments)) for segments in truth(root)]
+    evaluator.update([prediction for _, prediction in pairs])
+    figures = evaluator.summarize()
+    categories = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())["categories"]
+    things = {c["id"]: c["isthing"] for c in categories}
+    for part, chosen in (("All", dict.fromkeys(things, 1)), ("Things", things), ("Stuff", {c: 1 - t for c, t in things.items()})):
+        assert figures[part]["pq"] == pytest.approx(quality_by_hand(pairs, chosen), abs=1e-12)
+        assert 0.1 < figures[part]["pq"] < 0.95, "all right or all wrong would test nothing"
 
 
 def test_training_and_resuming_with_panoptic_figures(root, tmp_path, capsys):
