@@ -131,7 +131,9 @@ class ToTensor:
     """PIL image -> float32 [3, H, W] in 0..1."""
 
     def __call__(self, image, target, rng):
-        return np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255), target
+        array = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+        array /= np.float32(255)
+        return array, target
 
 
 class Normalize:

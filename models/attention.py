@@ -4,7 +4,7 @@ import math
 import jittor as jt
 from jittor import nn
 
-from .ops import bmm, bmm_transpose
+from .ops import Dropout, bmm, bmm_transpose, softmax
 
 
 class MultiheadAttention(nn.Module):
@@ -22,7 +22,7 @@ class MultiheadAttention(nn.Module):
         self.in_proj_bias = nn.init.constant((3 * embed_dim,), "float32", 0.0)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
         nn.init.constant_(self.out_proj.bias, 0.0)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def execute(self, query, key, value, key_padding_mask=None):
         """query [B, N, E], key and value [B, M, E], key_padding_mask bool [B, M] (True: ignore) -> [B, N, E].
@@ -32,11 +32,7 @@ class MultiheadAttention(nn.Module):
         batch, num_queries, _ = query.shape
         q, k, v = (self._split_heads(self._project(x, i)) for i, x in enumerate((query, key, value)))
         scores = bmm_transpose(q / math.sqrt(q.shape[-1]), k)  # [B * heads, N, M]
-        if key_padding_mask is not None:
-            # Jittor compiles with -Ofast, which does not honour infinities: exp(-1e30 - max) is an exact zero too.
-            penalty = (key_padding_mask.float32() * -1e30).reshape(batch, 1, 1, -1)
-            scores = (scores.reshape(batch, self.num_heads, num_queries, -1) + penalty).reshape(scores.shape)
-        attention = self.dropout(nn.softmax(scores, dim=-1))
+        attention = self.dropout(softmax(scores, key_padding_mask))
         heads = bmm(attention, v).reshape(batch, self.num_heads, num_queries, -1)
         return self.out_proj(heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim))
 

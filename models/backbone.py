@@ -1,12 +1,12 @@
 """ResNet backbones, with frozen BatchNorm or trained normalisation, and the join with the position encoding."""
 import jittor as jt
-import jittor.models
 from jittor import nn
-from jittor.models.resnet import BasicBlock, conv1x1
+from jittor.models import resnet
 
 from util.errors import InputError
 from util.misc import NestedTensor, resize_nearest
 
+from . import ops
 from .position_encoding import build_position_encoding
 
 SHALLOW = ("resnet18", "resnet34", "tiny")  # basic blocks: no dilation
@@ -22,10 +22,14 @@ class FrozenBatchNorm2d(nn.Module):
         self.running_mean = jt.zeros(num_features).stop_grad()
         self.running_var = jt.ones(num_features).stop_grad()
 
+    def affine(self):
+        """Scale and bias [C] that it amounts to."""
+        scale = self.weight / jt.sqrt(self.running_var + 1e-5)
+        return scale, self.bias - self.running_mean * scale
+
     def execute(self, x):
         """[B, C, H, W] -> [B, C, H, W]"""
-        scale = self.weight / jt.sqrt(self.running_var + 1e-5)
-        bias = self.bias - self.running_mean * scale
+        scale, bias = self.affine()
         return x * scale.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
 
 
@@ -35,6 +39,39 @@ def group_norm(num_features):
 
 
 NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": group_norm}
+
+
+def conv_norm(x, conv, norm, residual=None, relu=False):
+    """Convolution, normalisation, the sum with the residual, ReLU. Frozen BatchNorm becomes part of the convolution."""
+    place = conv.stride, conv.padding, conv.dilation
+    if isinstance(norm, FrozenBatchNorm2d):
+        scale, bias = norm.affine()
+        return ops.conv2d(x, conv.weight * scale.reshape(-1, 1, 1, 1), bias, *place, residual, relu)
+    x = norm(ops.conv2d(x, conv.weight, None, *place))
+    x = x if residual is None else x + residual
+    return nn.relu(x) if relu else x
+
+
+class BasicBlock(resnet.BasicBlock):
+
+    def execute(self, x):
+        out = conv_norm(x, self.conv1, self.bn1, relu=True)
+        residual = x if self.downsample is None else conv_norm(x, *self.downsample)
+        return conv_norm(out, self.conv2, self.bn2, residual, relu=True)
+
+
+class Bottleneck(resnet.Bottleneck):
+
+    def execute(self, x):
+        out = conv_norm(x, self.conv1, self.bn1, relu=True)
+        out = conv_norm(out, self.conv2, self.bn2, relu=True)
+        residual = x if self.downsample is None else conv_norm(x, *self.downsample)
+        return conv_norm(out, self.conv3, self.bn3, residual, relu=True)
+
+
+RESNETS = {"resnet18": (BasicBlock, [2, 2, 2, 2]), "resnet34": (BasicBlock, [3, 4, 6, 3]),
+           "resnet50": (Bottleneck, [3, 4, 6, 3]), "resnet101": (Bottleneck, [3, 4, 23, 3]),
+           "resnet152": (Bottleneck, [3, 8, 36, 3])}
 
 
 class TinyResNet(nn.Module):
@@ -53,7 +90,7 @@ class TinyResNet(nn.Module):
         self.layer4 = self._stage(64, 128, norm_layer, stride=1)
 
     def _stage(self, inplanes, planes, norm_layer, stride):
-        downsample = nn.Sequential(conv1x1(inplanes, planes, stride), norm_layer(planes))
+        downsample = nn.Sequential(resnet.conv1x1(inplanes, planes, stride), norm_layer(planes))
         return nn.Sequential(BasicBlock(inplanes, planes, stride, downsample, norm_layer=norm_layer))
 
 
@@ -75,8 +112,8 @@ class Backbone(nn.Module):
         if name == "tiny":
             self.body, width = TinyResNet(NORMS[norm]), 16
         else:
-            self.body = getattr(jittor.models, name)(norm_layer=NORMS[norm],
-                                                     replace_stride_with_dilation=[False, False, dilation])
+            self.body = resnet.ResNet(*RESNETS[name], norm_layer=NORMS[norm],
+                                      replace_stride_with_dilation=[False, False, dilation])
             del self.body.avgpool, self.body.fc
             width = 64 if name in SHALLOW else 256
         self.stage_channels = [width, 2 * width, 4 * width, 8 * width]
@@ -92,7 +129,7 @@ class Backbone(nn.Module):
         The last one is [B, stage_channels[-1], H/32, W/32] (DC5, tiny: H/16, W/16).
         """
         body = self.body
-        x = body.maxpool(body.relu(body.bn1(body.conv1(samples.tensors))))
+        x = body.maxpool(conv_norm(samples.tensors, body.conv1, body.bn1, relu=True))
         maps = []
         for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
             x = stage(x)

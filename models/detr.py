@@ -7,6 +7,7 @@ from datasets import NUM_CLASSES
 from util import box_ops
 from util.misc import NestedTensor, nested_tensor_from_arrays
 
+from . import ops
 from .backbone import build_backbone
 from .matcher import build_matcher
 from .segmentation import DETRsegm, PostProcessPanoptic, PostProcessSegm, dice_loss, sigmoid_focal_loss
@@ -54,7 +55,7 @@ class DETR(nn.Module):
             samples = nested_tensor_from_arrays(samples).to_jittor()
         features, pos = self.backbone(samples)
         src, mask = features[-1].decompose()
-        src = self.input_proj(src)
+        src = ops.conv(src, self.input_proj)
         hs, memory = self.transformer(src, mask, self.query_embed.weight, pos)
         logits = self.class_embed(hs)
         boxes = self.bbox_embed(hs).sigmoid()

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from util.misc import nearest_index, resize_nearest
 
-from .ops import bmm
+from . import ops
 
 QUERY_BLOCK = 10  # masks that are computed or enlarged at a time; all of them at once are what fills the memory
 
@@ -74,10 +74,10 @@ class MHAttentionMap(nn.Module):
         q = self.q_linear(q) * width ** -0.5
         q = q.reshape(batch, queries, self.num_heads, width).transpose(0, 2, 1, 3)
         k = self.k_linear(k.reshape(batch, -1, h * w).transpose(0, 2, 1)).transpose(0, 2, 1)
-        scores = bmm(q.reshape(-1, queries, width), k.reshape(-1, width, h * w))
+        scores = ops.bmm(q.reshape(-1, queries, width), k.reshape(-1, width, h * w))
         scores = scores.reshape(batch, self.num_heads, queries, h * w).transpose(0, 2, 1, 3)
-        scores = scores + (mask.float32() * -1e30).reshape(batch, 1, 1, h * w)  # finite: see attention.py
-        weights = nn.softmax(scores.reshape(batch, queries, -1), dim=-1)
+        mask = jt.concat([mask.reshape(batch, h * w)] * self.num_heads, dim=1)
+        weights = ops.softmax(scores.reshape(batch, queries, -1), mask)
         return weights.reshape(batch, queries, self.num_heads, h, w)
 
 
@@ -117,8 +117,8 @@ class MaskHeadSmallConv(nn.Module):
         """
         # lay1 of image and attention side by side is the sum of two convolutions; the image's has 32 times the channels.
         channels = src.shape[1]
-        image = nn.conv2d(src, self.lay1.weight[:, :channels], self.lay1.bias, padding=1)
-        stages = [adapter(fpn) for adapter, fpn in zip((self.adapter1, self.adapter2, self.adapter3), fpns)]
+        image = ops.conv2d(src, self.lay1.weight[:, :channels], self.lay1.bias, padding=(1, 1))
+        stages = [ops.conv(fpn, adapter) for fpn, adapter in zip(fpns, (self.adapter1, self.adapter2, self.adapter3))]
         if self.is_training():
             return self._masks(attention, image, stages)
         blocks = []
@@ -136,13 +136,13 @@ class MaskHeadSmallConv(nn.Module):
             return (x.reshape(batch, queries, *x.shape[1:]) + features.unsqueeze(1)).reshape(x.shape)
 
         maps = attention.reshape(-1, *attention.shape[2:])
-        x = add(nn.conv2d(maps, self.lay1.weight[:, -maps.shape[1]:], padding=1), image)
+        x = add(ops.conv2d(maps, self.lay1.weight[:, -maps.shape[1]:], padding=(1, 1)), image)
         x = nn.relu(self.gn1(x))
-        x = nn.relu(self.gn2(self.lay2(x)))
-        x = nn.relu(self.gn3(self.lay3(add(x, stages[0]))))
-        x = nn.relu(self.gn4(self.lay4(add(x, stages[1]))))
-        x = nn.relu(self.gn5(self.lay5(add(x, stages[2]))))
-        return self.out_lay(x).reshape(batch, queries, *x.shape[-2:])
+        x = nn.relu(self.gn2(ops.conv(x, self.lay2)))
+        x = nn.relu(self.gn3(ops.conv(add(x, stages[0]), self.lay3)))
+        x = nn.relu(self.gn4(ops.conv(add(x, stages[1]), self.lay4)))
+        x = nn.relu(self.gn5(ops.conv(add(x, stages[2]), self.lay5)))
+        return ops.conv(x, self.out_lay).reshape(batch, queries, *x.shape[-2:])
 
 
 def dice_loss(inputs, targets):

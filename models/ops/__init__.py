@@ -1,0 +1,212 @@
+"""Operators that Jittor lacks in a fast form on the CPU. With CUDA, and without oneDNN, Jittor's own run instead.
+
+- `bmm`, `bmm_transpose`: Jittor computes batched matrix products and their gradients on the CPU in a plain loop on one
+  core. Here each product is a call of oneDNN's sgemm, the products of a batch spread over the cores.
+- `conv2d`: Jittor's convolution reorders image and weights into oneDNN's layout and back at every call. Here a 1x1
+  convolution is a matrix product and a 3x3 one with stride 1 Winograd's F(2x2, 3x3), and what follows a convolution (bias,
+  residual, ReLU) is done while its result is in the cache.
+- `softmax`: mask, exponential and sum in one pass over each row.
+- `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
+  the element's place, drawn again for the gradient.
+
+The kernels are in kernels.h. `tests/test_ops.py` compares each with Jittor's plain operators.
+"""
+from pathlib import Path
+
+import jittor as jt
+from jittor import nn
+
+KERNELS = (Path(__file__).parent / "kernels.h").read_text()
+# Fewer channels make matrices too small for sgemm; then oneDNN's own convolution is faster.
+LEAST_CHANNELS = 32
+
+
+def bmm(a, b):
+    """float32 [N, m, k], [N, k, n] -> [N, m, n]: the product of each pair of matrices."""
+    return _Product()(a, b) if _on_onednn() else nn.bmm(a, b)
+
+
+def bmm_transpose(a, b):
+    """float32 [N, m, k], [N, n, k] -> [N, m, n]: the product of each matrix with the transpose of its partner."""
+    return _ProductTransposed()(a, b) if _on_onednn() else nn.bmm_transpose(a, b)
+
+
+def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), residual=None, relu=False):
+    """x [B, C, H, W], weight [O, C, kh, kw], bias [O], residual [B, O, h, w] -> [B, O, h, w], float32.
+
+    The residual is added to the convolution, and relu taken of the sum.
+    """
+    kernel = tuple(weight.shape[2:])
+    if _on_onednn() and min(weight.shape[:2]) >= LEAST_CHANNELS:
+        if kernel == (1, 1) and padding == (0, 0):
+            if stride != (1, 1):
+                x = x[:, :, ::stride[0], ::stride[1]]
+            return _Conv1x1(relu)(x, weight, bias, residual)
+        if kernel == (3, 3) and stride == padding == dilation == (1, 1):
+            return _Conv3x3(relu)(x, weight, bias, residual)
+    x = nn.conv2d(x, weight, bias, stride, padding, dilation)
+    x = x if residual is None else x + residual
+    return nn.relu(x) if relu else x
+
+
+def conv(x, layer):
+    """The convolution of an nn.Conv2d, x [B, C, H, W] -> [B, O, h, w]."""
+    return conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+
+
+def softmax(x, mask=None):
+    """Softmax over the last dimension of x float32 [N, m, n].
+
+    mask: bool [B, n], N a multiple of B, for N / B neighbours each: True gives a column no share. A row needs one
+    column that is not masked.
+    """
+    # Jittor compiles with -Ofast, which does not honour infinities: exp(-1e30 - max) is an exact zero too.
+    penalty = None if mask is None else mask.float32() * -1e30
+    if _on_onednn():
+        return _Softmax()(x, penalty)
+    if mask is not None:
+        penalty = penalty.reshape(mask.shape[0], 1, 1, -1)
+        x = (x.reshape(mask.shape[0], -1, *x.shape[1:]) + penalty).reshape(x.shape)
+    return nn.softmax(x, dim=-1)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout; its randomness comes from Jittor's generator."""
+
+    def execute(self, x):
+        if _on_onednn() and self.is_train and self.p > 0:
+            return _Dropout(self.p)(x, jt.random((2,)).stop_grad())
+        return super().execute(x)
+
+
+def _on_onednn():
+    return not jt.flags.use_cuda and jt.compile_extern.mkl_ops is not None
+
+
+def _code(shape, inputs, source):
+    return jt.code(shape, "float32", inputs, cpu_header=KERNELS, cpu_src=source)
+
+
+class _Product(jt.Function):
+    def execute(self, a, b):
+        self.saved = a, b
+        return _sgemm(a, b, "N", "N")
+
+    def grad(self, d):
+        a, b = self.saved
+        return _sgemm(d, b, "N", "T"), _sgemm(a, d, "T", "N")
+
+
+class _ProductTransposed(jt.Function):
+    def execute(self, a, b):
+        self.saved = a, b
+        return _sgemm(a, b, "N", "T")
+
+    def grad(self, d):
+        a, b = self.saved
+        return _sgemm(d, b, "N", "N"), _sgemm(d, a, "T", "N")
+
+
+def _sgemm(a, b, ta, tb):
+    batch, m, k = a.shape if ta == "N" else (a.shape[0], a.shape[2], a.shape[1])
+    n = b.shape[2] if tb == "N" else b.shape[1]
+    return _code([batch, m, n], [a, b], f"""
+        const int64_t batch = out0_shape0, m = out0_shape1, n = out0_shape2, k = in0_shape{2 if ta == "N" else 1};
+        #pragma omp parallel for
+        for (int64_t i = 0; i < batch; i++)
+            detr::sgemm('{ta}', '{tb}', m, n, k, in0_p + i * m * k, in0_shape2, in1_p + i * k * n, in1_shape2, 0.f,
+                        out0_p + i * m * n, n);
+    """)
+
+
+class _Conv(jt.Function):
+    """Inputs x, weight, and bias and residual or None."""
+
+    def __init__(self, relu):
+        self.relu = relu
+
+    def execute(self, x, weight, bias, residual):
+        self.x, self.weight, self.y, self.extras = x, weight, None, (bias is not None, residual is not None)
+        inputs, names = [x, weight], []
+        for extra in (bias, residual):
+            names.append("nullptr" if extra is None else f"in{len(inputs)}_p")
+            inputs += [] if extra is None else [extra]
+        shape = [x.shape[0], weight.shape[0], *x.shape[2:]]
+        y = _code(shape, inputs, self.forward.format(bias=names[0], residual=names[1], relu=str(self.relu).lower()))
+        if self.relu:
+            self.y = y
+        return y
+
+    def grad(self, d):
+        d = jt.ternary(self.y > 0, d, jt.zeros_like(d)) if self.relu else d
+        return (_code(self.x.shape, [d, self.weight], self.backward_x), _code(self.weight.shape, [d, self.x], self.backward_w),
+                d.sum((0, 2, 3)) if self.extras[0] else None, d if self.extras[1] else None)
+
+
+class _Conv1x1(_Conv):
+    forward = """
+        detr::conv1x1('N', in1_p, in0_p, {bias}, {residual}, {relu}, out0_p, in0_shape0, in0_shape1, out0_shape1,
+                      in0_shape2 * in0_shape3);
+    """
+    backward_x = """
+        detr::conv1x1('T', in1_p, in0_p, nullptr, nullptr, false, out0_p, in0_shape0, in0_shape1, out0_shape1,
+                      in0_shape2 * in0_shape3);
+    """
+    backward_w = """
+        detr::conv1x1_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2 * in0_shape3);
+    """
+
+
+class _Conv3x3(_Conv):
+    forward = """
+        float* u = detr::scratch(3, 16 * in1_shape0 * in1_shape1);
+        detr::winograd_weights(in1_p, u, in1_shape0, in1_shape1, false);
+        detr::winograd('N', u, in0_p, {bias}, {residual}, {relu}, out0_p, in0_shape0, in0_shape1, out0_shape1, in0_shape2,
+                       in0_shape3);
+    """
+    backward_x = """
+        float* u = detr::scratch(3, 16 * in1_shape0 * in1_shape1);
+        detr::winograd_weights(in1_p, u, in1_shape0, in1_shape1, true);
+        detr::winograd('T', u, in0_p, nullptr, nullptr, false, out0_p, in0_shape0, in0_shape1, out0_shape1, in0_shape2,
+                       in0_shape3);
+    """
+    backward_w = """
+        detr::winograd_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2, in0_shape3);
+    """
+
+
+class _Softmax(jt.Function):
+    def execute(self, x, penalty):
+        inputs, row = ([x], "nullptr") if penalty is None else (
+            [x, penalty], "in1_p + i / (in0_shape0 * in0_shape1 / in1_shape0) * in0_shape2")
+        self.y = _code(x.shape, inputs, f"""
+            #pragma omp parallel for
+            for (int64_t i = 0; i < in0_shape0 * in0_shape1; i++)
+                detr::softmax_row(in0_p + i * in0_shape2, {row}, out0_p + i * in0_shape2, in0_shape2);
+        """)
+        return self.y
+
+    def grad(self, d):
+        dx = _code(d.shape, [d, self.y], """
+            const int64_t n = in0_shape2;
+            #pragma omp parallel for
+            for (int64_t i = 0; i < in0_shape0 * in0_shape1; i++) {
+                const float *d = in0_p + i * n, *y = in1_p + i * n;
+                float sum = 0;
+                for (int64_t j = 0; j < n; j++) sum += d[j] * y[j];
+                for (int64_t j = 0; j < n; j++) out0_p[i * n + j] = y[j] * (d[j] - sum);
+            }
+        """)
+        return dx, None
+
+
+class _Dropout(jt.Function):
+    def __init__(self, p):
+        self.source = f"detr::dropout(in0_p, in1_p, {p}, out0_p, in0->num);"
+
+    def execute(self, x, seed):
+        self.seed = seed
+        return _code(x.shape, [x, seed], self.source)
+
+    def grad(self, d):
+        return _code(d.shape, [d, self.seed], self.source), None

@@ -1,0 +1,281 @@
+// What models/ops/__init__.py computes on the CPU. Arrays are float32, row-major and contiguous; images are [B, C, H, W].
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#include <omp.h>
+
+extern "C" int dnnl_sgemm(char transa, char transb, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
+                          int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
+
+namespace detr {
+
+typedef int64_t num;
+
+// c [m, n] = beta * c + op(a) [m, k] . op(b) [k, n]; on one thread where the caller's region is parallel
+inline void sgemm(char ta, char tb, num m, num n, num k, const float* a, num lda, const float* b, num ldb, float beta,
+                  float* c, num ldc) {
+    dnnl_sgemm(ta, tb, m, n, k, 1.f, a, lda, b, ldb, beta, c, ldc);
+}
+
+// Memory that a thread keeps for its next call.
+inline float* scratch(int slot, num size) {
+    static thread_local std::vector<float> buffers[4];
+    if ((num)buffers[slot].size() < size) buffers[slot].resize(size);
+    return buffers[slot].data();
+}
+
+inline num ceil_div(num a, num b) { return (a + b - 1) / b; }
+
+// y += bias, y += residual, y = max(y, 0), each where wanted
+inline void finish(float* y, float bias, const float* residual, bool relu, num n) {
+    if (residual && relu) { for (num i = 0; i < n; i++) y[i] = std::max(y[i] + bias + residual[i], 0.f); }
+    else if (residual) { for (num i = 0; i < n; i++) y[i] += bias + residual[i]; }
+    else if (relu) { for (num i = 0; i < n; i++) y[i] = std::max(y[i] + bias, 0.f); }
+    else if (bias != 0) { for (num i = 0; i < n; i++) y[i] += bias; }
+}
+
+// 1x1 convolution: y [B, co, n] = op(w) . x [B, ci, n]. Blocks of columns whose result is finished while it is in the cache.
+inline void conv1x1(char tw, const float* w, const float* x, const float* bias, const float* residual, bool relu, float* y,
+                    num batch, num ci, num co, num n) {
+    num threads = omp_get_max_threads();
+    num blocks = ceil_div(n, std::min<num>(std::max<num>(262144 / co, 192), 1024));
+    while (batch * blocks % threads) blocks++;
+    num width = ceil_div(ceil_div(n, blocks), 16) * 16;
+    blocks = ceil_div(n, width);
+    #pragma omp parallel for schedule(dynamic)
+    for (num job = 0; job < batch * blocks; job++) {
+        num b = job / blocks, start = job % blocks * width, m = std::min(width, n - start);
+        float* out = y + b * co * n + start;
+        sgemm(tw, 'N', co, m, ci, w, tw == 'N' ? ci : co, x + b * ci * n + start, n, 0.f, out, n);
+        for (num c = 0; c < co; c++)
+            finish(out + c * n, bias ? bias[c] : 0, residual ? residual + (b * co + c) * n + start : nullptr, relu, m);
+    }
+}
+
+// Its weight gradient: dw [co, ci] = sum over b of dy [co, n] . x [ci, n]^T
+inline void conv1x1_weight(const float* dy, const float* x, float* dw, num batch, num ci, num co, num n) {
+    for (num b = 0; b < batch; b++)
+        sgemm('N', 'T', co, ci, n, dy + b * co * n, n, x + b * ci * n, n, b > 0, dw, ci);
+}
+
+// ---- 3x3 convolution, stride 1, padding 1: Winograd's F(2x2, 3x3) (arXiv 1509.09308). A tile of 2x2 results comes from 4x4
+// pixels; between the transforms stand 16 matrix products, with 2.25 times fewer multiplications than the plain sum.
+
+// u [16, co, ci] of w [co, ci, 3, 3]; flipped: of w turned by 180 degrees, for the way back of gradients
+inline void winograd_weights(const float* w, float* u, num co, num ci, bool flipped) {
+    #pragma omp parallel for
+    for (num o = 0; o < co; o++) {
+        float *g = scratch(0, 21 * ci), *t = g + 9 * ci;  // g [3, 3, ci], t [4, 3, ci]
+        for (int k = 0; k < 9; k++)
+            for (num i = 0; i < ci; i++) g[k * ci + i] = w[(o * ci + i) * 9 + (flipped ? 8 - k : k)];
+        for (num i = 0; i < 3 * ci; i++) {
+            float a = g[i], b = g[3 * ci + i], c = g[6 * ci + i];
+            t[i] = a;
+            t[3 * ci + i] = .5f * (a + b + c);
+            t[6 * ci + i] = .5f * (a - b + c);
+            t[9 * ci + i] = c;
+        }
+        for (int k = 0; k < 4; k++) {
+            const float* row = t + 3 * k * ci;
+            float *u0 = u + 4 * k * co * ci + o * ci, *u1 = u0 + co * ci, *u2 = u1 + co * ci, *u3 = u2 + co * ci;
+            for (num i = 0; i < ci; i++) {
+                float a = row[i], b = row[ci + i], c = row[2 * ci + i];
+                u0[i] = a;
+                u1[i] = .5f * (a + b + c);
+                u2[i] = .5f * (a - b + c);
+                u3[i] = c;
+            }
+        }
+    }
+}
+
+// One row of tiles of one channel x [h, w]: 16 rows of tw values, `step` apart. line: 4 * (2 * tw + 2) floats
+inline void winograd_input(const float* x, num h, num w, num row, num tw, float* line, float* v, num step) {
+    num width = 2 * tw + 2;
+    const float* r[4];
+    static const std::vector<float> zeros(1 << 16, 0.f);
+    for (int k = 0; k < 4; k++) {
+        num y = 2 * row - 1 + k;
+        r[k] = y >= 0 && y < h ? x + y * w : zeros.data();
+    }
+    float *t0 = line, *t1 = line + width, *t2 = line + 2 * width, *t3 = line + 3 * width;
+    t0[0] = t1[0] = t2[0] = t3[0] = 0;
+    for (num i = 0; i < w; i++) {
+        t0[i + 1] = r[0][i] - r[2][i];
+        t1[i + 1] = r[1][i] + r[2][i];
+        t2[i + 1] = r[2][i] - r[1][i];
+        t3[i + 1] = r[1][i] - r[3][i];
+    }
+    for (num i = w + 1; i < width; i++) t0[i] = t1[i] = t2[i] = t3[i] = 0;
+    for (int k = 0; k < 4; k++) {
+        const float* t = line + k * width;
+        float *v0 = v + 4 * k * step, *v1 = v0 + step, *v2 = v1 + step, *v3 = v2 + step;
+        for (num j = 0; j < tw; j++) {
+            float a = t[2 * j], b = t[2 * j + 1], c = t[2 * j + 2], d = t[2 * j + 3];
+            v0[j] = a - c;
+            v1[j] = b + c;
+            v2[j] = c - b;
+            v3[j] = b - d;
+        }
+    }
+}
+
+// The same for gradients dy [h, w] of the result: A dy A^T
+inline void winograd_gradient(const float* dy, num h, num w, num row, num tw, float* line, float* v, num step) {
+    num width = 2 * tw;
+    const float* r[2] = {dy + 2 * row * w, dy + (2 * row + 1) * w};
+    bool second = 2 * row + 1 < h;
+    for (num i = 0; i < w; i++) {
+        float a = r[0][i], b = second ? r[1][i] : 0;
+        line[i] = a;
+        line[width + i] = a + b;
+        line[2 * width + i] = a - b;
+        line[3 * width + i] = -b;
+    }
+    if (w < width) for (int k = 0; k < 4; k++) line[k * width + w] = 0;
+    for (int k = 0; k < 4; k++) {
+        const float* t = line + k * width;
+        float *v0 = v + 4 * k * step, *v1 = v0 + step, *v2 = v1 + step, *v3 = v2 + step;
+        for (num j = 0; j < tw; j++) {
+            float a = t[2 * j], b = t[2 * j + 1];
+            v0[j] = a;
+            v1[j] = a + b;
+            v2[j] = a - b;
+            v3[j] = -b;
+        }
+    }
+}
+
+// Back from 16 rows of tw values, `step` apart, to two rows of the result. line: 4 * tw floats
+inline void winograd_output(const float* m, num step, num tw, float* line) {
+    for (int k = 0; k < 2; k++)
+        for (num j = 0; j < tw; j++) {
+            float s[4];
+            for (int l = 0; l < 4; l++) {
+                float a = m[(k * 4 + l) * step + j], b = m[(k * 4 + 4 + l) * step + j], c = m[(k * 4 + 8 + l) * step + j];
+                s[l] = k ? a - b - c : a + b + c;
+            }
+            line[2 * tw * k + 2 * j] = s[0] + s[1] + s[2];
+            line[2 * tw * k + 2 * j + 1] = s[1] - s[2] - s[3];
+        }
+}
+
+// y [B, co, h, w] from x [B, ci, h, w] and u [16, co, ci]; with tu 'T' from u [16, ci, co]
+inline void winograd(char tu, const float* u, const float* x, const float* bias, const float* residual, bool relu, float* y,
+                     num batch, num ci, num co, num h, num w) {
+    num th = (h + 1) / 2, tw = (w + 1) / 2, threads = omp_get_max_threads();
+    // rows of tiles per job: buffers of about 4 MB, and jobs for all threads
+    num rows = std::max<num>(1, std::min<num>(th, 1048576 / (16 * (ci + co) * tw)));
+    num chunks = ceil_div(th, rows);
+    while (batch * chunks % threads && chunks < th) chunks++;
+    rows = ceil_div(th, chunks);
+    chunks = ceil_div(th, rows);
+    #pragma omp parallel for schedule(dynamic)
+    for (num job = 0; job < batch * chunks; job++) {
+        num b = job / chunks, first = job % chunks * rows, last = std::min(th, first + rows), t = (last - first) * tw;
+        float *v = scratch(0, 16 * ci * t), *m = scratch(1, 16 * co * t), *line = scratch(2, 8 * tw + 8);
+        for (num c = 0; c < ci; c++)
+            for (num row = first; row < last; row++)
+                winograd_input(x + (b * ci + c) * h * w, h, w, row, tw, line, v + c * t + (row - first) * tw, ci * t);
+        for (int f = 0; f < 16; f++)
+            sgemm(tu, 'N', co, t, ci, u + f * co * ci, tu == 'N' ? ci : co, v + f * ci * t, t, 0.f, m + f * co * t, t);
+        for (num c = 0; c < co; c++)
+            for (num row = first; row < last; row++) {
+                winograd_output(m + c * t + (row - first) * tw, co * t, tw, line);
+                for (num k = 0; k < 2 && 2 * row + k < h; k++) {
+                    num place = ((b * co + c) * h + 2 * row + k) * w;
+                    finish(line + 2 * tw * k, bias ? bias[c] : 0, residual ? residual + place : nullptr, relu, w);
+                    std::memcpy(y + place, line + 2 * tw * k, w * sizeof(float));
+                }
+            }
+    }
+}
+
+// Weight gradient dw [co, ci, 3, 3] of x [B, ci, h, w] and dy [B, co, h, w]
+inline void winograd_weight(const float* dy, const float* x, float* dw, num batch, num ci, num co, num h, num w) {
+    num th = (h + 1) / 2, tw = (w + 1) / 2;
+    num rows = std::max<num>(1, std::min<num>(th, 4194304 / (16 * (ci + co) * tw)));
+    float *v = scratch(0, 16 * ci * rows * tw), *d = scratch(1, 16 * co * rows * tw), *du = scratch(2, 16 * co * ci);
+    #pragma omp parallel
+    for (num b = 0; b < batch; b++)
+        for (num first = 0; first < th; first += rows) {
+            num last = std::min(th, first + rows), t = (last - first) * tw;
+            std::vector<float> line(8 * tw + 8);
+            #pragma omp for
+            for (num c = 0; c < ci; c++)
+                for (num row = first; row < last; row++)
+                    winograd_input(x + (b * ci + c) * h * w, h, w, row, tw, line.data(), v + c * t + (row - first) * tw, ci * t);
+            #pragma omp for
+            for (num c = 0; c < co; c++)
+                for (num row = first; row < last; row++)
+                    winograd_gradient(dy + (b * co + c) * h * w, h, w, row, tw, line.data(), d + c * t + (row - first) * tw,
+                                      co * t);
+            #pragma omp for
+            for (int f = 0; f < 16; f++)
+                sgemm('N', 'T', co, ci, t, d + f * co * t, t, v + f * ci * t, t, b + first > 0, du + f * co * ci, ci);
+        }
+    #pragma omp parallel for
+    for (num i = 0; i < co * ci; i++) {  // G^T du G
+        float t[3][4];
+        for (int l = 0; l < 4; l++) {
+            float a = du[l * co * ci + i], b = du[(4 + l) * co * ci + i], c = du[(8 + l) * co * ci + i];
+            t[0][l] = a + .5f * (b + c);
+            t[1][l] = .5f * (b - c);
+            t[2][l] = .5f * (b + c) + du[(12 + l) * co * ci + i];
+        }
+        for (int k = 0; k < 3; k++) {
+            dw[i * 9 + k * 3] = t[k][0] + .5f * (t[k][1] + t[k][2]);
+            dw[i * 9 + k * 3 + 1] = .5f * (t[k][1] - t[k][2]);
+            dw[i * 9 + k * 3 + 2] = .5f * (t[k][1] + t[k][2]) + t[k][3];
+        }
+    }
+}
+
+// ---- softmax
+
+// e^x of x <= 0, relative error 1e-7 + 5e-8 |x|, zero below -88, in a form that the compiler turns into vector instructions
+inline float exponential(float x) {
+    x = std::max(x, -100.f);
+    float n = (float)(int)(x * 1.44269504f - .5f), r = x - n * .693359375f + n * 2.12194440e-4f;
+    float p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r
+               + 1.6666665459e-1f) * r + 5.0000001201e-1f;
+    int32_t bits = std::max((int32_t)n + 127, 0) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return (p * r * r + r + 1) * scale;
+}
+
+// y = softmax of x [n] + penalty [n]; penalties of -1e30 give exact zeros
+inline void softmax_row(const float* x, const float* penalty, float* y, num n) {
+    float top = -3e38f, sum = 0;
+    if (penalty) {
+        for (num i = 0; i < n; i++) top = std::max(top, x[i] + penalty[i]);
+        for (num i = 0; i < n; i++) { y[i] = exponential(x[i] + penalty[i] - top); sum += y[i]; }
+    } else {
+        for (num i = 0; i < n; i++) top = std::max(top, x[i]);
+        for (num i = 0; i < n; i++) { y[i] = exponential(x[i] - top); sum += y[i]; }
+    }
+    float scale = 1 / sum;
+    for (num i = 0; i < n; i++) y[i] *= scale;
+}
+
+// ---- dropout
+
+// A hash of 32 bits (C. Wellons' lowbias32)
+inline uint32_t mix(uint32_t x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+// y [n] = x / (1 - p), or 0 with probability p. seed: two numbers in [0, 1), which decide about every element
+inline void dropout(const float* x, const float* seed, double p, float* y, num n) {
+    uint32_t a = (uint32_t)(seed[0] * 16777216) << 8, b = (uint32_t)(seed[1] * 16777216) << 8, limit = p * 4294967296.;
+    float scale = 1 / (1 - p);
+    #pragma omp parallel for
+    for (num i = 0; i < n; i++) y[i] = mix(mix((uint32_t)i + a) + b) < limit ? 0 : x[i] * scale;
+}
+
+}  // namespace detr

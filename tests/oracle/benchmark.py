@@ -1,0 +1,109 @@
+"""This project against the original under PyTorch, on the CPU of this machine:
+
+    python -m tests.oracle.benchmark [--pairs 5] [--rows forward train …] [--coco_path PATH] [--out FILE.json]
+
+Each measurement is a process of its own; the two frameworks take turns (A B A B), with the same weights, images and number
+of threads. Prints a table of medians, spread (smallest to largest) and their ratio, and writes all figures as JSON. Run
+nothing beside it. Where the original's interpreter is: see conftest.py.
+"""
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from . import bench_rows
+from .conftest import DEFAULT_PYTHON, HERE
+
+ALL = [*bench_rows.MODELS, *bench_rows.DATA, "eval", "compilations"]
+
+
+def run(python, script, row, environment=None, **options):
+    """The figures that one process prints last."""
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    result = subprocess.run([python, "-W", "ignore", str(HERE / script), row, *flags], stdout=subprocess.PIPE, text=True,
+                            env={**os.environ, **(environment or {})}, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def save_weights(oracle_python, path):
+    """The recipe's R50 as a checkpoint of the original."""
+    source = (f"import sys; sys.path.insert(0, {str(HERE)!r}); import bench_original as b, torch; "
+              f"torch.save({{'model': b.build('forward')[0].state_dict()}}, {str(path)!r})")
+    subprocess.run([oracle_python, "-W", "ignore", "-c", source], check=True)
+
+
+def compilations():
+    """Counted in a copy of the Jittor home that holds the core but no operator."""
+    from util.runtime import jittor_home
+    with tempfile.TemporaryDirectory() as home:
+        shutil.copytree(jittor_home() / ".cache" / "jittor", Path(home) / ".cache" / "jittor",
+                        ignore=lambda folder, names: names if Path(folder).name in ("jit", "obj_files", "tmp") else [])
+        return run(sys.executable, "bench_ours.py", "compilations", {"JITTOR_HOME": home})
+
+
+def table_row(title, ours, theirs, unit=1000, digits=0):
+    """Markdown: medians and spread of both, and the ratio of the medians."""
+    def cell(values):
+        return f"{statistics.median(values) * unit:.{digits}f} ({min(values) * unit:.{digits}f}–{max(values) * unit:.{digits}f})"
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    return f"| {title} | {cell(ours)} | {cell(theirs)} | **{ratio:.2f}** |"
+
+
+def rows_of(row, pairs):
+    """The table's rows for a row's pairs of figures (ours, theirs)."""
+    def values(key):
+        return [[side[key] for side in pair] for pair in zip(*pairs)]
+    if row == "eval":
+        yield table_row(f"{bench_rows.EVAL}, s", *values("seconds"), 1, 1)
+        yield table_row(f"{bench_rows.START}, s", *values("start"), 1, 1)
+    else:
+        title = bench_rows.MODELS[row][0] if row in bench_rows.MODELS else bench_rows.DATA[row]
+        yield table_row(f"{title}, ms", *values("seconds"), digits=0 if pairs[0][0]["seconds"] > 0.1 else 1)
+    if row not in bench_rows.DATA:
+        yield table_row("its peak memory, GB", *values("memory"), 1, 2)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rows", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--coco_path", default="../shared/data/coco_tiny", help="a folder like COCO's, of 80 images or so")
+    parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
+    args = parser.parse_args()
+    oracle_python = os.environ.get("DETR_ORACLE_PYTHON", str(DEFAULT_PYTHON))
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    measured, lines, remarks = {}, [], []
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pth"
+        if "eval" in args.rows:
+            save_weights(oracle_python, weights)
+        for row in args.rows:
+            if row == "compilations":
+                measured[row] = figures = compilations()
+                remarks.append(f"Operators compiled by two training steps and an evaluation: {figures['first']}, in "
+                               f"{figures['seconds']:.0f} s; in 30 more of other image sizes: {figures['later']}.")
+                continue
+            options = {} if row in bench_rows.MODELS else {"coco_path": args.coco_path, "weights": weights}
+            run(sys.executable, "bench_ours.py", row, **options)  # compiles
+            measured[row] = []
+            for _ in range(args.pairs):
+                measured[row].append((run(sys.executable, "bench_ours.py", row, **options),
+                                      run(oracle_python, "bench_original.py", row, **options)))
+            lines += rows_of(row, measured[row])
+            print(lines[-1], flush=True)
+            if "transfers" in measured[row][0][0]:
+                remarks.append(f"Transfers from the device in a {bench_rows.MODELS[row][0].split(',')[0]}: "
+                               f"{measured[row][0][0]['transfers']}.")
+    args.out.write_text(json.dumps(measured, indent=1))
+    print(f"\n| {args.threads} threads, {args.pairs} pairs | this project | PyTorch | ratio |\n| --- | --- | --- | --- |")
+    print("\n".join(lines + [""] + remarks))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The CPU's own operators against Jittor's plain ones, which CUDA uses: results and gradients."""
+import jittor as jt
+import numpy as np
+import pytest
+
+from models import ops
+
+
+def arrays(*shapes, scale=1):
+    random = np.random.default_rng(0)
+    return [jt.array(random.standard_normal(shape, np.float32) * scale) for shape in shapes]
+
+
+def both_ways(monkeypatch, function, inputs):
+    """[result, gradient of each input] with the own operators, and with Jittor's."""
+    found = []
+    for own in (True, False):
+        monkeypatch.setattr(ops, "_on_onednn", lambda: own)
+        result = function(*inputs)
+        [weight] = arrays(result.shape)
+        found.append([var.numpy() for var in (result, *jt.grad((result * weight).sum(), inputs))])
+    return found
+
+
+def assert_close(own, plain, tolerance=5e-6):
+    assert ops.jt.compile_extern.mkl_ops is not None, "without oneDNN there are no own operators to compare"
+    for a, b in zip(own, plain):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, atol=tolerance * max(np.abs(b).max(), 1e-6), rtol=0)
+
+
+@pytest.mark.parametrize("operator, shapes", [(ops.bmm, ((5, 7, 33), (5, 33, 4))), (ops.bmm_transpose, ((5, 7, 33), (5, 4, 33)))])
+def test_batched_products(operator, shapes, monkeypatch):
+    assert_close(*both_ways(monkeypatch, operator, arrays(*shapes)))
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["plain", "with residual and relu"])
+@pytest.mark.parametrize("kernel, stride, dilation", [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (7, 2, 1)])
+@pytest.mark.parametrize("batch, channels, height, width", [
+    (2, (64, 40), 13, 18), (1, (32, 96), 1, 1), (3, (33, 47), 2, 5), (1, (64, 64), 60, 131), (2, (3, 64), 9, 8)])
+def test_convolution(batch, channels, height, width, kernel, stride, dilation, after, monkeypatch):
+    padding = dilation * (kernel // 2)
+    size = [(side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for side in (height, width)]
+    x, weight, bias, residual = arrays((batch, channels[0], height, width), (channels[1], channels[0], kernel, kernel),
+                                       (channels[1],), (batch, channels[1], *size))
+
+    def function(x, weight, bias, residual=None):
+        return ops.conv2d(x, weight, bias, (stride, stride), (padding, padding), (dilation, dilation), residual, relu=after)
+    own, plain = both_ways(monkeypatch, function, [x, weight, bias] + ([residual] if after else []))
+    if after:  # a sum near zero may be cut off on one side and not on the other
+        unsure = np.abs(plain[0]) < 1e-4
+        assert unsure.mean() < 1 and ((own[0] > 0) == (plain[0] > 0))[~unsure].all()
+        if not (((own[0] > 0) == (plain[0] > 0)).all()):
+            own, plain = own[:1], plain[:1]
+    assert_close(own, plain)
+
+
+def test_gradient_through_frozen_weights(monkeypatch):
+    x, weight, bias = arrays((1, 64, 5, 5), (64, 64, 3, 3), (64,))
+    weight.stop_grad()
+    bias.stop_grad()
+    assert_close(*both_ways(monkeypatch, lambda x: ops.conv2d(x, weight, bias, padding=(1, 1)), [x]))
+
+
+@pytest.mark.parametrize("scale", [0.1, 3, 100])
+@pytest.mark.parametrize("masked", [False, True])
+def test_softmax(scale, masked, monkeypatch):
+    mask = np.zeros((2, 37), bool)
+    mask[0, 30:] = mask[1, :36] = True
+    mask = jt.array(mask) if masked else None
+    [x] = arrays((6, 7, 37), scale=scale)
+    own, plain = both_ways(monkeypatch, lambda x: ops.softmax(x, mask), [x])
+    for a, b in zip(own, plain):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(own[0].sum(-1), 1, rtol=1e-5)
+    if masked:
+        assert (own[0][:3, :, 30:] == 0).all() and (own[0][3:, :, :36] == 0).all()
+
+
+def test_softmax_of_numbers_that_are_far_from_zero():
+    x = np.full((1, 1, 4), 3e4, np.float32)
+    x[0, 0, 0] += 1
+    expected = np.exp([1, 0, 0, 0]) / np.exp([1, 0, 0, 0]).sum()
+    np.testing.assert_allclose(ops.softmax(jt.array(x)).numpy()[0, 0], expected, rtol=1e-6)
+
+
+def test_dropout():
+    dropout = ops.Dropout(0.3)
+    x = jt.ones((200, 300))
+    dropout.train()
+    jt.set_seed(5)
+    result = dropout(x)
+    kept = result.numpy() > 0
+    np.testing.assert_allclose(result.numpy()[kept], 1 / 0.7, rtol=1e-6)
+    assert abs(kept.mean() - 0.7) < 0.01 and abs(kept.mean(0) - 0.7).max() < 0.2 and abs(kept.mean(1) - 0.7).max() < 0.2
+    np.testing.assert_array_equal(jt.grad(result.sum(), x).numpy(), result.numpy())
+    assert (dropout(x).numpy() != result.numpy()).mean() > 0.3, "each call draws anew"
+    jt.set_seed(5)
+    np.testing.assert_array_equal(dropout(x).numpy(), result.numpy())
+    dropout.eval()
+    np.testing.assert_array_equal(dropout(x).numpy(), 1)
