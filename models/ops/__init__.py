@@ -42,8 +42,13 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
             if stride != (1, 1):
                 x = x[:, :, ::stride[0], ::stride[1]]
             return _Conv1x1(relu)(x, weight, bias, residual)
-        if kernel == (3, 3) and stride == padding == dilation == (1, 1):
-            return _Conv3x3(relu)(x, weight, bias, residual)
+        if kernel == (3, 3) and stride == (1, 1) and padding == dilation and dilation[0] == dilation[1]:
+            step = dilation[0]
+            if step == 1:
+                return _Conv3x3(relu)(x, weight, bias, residual)
+            # Every step-th pixel of every step-th row is an image of its own, of a convolution without dilation.
+            residual = None if residual is None else _split(residual, step)
+            return _join(_Conv3x3(relu)(_split(x, step), weight, bias, residual), step, *x.shape[2:])
     x = nn.conv2d(x, weight, bias, stride, padding, dilation)
     x = x if residual is None else x + residual
     return nn.relu(x) if relu else x
@@ -141,6 +146,21 @@ class _Conv(jt.Function):
         d = jt.ternary(self.y > 0, d, jt.zeros_like(d)) if self.relu else d
         return (_code(self.x.shape, [d, self.weight], self.backward_x), _code(self.weight.shape, [d, self.x], self.backward_w),
                 d.sum((0, 2, 3)) if self.extras[0] else None, d if self.extras[1] else None)
+
+
+def _split(x, step):
+    """[B, C, H, W] -> [step * step * B, C, H / step, W / step], rounded up; what is missing is zero."""
+    batch, channels, height, width = x.shape
+    x = nn.pad(x, (0, -width % step, 0, -height % step))
+    x = x.reshape(batch, channels, x.shape[2] // step, step, x.shape[3] // step, step).permute(3, 5, 0, 1, 2, 4)
+    return x.reshape(-1, channels, *x.shape[4:])
+
+
+def _join(x, step, height, width):
+    """The way back of _split, to [B, C, height, width]."""
+    x = x.reshape(step, step, -1, *x.shape[1:]).permute(2, 3, 4, 0, 5, 1)
+    x = x.reshape(*x.shape[:2], x.shape[2] * step, x.shape[4] * step)
+    return x[:, :, :height, :width]
 
 
 class _Conv1x1(_Conv):
