@@ -38,8 +38,8 @@ def forward(row):
     return bench_rows.measure(row, step)
 
 
-def training_step(row):
-    """A function that takes a training step as main.py does; it can be given images of other sizes."""
+def trainer(row):
+    """train(batches) trains as main.py does; batch(sizes) makes one of its batches."""
     import main
     from engine import train_one_epoch
     from models import build_model
@@ -54,22 +54,25 @@ def training_step(row):
     def batch(sizes):
         images, targets = bench_rows.make_batch(sizes)
         return nested_tensor_from_arrays(images), targets
-    usual = batch(bench_rows.MODELS[row][2])
 
-    def step(sizes=None):
-        train_one_epoch(model, criterion, Batches([batch(sizes) if sizes else usual]), optimizer, 0, 0, args.clip_max_norm)
-    return step
+    def train(batches):
+        batches.set_epoch = lambda epoch: None
+        train_one_epoch(model, criterion, batches, optimizer, 0, 0, args.clip_max_norm)
+    return train, batch
 
 
 class Batches(list):
-    def set_epoch(self, epoch):
-        pass
+    """A list that takes the place of a loader."""
 
 
 def train(row):
-    step = training_step(row)
-    figures = bench_rows.measure(row, step)
-    return {**figures, "transfers": count_transfers(step)}
+    run, batch = trainer(row)
+    batch = batch(bench_rows.MODELS[row][2])
+    clock = bench_rows.Clock(row, batch)
+    run(clock)
+    figures = clock.figures()
+    transfers = [count_transfers(lambda: run(Batches([batch] * n))) for n in (1, 2)]
+    return {**figures, "transfers": transfers[1] - transfers[0]}
 
 
 def count_transfers(step):
@@ -113,7 +116,7 @@ def compilations():
     import jittor as jt
     import numpy as np
     from util.misc import nested_tensor_from_arrays
-    train_step = training_step("train")
+    train, batch = trainer("train")
     folder = Path(jt.flags.cache_path) / "jit"
 
     def compiled():
@@ -121,7 +124,7 @@ def compilations():
     _, model, _, postprocessors = build("forward")
 
     def step(sizes):
-        train_step(sizes)
+        train(Batches([batch(sizes)]))
         model.eval()
         with jt.no_grad():
             samples = nested_tensor_from_arrays(bench_rows.make_batch(sizes)[0]).to_jittor()

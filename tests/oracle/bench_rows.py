@@ -21,7 +21,7 @@ MODELS = {
 DATA = {"transforms-val": "one image through the validation transforms", "transforms-train": "and the training transforms"}
 EVAL = "`--eval` of 80 images, batch size 2, wall time"
 START = "warm start of `--eval` to the first result"
-REPEATS = {"forward": (2, 7), "train": (2, 5), "forward-dc5": (1, 4), "forward-masks": (1, 3), "train-demo": (5, 40)}
+REPEATS = {"forward": (2, 5), "train": (1, 4), "forward-dc5": (1, 3), "forward-masks": (1, 2), "train-demo": (5, 60)}
 
 
 def make_batch(sizes):
@@ -35,14 +35,31 @@ def make_batch(sizes):
 
 def measure(row, step):
     """Times step() after some without a clock."""
-    warmup, repeats = REPEATS[row]
-    seconds = []
-    for i in range(warmup + repeats):
-        start = time.perf_counter()
+    clock = Clock(row)
+    for _ in clock:
         step()
-        if i >= warmup:
-            seconds.append(time.perf_counter() - start)
-    return {"seconds": float(np.median(seconds))}
+    return clock.figures()
+
+
+class Clock:
+    """An iterable that times what is done between its items, after some that warm up."""
+
+    def __init__(self, row, item=None):
+        self.warmup, self.repeats = REPEATS[row]
+        self.item = item
+        self.moments = []
+
+    def __len__(self):
+        return self.warmup + self.repeats + 1
+
+    def __iter__(self):
+        for _ in range(len(self)):
+            self.moments.append(time.perf_counter())
+            yield self.item
+
+    def figures(self):
+        """The median of the seconds between one item and the next."""
+        return {"seconds": float(np.median(np.diff(self.moments)[self.warmup:]))}
 
 
 def measure_data(dataset):

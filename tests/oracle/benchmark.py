@@ -84,6 +84,7 @@ def main():
         if "eval" in args.rows:
             save_weights(oracle_python, weights)
         for row in args.rows:
+            args.out.write_text(json.dumps(measured, indent=1))
             if row == "compilations":
                 measured[row] = figures = compilations()
                 remarks.append(f"Operators compiled by two training steps and an evaluation: {figures['first']}, in "
