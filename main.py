@@ -234,12 +234,12 @@ def check_args(args):
 
 def build_optimizer(model, args):
     """AdamW in two groups, the backbone with its own learning rate; the groups know their parameters' names."""
-    import jittor as jt
+    from util.optim import AdamW
     trainable = [(name, p) for name, p in model.named_parameters() if not p.is_stop_grad()]
     groups = [([n for n in trainable if "backbone" not in n[0]], args.lr),
               ([n for n in trainable if "backbone" in n[0]], args.lr_backbone)]
-    return jt.optim.AdamW([{"names": [name for name, _ in group], "params": [p for _, p in group], "lr": lr}
-                           for group, lr in groups], lr=args.lr, weight_decay=args.weight_decay)
+    return AdamW([{"names": [name for name, _ in group], "params": [p for _, p in group], "lr": lr}
+                  for group, lr in groups], lr=args.lr, weight_decay=args.weight_decay)
 
 
 def load_training(resumed, optimizer, lr_scheduler, args):

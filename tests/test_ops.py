@@ -62,6 +62,19 @@ def test_gradient_through_frozen_weights(monkeypatch):
     assert_close(*both_ways(monkeypatch, lambda x: ops.conv2d(x, weight, bias, padding=(1, 1)), [x]))
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (70, 300), (256, 64, 3, 3)])
+def test_optimizer_step(shape, monkeypatch):
+    p, g, m, v, factor = arrays(shape, shape, shape, shape, (1,))
+    found = []
+    for own in (True, False):
+        monkeypatch.setattr(ops, "_on_onednn", lambda: own)
+        new = ops.adamw(p, g, v * v, m, 1 - 1e-4, 0.9, 0.999, 1e-2, 1.5, 1e-8, factor)
+        found.append([var.numpy() for var in new])
+        expected = np.square(g.numpy(), dtype=np.float64).sum()
+        np.testing.assert_allclose(ops.square_sum(g).numpy(), expected, rtol=1e-6 if own else 3e-5)
+    assert_close(*found)
+
+
 @pytest.mark.parametrize("scale", [0.1, 3, 100])
 @pytest.mark.parametrize("masked", [False, True])
 def test_softmax(scale, masked, monkeypatch):

@@ -1,92 +1,93 @@
-"""The pictures of a run."""
+"""Curves and tables of runs."""
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
-from pycocotools.coco import COCO
 
-from util.plot_utils import CELL, HEADER, plot_curves, plot_predictions
+from util.errors import InputError
+from util.output import OutputFolder
+from util.plot_utils import plot_curves, read_log, table
 
-
-def detection(image_id, bbox, score, category_id=1):
-    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
-
-
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    """(COCO, image folder) of six black images of 100 x 50 pixels, the first with one object."""
-    folder = tmp_path_factory.mktemp("images")
-    images = [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 50} for i in range(1, 7)]
-    for image in images:
-        Image.new("RGB", (100, 50)).save(folder / image["file_name"])
-    coco = COCO()
-    coco.dataset = {"images": images, "categories": [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}],
-                    "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 5, 30, 20], "area": 600}]}
-    coco.createIndex()
-    return coco, folder
+LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou")
 
 
-def draw(coco, tmp_path, results):
-    plot_predictions(*coco, results, tmp_path / "predictions.png")
-    with Image.open(tmp_path / "predictions.png") as picture:
-        return np.asarray(picture.convert("RGB")).astype(int)
+def line(epoch, ap=0.25, **more):
+    losses = {f"{part}_{name}": 3.0 / (epoch + 1) for part in ("train", "test") for name in LOSSES}
+    return {"epoch": epoch, "test_coco_eval_bbox": [ap, ap + 0.2, ap - 0.1] + [0.0] * 9, **losses, **more}
 
 
-def cell(picture, number):
-    row, column = divmod(number, 4)
-    return picture[HEADER + row * CELL:HEADER + (row + 1) * CELL, column * CELL:(column + 1) * CELL]
+def write(folder, lines):
+    folder.mkdir(exist_ok=True)
+    (folder / "log.txt").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    return folder
 
 
-def coloured(pixels):
-    return np.ptp(pixels, axis=2) > 60
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", "util.plot_utils", *map(str, arguments)], text=True, capture_output=True,
+                          cwd=Path(__file__).parents[1])
 
 
-def test_one_cell_for_each_image_with_its_frames(coco, tmp_path):
-    results = [detection(i, [50, 10, 40, 30], 0.9 if i == 2 else 0.1) for i in range(1, 7)]
-    picture = draw(coco, tmp_path, results)
-    assert picture.shape == (HEADER + 2 * CELL, 4 * CELL, 3)
-    scale = (CELL - 4) / 100
-    truth = cell(picture, 0)
-    upper_edge = truth[int(5 * scale):int(5 * scale) + 2, round(12 * scale):round(38 * scale)]
-    assert (upper_edge == 255).any(0).all()
-    assert not coloured(truth).any(), "the score is too low"
-    lower_edge = cell(picture, 1)[round(40 * scale) - 1:round(40 * scale) + 1, round(52 * scale):round(88 * scale)]
-    assert coloured(lower_edge).any(0).all()
-
-
-def test_classes_have_colours_of_their_own(coco, tmp_path):
-    colours = []
-    for category_id in (1, 7):
-        picture = draw(coco, tmp_path, [detection(2, [50, 10, 40, 30], 0.9, category_id)])
-        pixels = cell(picture, 0)
-        colours.append(tuple(np.median(pixels[coloured(pixels)], axis=0)))
-    assert colours[0] != colours[1]
-
-
-@pytest.mark.parametrize("bbox", [[-5, -5, 120, 70], [99, 49, 30, 30], [10, 10, 0, 0], [300, 300, 5, 5], [5, 5, -3, -3]])
-def test_odd_boxes_and_unlisted_classes_are_drawn_too(coco, tmp_path, bbox):
-    draw(coco, tmp_path, [detection(1, bbox, 0.9, category_id=5)])
-
-
-def test_images_of_all_shapes_fit(tmp_path):
-    folder = tiny.make_coco(tmp_path)
-    coco = COCO()
-    coco.dataset = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
-    coco.createIndex()
-    picture = draw((coco, folder / "val2017"), tmp_path, [detection(i, [0, 0, 9, 9], 1) for i in coco.imgs])
-    assert picture.shape == (HEADER + CELL, 4 * CELL, 3)
-
-
-@pytest.mark.parametrize("epochs", [1, 12])
-def test_curves(epochs, tmp_path):
-    names = [f"{part}_{name}" for part in ("train", "test") for name in ("loss", "loss_ce", "loss_bbox", "loss_giou")]
-    with open(tmp_path / "log.txt", "w") as file:
-        for epoch in range(epochs):
-            line = {"epoch": epoch, "test_coco_eval_bbox": [0.1 * epoch / 12] * 12, **{name: 3.0 for name in names}}
-            file.write(json.dumps(line) + "\n")
-    plot_curves(tmp_path / "log.txt", tmp_path / "curves.png")
+@pytest.mark.parametrize("epochs", [1, 12, 300])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_curves(epochs, runs, tmp_path):
+    folders = [write(tmp_path / f"run{i}", [line(e, 0.1 * i + e / 600) for e in range(epochs)]) for i in range(runs)]
+    plot_curves({folder.name: read_log(folder) for folder in folders}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (1300, 400)
-        assert coloured(np.asarray(picture.convert("RGB")).astype(int)).sum() > 30 * epochs
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert pixels.shape == (750, 1300, 3)
+    colours = {tuple(colour) for colour in pixels[np.ptp(pixels, axis=2) > 120]}
+    for i, colour in enumerate([(31, 119, 180), (255, 127, 14), (44, 160, 44)]):  # Matplotlib's C0, C1, C2
+        assert (colour in colours) == (i < runs)
+
+
+def test_a_log_is_read_in_order_of_its_epochs_and_the_last_entry_of_an_epoch_counts(tmp_path):
+    folder = write(tmp_path / "run", [line(0), line(2), line(1, 0.5), line(2, 0.7)])
+    with open(folder / "log.txt", "a") as file:
+        file.write('{"epoch": 3, "train_lo')  # cut off while it was written
+    logs = read_log(folder)
+    assert [(log["epoch"], log["test_coco_eval_bbox"][0]) for log in logs] == [(0, 0.25), (1, 0.5), (2, 0.7)]
+    assert read_log(folder / "log.txt") == logs
+
+
+def test_table_has_last_and_best_figures_and_the_differences():
+    runs = {"a": [line(0, 0.3), line(1, 0.2)], "b": [line(0, 0.25)]}
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table(runs).split("\n")]
+    assert rows[0] == ["run", "epochs", "last AP", "best AP", "last AP50", "best AP50", "last AP75", "best AP75"]
+    assert rows[2] == ["a", "2", "0.200", "0.300", "0.400", "0.500", "0.100", "0.200"]
+    assert rows[3] == ["b", "1", "0.250", "0.250", "0.450", "0.450", "0.150", "0.150"]
+    assert rows[4] == ["b − a", "", "+0.050", "-0.050", "+0.050", "-0.050", "+0.050", "-0.050"]
+
+
+def test_command(tmp_path):
+    for parent in ("x", "y"):
+        (tmp_path / parent).mkdir()
+    first, second = write(tmp_path / "x" / "run", [line(0)]), write(tmp_path / "y" / "run", [line(0, 0.4)])
+    result = run(first, second, "--out", tmp_path / "both.png", "--table")
+    assert result.returncode == 0, result.stderr
+    assert f"| {second} − {first} |" in result.stdout, "runs of the same name go by their paths"
+    assert Image.open(tmp_path / "both.png").format == "PNG"
+
+
+@pytest.mark.parametrize("content, message", [
+    (None, "log.txt: cannot be read"), ("", "holds no epoch yet"), ("nonsense\n", "log.txt: line 1 is not that of an epoch"),
+    ('{"epoch": 0}\n', "log.txt: line 1 is not that of an epoch with evaluation"), ("[1]\n", "line 1 is not")])
+def test_a_log_that_is_none_ends_with_one_line(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / "log.txt").write_text(content)
+    result = run(tmp_path, "--table")
+    assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_picture_that_cannot_be_written_ends_with_one_line(tmp_path):
+    result = run(write(tmp_path / "run", [line(0)]), "--out", tmp_path / "none" / "curves.png")
+    assert result.returncode == 1 and "curves.png: cannot be written" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_training_refuses_a_folder_whose_log_it_cannot_continue(tmp_path):
+    (tmp_path / "log.txt").write_text("nonsense\n")
+    with pytest.raises(InputError, match="log.txt: line 1"):
+        OutputFolder(tmp_path)

@@ -5,15 +5,21 @@ from pathlib import Path
 from datasets.panoptic_eval import PanopticEvaluator
 from util.checkpoint import model_state, optimizer_state, save_checkpoint
 from util.dist import is_main_process
-from util.plot_utils import plot_curves, plot_predictions
+from util.pictures import plot_predictions
+from util.plot_utils import plot_curves, read_log
 
 
 class OutputFolder:
-    """The folder given as --output_dir; an empty path, or another process than the main one, writes nothing."""
+    """The folder given as --output_dir; an empty path, or another process than the main one, writes nothing.
+
+    Raises InputError for a log.txt that is there and cannot be continued.
+    """
 
     def __init__(self, path):
         self.path = Path(path)
         self.active = bool(path) and is_main_process()
+        if self.active and (self.path / "log.txt").exists():
+            read_log(self.path)
 
     def save_training(self, model, optimizer, lr_scheduler, epoch, args):
         """Writes checkpoint.pkl, and checkpointNNNN.pkl before each drop of the learning rate and every 100 epochs."""
@@ -57,4 +63,4 @@ class OutputFolder:
                 "epoch": epoch, "n_parameters": n_parameters}
         with open(self.path / "log.txt", "a") as f:
             f.write(json.dumps(line) + "\n")
-        plot_curves(self.path / "log.txt", self.path / "curves.png")
+        plot_curves({self.path.resolve().name: read_log(self.path)}, self.path / "curves.png")

@@ -1,110 +1,121 @@
-"""Pictures of a run: its curves, and detections beside the ground truth."""
-import colorsys
+"""Curves and tables of training runs, from their log.txt (this project's or the original's):
+
+    python -m util.plot_utils RUN_DIR [RUN_DIR…] [--out FILE.png] [--table]
+
+Source: the role of `util/plot_utils.py` of the original.
+"""
+import argparse
 import json
+import sys
+from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
 
-from datasets.coco import read_image
+from util.errors import InputError
 
-GRID = (4, 3)  # columns and rows of the predictions
-CELL = 400  # side of a cell in pixels, into which an image is enlarged or shrunk
-HEADER = 32  # height in pixels of the line that explains the picture
-LINE = 3  # width of a detection's frame in pixels
-SCORE = 0.5  # detections below are not drawn
+LOSSES = {"loss": "loss, weighted sum of all layers", "loss_ce": "loss_ce, last layer",
+          "loss_bbox": "loss_bbox, last layer", "loss_giou": "loss_giou, last layer"}
+FIGURES = {"AP": 0, "AP50": 1, "AP75": 2}  # places among COCO's 12 figures
 
 
-def plot_curves(log_file, path):
-    """Draws the losses and, on the right, AP and AP50 of every epoch in log_file (see `OutputFolder.log_epoch`)."""
-    with open(log_file) as lines:
-        logs = [json.loads(line) for line in lines]
-    epochs = [log["epoch"] for log in logs]
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    whole, parts, precision = figure.subplots(1, 3)
-    for axes, names in ((whole, ["loss"]), (parts, ["loss_ce", "loss_bbox", "loss_giou"])):
-        for i, name in enumerate(names):
-            axes.plot(epochs, [log[f"train_{name}"] for log in logs], f"C{i}.-", label=f"{name}, training")
-            axes.plot(epochs, [log[f"test_{name}"] for log in logs], f"C{i}o--", fillstyle="none",
-                      label=f"{name}, validation")
+def read_log(run):
+    """The lines of a run, a folder with log.txt or such a file, as a list of dictionaries in the order of the epochs.
+
+    A last line that was cut off while it was written is left out. Raises InputError.
+    """
+    path = Path(run) / "log.txt" if Path(run).is_dir() else Path(run)
+    try:
+        *lines, rest = path.read_text().split("\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder that a training wrote") from error
+    logs = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            logs[entry["epoch"]] = entry
+            entry["train_loss"], entry["test_coco_eval_bbox"][11]
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{path}: line {number} is not that of an epoch with evaluation ({error}); remove it") from error
+    return [logs[epoch] for epoch in sorted(logs)]
+
+
+def plot_curves(runs, path):
+    """Draws losses, AP and AP50 over the epochs. runs: name -> what `read_log` returns, one colour for each."""
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    panels = figure.subplots(2, 3).flat
+    last = max(logs[-1]["epoch"] for logs in runs.values())
+    first = min(logs[0]["epoch"] for logs in runs.values())
+    marker = "." if last - first < 60 else ""
+    for axes, (name, title) in zip(panels, LOSSES.items()):
+        for i, logs in enumerate(runs.values()):
+            for part, line in (("train", "-"), ("test", "--")):
+                axes.plot([log["epoch"] for log in logs], [log.get(f"{part}_{name}") for log in logs], f"C{i}{line}{marker}")
         axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
-    for i, name in enumerate(("AP", "AP50")):
-        values = [log["test_coco_eval_bbox"][i] for log in logs]
-        precision.plot(epochs, values, f"C{i}.-", label=f"{name}, last {values[-1]:.3f}")
-    precision.set_ylim(0, 1)
-    for axes, title in ((whole, "loss"), (parts, "losses of the last decoder layer"), (precision, "COCO box AP")):
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
+        _name_axes(axes, title, "loss, no unit", first, last)
+    for axes, name in zip(panels, FIGURES):
+        for i, logs in enumerate(runs.values()):
+            axes.plot([log["epoch"] for log in logs], [log["test_coco_eval_bbox"][FIGURES[name]] for log in logs],
+                      f"C{i}--{marker}")
+        axes.set_ylim(0, 1)
+        _name_axes(axes, f"COCO box {name}, validation", f"{name}, from 0 to 1", first, last)
+    lines = [Line2D([], [], color=f"C{i}", linewidth=3) for i in range(len(runs))]
+    lines += [Line2D([], [], color="black", linestyle=style) for style in ("-", "--")]
+    figure.legend(lines, [*runs, "training", "validation"], loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=100, format="png")
 
 
-def plot_predictions(coco, img_folder, results, path):
-    """Draws the first images of `results`, with ground truth and detections, as one picture.
-
-    coco: pycocotools COCO with the ground truth; results: detections in COCO's result format.
-    """
-    columns, rows = GRID
-    detections = {}
-    for result in results:
-        detections.setdefault(result["image_id"], []).append(result)
-    shown = sorted(detections)[:columns * rows]
-    rows = -(-len(shown) // columns)
-    picture = Image.new("RGB", (columns * CELL, HEADER + rows * CELL), "white")
-    count = sum(d["score"] >= SCORE for image_id in shown for d in detections[image_id])
-    ImageDraw.Draw(picture).text((8, HEADER / 2), f"white: ground truth; colour: the {count} detections with a score of "
-                                 f"{SCORE} or more", fill="black", font=_font(18), anchor="lm")
-    for number, image_id in enumerate(shown):
-        place = (number % columns * CELL, HEADER + number // columns * CELL)
-        picture.paste(_draw_cell(coco, img_folder, image_id, detections[image_id]), place)
-    picture.save(path, format="png")
+def _name_axes(axes, title, unit, first, last):
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(unit)
+    axes.set_xlim(first - 0.5, last + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
 
 
-def _draw_cell(coco, img_folder, image_id, detections):
-    """One image, enlarged or shrunk to fit into a cell, with its frames."""
-    image = read_image(img_folder / coco.imgs[image_id]["file_name"])
-    scale = (CELL - 4) / max(image.size)
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(image)
-    for annotation in coco.imgToAnns[image_id]:
-        left, top, right, bottom = _corners(annotation["bbox"], scale)
-        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3)  # seen on any ground
-        draw.rectangle((left, top, right, bottom), outline="white", width=1)
-    kept = sorted((d for d in detections if d["score"] >= SCORE), key=lambda d: d["score"])
-    for detection in kept:
-        draw.rectangle(_corners(detection["bbox"], scale), outline=_colour(detection["category_id"]), width=LINE)
-    for detection in kept:  # over all frames
-        category_id = detection["category_id"]
-        name = coco.cats.get(category_id, {}).get("name", category_id)
-        _label(draw, image.size, _corners(detection["bbox"], scale)[:2], f"{name} {detection['score']:.2f}",
-               _colour(category_id))
-    return image
+def table(runs):
+    """Markdown: epochs, last and best AP, AP50 and AP75 of each run; from the second run on, the difference from the first."""
+    lines = ["| run | epochs | " + " | ".join(f"{kind} {name}" for name in FIGURES for kind in ("last", "best")) + " |",
+             "| --- | --- |" + " --- |" * (2 * len(FIGURES))]
+    values = {}
+    for name, logs in runs.items():
+        figures = [[log["test_coco_eval_bbox"][i] for log in logs] for i in FIGURES.values()]
+        values[name] = [value for figure in figures for value in (figure[-1], max(figure))]
+        lines.append(f"| {name} | {len(logs)} | " + " | ".join(f"{value:.3f}" for value in values[name]) + " |")
+    first = next(iter(runs))
+    for name in list(runs)[1:]:
+        differences = [a - b for a, b in zip(values[name], values[first])]
+        lines.append(f"| {name} − {first} | | " + " | ".join(f"{value:+.3f}" for value in differences) + " |")
+    return "\n".join(lines)
 
 
-def _corners(bbox, scale):
-    """x, y, width, height -> the corners of the frame in the enlarged image."""
-    x, y, width, height = (value * scale for value in bbox)
-    return x, y, x + max(width, 0), y + max(height, 0)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="folder with log.txt")
+    parser.add_argument("--out", help="picture to draw, PNG")
+    parser.add_argument("--table", action="store_true", help="print a Markdown table")
+    args = parser.parse_args()
+    if not (args.out or args.table):
+        parser.error("give --out FILE.png, --table, or both")
+    names = [Path(run).name for run in args.runs]
+    names = names if len(set(names)) == len(names) else args.runs
+    runs = dict(zip(names, map(read_log, args.runs)))
+    for name, logs in runs.items():
+        if not logs:
+            raise InputError(f"{name}: its log.txt holds no epoch yet")
+    if args.table:
+        print(table(runs))
+    if args.out:
+        try:
+            plot_curves(runs, args.out)
+        except OSError as error:
+            raise InputError(f"--out {args.out}: cannot be written ({error.strerror})") from error
 
 
-def _label(draw, size, corner, text, colour):
-    """Text on its colour above the corner, moved where it would leave the image."""
-    font = _font(15)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    x = min(max(corner[0], 0), max(size[0] - right - 4, 0))
-    y = min(max(corner[1] - bottom - 3, 0), max(size[1] - bottom - 3, 0))
-    draw.rectangle((x, y, x + right + 4, y + bottom + 3), fill=colour)
-    draw.text((x + 2, y + 1), text, fill="black", font=font)
-
-
-def _colour(category_id):
-    """A bright colour of the class's own."""
-    hue = category_id * 0.618034 % 1
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.55, 1))
-
-
-def _font(size):
-    return ImageFont.load_default(size)
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

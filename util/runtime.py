@@ -30,6 +30,7 @@ def prepare():
     """
     if "jittor_utils" in sys.modules:
         return
+    _keep_freed_memory()
     if "nvcc_path" not in os.environ:
         _hide_broken_cuda()
     if os.environ.get("use_mkl", "1") == "1":
@@ -87,6 +88,15 @@ def cuda_obstacle():
     if nvcc and not _cuda_runtime(nvcc).exists():
         return f"{nvcc} has no {_cuda_runtime(nvcc)}"
     return None
+
+
+def _keep_freed_memory():
+    """Lets glibc keep what a training step frees, instead of giving it back and fetching it page by page in the next."""
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _hide_broken_cuda():

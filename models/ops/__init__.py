@@ -3,17 +3,20 @@
 - `bmm`, `bmm_transpose`: Jittor computes batched matrix products and their gradients on the CPU in a plain loop on one
   core. Here each product is a call of oneDNN's sgemm, the products of a batch spread over the cores.
 - `conv2d`: Jittor's convolution reorders image and weights into oneDNN's layout and back at every call. Here a 1x1
-  convolution is a matrix product and a 3x3 one with stride 1 Winograd's F(2x2, 3x3), and what follows a convolution (bias,
-  residual, ReLU) is done while its result is in the cache.
+  convolution is a matrix product, a 3x3 one with stride 1 Winograd's F(2x2, 3x3), any other the product of its weights and
+  the pixels under its window, and what follows (bias, residual, ReLU) is done while the result is in the cache.
 - `softmax`: mask, exponential and sum in one pass over each row.
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
   the element's place, drawn again for the gradient.
+
+- `square_sum`, `adamw`: Jittor's optimizer makes several passes over the weights. Here it is one, gradient clipping included.
 
 The kernels are in kernels.h. `tests/test_ops.py` compares each with Jittor's plain operators.
 """
 from pathlib import Path
 
 import jittor as jt
+import numpy as np
 from jittor import nn
 
 KERNELS = (Path(__file__).parent / "kernels.h").read_text()
@@ -36,19 +39,20 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
 
     The residual is added to the convolution, and relu taken of the sum.
     """
-    kernel = tuple(weight.shape[2:])
-    if _on_onednn() and min(weight.shape[:2]) >= LEAST_CHANNELS:
-        if kernel == (1, 1) and padding == (0, 0):
-            if stride != (1, 1):
-                x = x[:, :, ::stride[0], ::stride[1]]
+    outputs, channels, *kernel = weight.shape
+    square = all(a == b for a, b in (kernel, stride, padding, dilation))
+    if _on_onednn() and square and min(outputs, channels * kernel[0] ** 2) >= LEAST_CHANNELS:
+        place = kernel[0], stride[0], padding[0], dilation[0]
+        if kernel[0] == 1 and place[2] == 0:
+            x = x if place[1] == 1 else x[:, :, ::place[1], ::place[1]]
             return _Conv1x1(relu)(x, weight, bias, residual)
-        if kernel == (3, 3) and stride == (1, 1) and padding == dilation and dilation[0] == dilation[1]:
-            step = dilation[0]
-            if step == 1:
-                return _Conv3x3(relu)(x, weight, bias, residual)
-            # Every step-th pixel of every step-th row is an image of its own, of a convolution without dilation.
-            residual = None if residual is None else _split(residual, step)
-            return _join(_Conv3x3(relu)(_split(x, step), weight, bias, residual), step, *x.shape[2:])
+        if place == (3, 1, 1, 1) and channels >= LEAST_CHANNELS:
+            return _Conv3x3(relu)(x, weight, bias, residual)
+        if place == (3, 1, place[3], place[3]) and channels >= LEAST_CHANNELS:
+            # Every n-th pixel of every n-th row is an image of its own, of a convolution without dilation.
+            residual = None if residual is None else _split(residual, place[3])
+            return _join(_Conv3x3(relu)(_split(x, place[3]), weight, bias, residual), place[3], *x.shape[2:])
+        return _ConvAny(relu, *place[1:])(x, weight, bias, residual)
     x = nn.conv2d(x, weight, bias, stride, padding, dilation)
     x = x if residual is None else x + residual
     return nn.relu(x) if relu else x
@@ -82,6 +86,28 @@ class Dropout(nn.Dropout):
         if _on_onednn() and self.is_train and self.p > 0:
             return _Dropout(self.p)(x, jt.random((2,)).stop_grad())
         return super().execute(x)
+
+
+def square_sum(x):
+    """float32 of any shape -> [1]: the sum of squares, without the digits that one float32 loop over all would lose."""
+    if _on_onednn():
+        return _code([1], [x], "out0_p[0] = detr::square_sum(in0_p, in0->num);")
+    return x.reshape(x.shape[0], -1).sqr().sum(1).sum()
+
+
+def adamw(p, g, v, m, keep, b0, b1, rate, root, eps, factor):
+    """A step of AdamW: the new p, v and m of weights p, gradient g, and averages v of its square and m of itself.
+
+    The gradient is multiplied by factor, a Var [1]; the other numbers are those of `util.optim.AdamW`.
+    """
+    if _on_onednn():
+        settings = jt.array(np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]))
+        source = "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p, in5_p[0], out0_p, out1_p, out2_p, in0->num);"
+        return jt.code([p.shape] * 3, ["float32"] * 3, [p, g, v, m, settings, factor], cpu_header=KERNELS, cpu_src=source)
+    g = g * factor
+    m = b0 * m + (1 - b0) * g
+    v = b1 * v + (1 - b1) * g * g
+    return p * keep - rate * m / (jt.sqrt(v) * root + eps), v, m
 
 
 def _on_onednn():
@@ -125,27 +151,88 @@ def _sgemm(a, b, ta, tb):
 
 
 class _Conv(jt.Function):
-    """Inputs x, weight, and bias and residual or None."""
+    """Inputs x, weight, and bias and residual or None. A subclass has the sources of the three products."""
 
     def __init__(self, relu):
         self.relu = relu
 
     def execute(self, x, weight, bias, residual):
         self.x, self.weight, self.y, self.extras = x, weight, None, (bias is not None, residual is not None)
-        inputs, names = [x, weight], []
+        inputs, after = [x, weight], []
         for extra in (bias, residual):
-            names.append("nullptr" if extra is None else f"in{len(inputs)}_p")
+            after.append("nullptr" if extra is None else f"in{len(inputs)}_p")
             inputs += [] if extra is None else [extra]
-        shape = [x.shape[0], weight.shape[0], *x.shape[2:]]
-        y = _code(shape, inputs, self.forward.format(bias=names[0], residual=names[1], relu=str(self.relu).lower()))
+        y = _code(self.shape(x, weight), inputs, self.forward(f"{', '.join(after)}, {str(self.relu).lower()}"))
         if self.relu:
             self.y = y
         return y
 
     def grad(self, d):
         d = jt.ternary(self.y > 0, d, jt.zeros_like(d)) if self.relu else d
-        return (_code(self.x.shape, [d, self.weight], self.backward_x), _code(self.weight.shape, [d, self.x], self.backward_w),
+        return (_code(self.x.shape, [d, self.weight], self.backward_x()),
+                _code(self.weight.shape, [d, self.x], self.backward_w()),
                 d.sum((0, 2, 3)) if self.extras[0] else None, d if self.extras[1] else None)
+
+    def shape(self, x, weight):
+        return [x.shape[0], weight.shape[0], *x.shape[2:]]
+
+
+class _Conv1x1(_Conv):
+    sizes = "in0_shape0, in0_shape1, out0_shape1, in0_shape2 * in0_shape3"
+
+    def forward(self, after):
+        return f"detr::conv1x1('N', in1_p, in0_p, {after}, out0_p, {self.sizes});"
+
+    def backward_x(self):
+        return f"detr::conv1x1('T', in1_p, in0_p, nullptr, nullptr, false, out0_p, {self.sizes});"
+
+    def backward_w(self):
+        return "detr::conv1x1_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2 * in0_shape3);"
+
+
+class _Conv3x3(_Conv):
+    """Stride and padding 1."""
+
+    def forward(self, after):
+        return self._winograd("N", after)
+
+    def backward_x(self):
+        return self._winograd("T", "nullptr, nullptr, false")
+
+    def backward_w(self):
+        return "detr::winograd_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2, in0_shape3);"
+
+    def _winograd(self, transpose, after):
+        return f"""
+            float* u = detr::scratch(3, 16 * in1_shape0 * in1_shape1);
+            detr::winograd_weights(in1_p, u, in1_shape0, in1_shape1, '{transpose}' == 'T');
+            detr::winograd('{transpose}', u, in0_p, {after}, out0_p, in0_shape0, in0_shape1, out0_shape1, in0_shape2,
+                           in0_shape3);
+        """
+
+
+class _ConvAny(_Conv):
+    def __init__(self, relu, stride, padding, dilation):
+        super().__init__(relu)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+
+    def shape(self, x, weight):
+        sides = [(side + 2 * self.padding - self.dilation * (kernel - 1) - 1) // self.stride + 1
+                 for side, kernel in zip(x.shape[2:], weight.shape[2:])]
+        return [x.shape[0], weight.shape[0], *sides]
+
+    def forward(self, after):
+        return f"detr::conv(in1_p, in0_p, {after}, out0_p, in0_shape0, {self._window('in0', 'in1')});"
+
+    def backward_x(self):
+        return f"detr::conv_input(in1_p, in0_p, out0_p, in0_shape0, {self._window('out0', 'in1')});"
+
+    def backward_w(self):
+        return f"detr::conv_weight(in0_p, in1_p, out0_p, in0_shape0, {self._window('in1', 'out0')});"
+
+    def _window(self, x, weight):
+        channels, sides = f"{weight}_shape1, {weight}_shape0", f"{x}_shape2, {x}_shape3, {weight}_shape2, {weight}_shape3"
+        return f"detr::Window{{{channels}, {sides}, {self.stride}, {self.padding}, {self.dilation}}}"
 
 
 def _split(x, step):
@@ -161,38 +248,6 @@ def _join(x, step, height, width):
     x = x.reshape(step, step, -1, *x.shape[1:]).permute(2, 3, 4, 0, 5, 1)
     x = x.reshape(*x.shape[:2], x.shape[2] * step, x.shape[4] * step)
     return x[:, :, :height, :width]
-
-
-class _Conv1x1(_Conv):
-    forward = """
-        detr::conv1x1('N', in1_p, in0_p, {bias}, {residual}, {relu}, out0_p, in0_shape0, in0_shape1, out0_shape1,
-                      in0_shape2 * in0_shape3);
-    """
-    backward_x = """
-        detr::conv1x1('T', in1_p, in0_p, nullptr, nullptr, false, out0_p, in0_shape0, in0_shape1, out0_shape1,
-                      in0_shape2 * in0_shape3);
-    """
-    backward_w = """
-        detr::conv1x1_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2 * in0_shape3);
-    """
-
-
-class _Conv3x3(_Conv):
-    forward = """
-        float* u = detr::scratch(3, 16 * in1_shape0 * in1_shape1);
-        detr::winograd_weights(in1_p, u, in1_shape0, in1_shape1, false);
-        detr::winograd('N', u, in0_p, {bias}, {residual}, {relu}, out0_p, in0_shape0, in0_shape1, out0_shape1, in0_shape2,
-                       in0_shape3);
-    """
-    backward_x = """
-        float* u = detr::scratch(3, 16 * in1_shape0 * in1_shape1);
-        detr::winograd_weights(in1_p, u, in1_shape0, in1_shape1, true);
-        detr::winograd('T', u, in0_p, nullptr, nullptr, false, out0_p, in0_shape0, in0_shape1, out0_shape1, in0_shape2,
-                       in0_shape3);
-    """
-    backward_w = """
-        detr::winograd_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2, in0_shape3);
-    """
 
 
 class _Softmax(jt.Function):

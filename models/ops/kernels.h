@@ -1,6 +1,7 @@
 // What models/ops/__init__.py computes on the CPU. Arrays are float32, row-major and contiguous; images are [B, C, H, W].
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -26,7 +27,7 @@ inline float* scratch(int slot, num size) {
     return buffers[slot].data();
 }
 
-inline num ceil_div(num a, num b) { return (a + b - 1) / b; }
+inline num ceil_div(num a, num b) { return (a + b - 1) / b; }  // a > -b
 
 // y += bias, y += residual, y = max(y, 0), each where wanted
 inline void finish(float* y, float bias, const float* residual, bool relu, num n) {
@@ -58,6 +59,104 @@ inline void conv1x1(char tw, const float* w, const float* x, const float* bias, 
 inline void conv1x1_weight(const float* dy, const float* x, float* dw, num batch, num ci, num co, num n) {
     for (num b = 0; b < batch; b++)
         sgemm('N', 'T', co, ci, n, dy + b * co * n, n, x + b * ci * n, n, b > 0, dw, ci);
+}
+
+// ---- Any convolution, as the matrix product of its weights and the pixels under its window (im2col).
+
+struct Window {  // of a convolution from [ci, h, w] to [co, oh, ow]
+    num ci, co, h, w, kh, kw, stride, padding, dilation;
+    num oh() const { return (h + 2 * padding - dilation * (kh - 1) - 1) / stride + 1; }
+    num ow() const { return (w + 2 * padding - dilation * (kw - 1) - 1) / stride + 1; }
+    num taps() const { return kh * kw; }
+    // columns of the result for which column kx of the window lies in the image
+    num begin(num kx) const { return std::max<num>(0, ceil_div(padding - kx * dilation, stride)); }
+    num end(num kx) const { return std::min(ow(), ceil_div(w + padding - kx * dilation, stride)); }
+    num blocks(num rows) const { return ceil_div(oh(), rows); }
+    num rows_per_job(num channels) const {  // rows of the result whose pixels take about 4 MB
+        return std::min(oh(), std::max<num>(1, std::max<num>(1048576 / (channels * taps()), 384) / ow()));
+    }
+};
+
+// One channel x [h, w] under the window, for rows first..last of the result: col [taps, (last - first) * ow]
+inline void im2col(const float* x, const Window& k, num first, num last, float* col) {
+    num ow = k.ow();
+    for (num ky = 0; ky < k.kh; ky++)
+        for (num kx = 0; kx < k.kw; kx++)
+            for (num row = first; row < last; row++, col += ow) {
+                num y = row * k.stride - k.padding + ky * k.dilation, begin = k.begin(kx), end = k.end(kx);
+                if (y < 0 || y >= k.h || begin >= end) { std::memset(col, 0, ow * sizeof(float)); continue; }
+                const float* line = x + y * k.w - k.padding + kx * k.dilation;
+                for (num j = 0; j < begin; j++) col[j] = 0;
+                if (k.stride == 2) { for (num j = begin; j < end; j++) col[j] = line[2 * j]; }
+                else { for (num j = begin; j < end; j++) col[j] = line[j * k.stride]; }
+                for (num j = end; j < ow; j++) col[j] = 0;
+            }
+}
+
+// The way back of im2col: adds col to x
+inline void col2im(const float* col, const Window& k, num first, num last, float* x) {
+    num ow = k.ow();
+    for (num ky = 0; ky < k.kh; ky++)
+        for (num kx = 0; kx < k.kw; kx++)
+            for (num row = first; row < last; row++, col += ow) {
+                num y = row * k.stride - k.padding + ky * k.dilation;
+                if (y < 0 || y >= k.h) continue;
+                float* line = x + y * k.w - k.padding + kx * k.dilation;
+                for (num j = k.begin(kx); j < k.end(kx); j++) line[j * k.stride] += col[j];
+            }
+}
+
+inline void conv(const float* w, const float* x, const float* bias, const float* residual, bool relu, float* y, num batch,
+                 const Window& k) {
+    num n = k.oh() * k.ow(), rows = k.rows_per_job(k.ci), blocks = k.blocks(rows), threads = omp_get_max_threads();
+    while (batch * blocks % threads && blocks < k.oh()) blocks++;
+    rows = ceil_div(k.oh(), blocks);
+    blocks = k.blocks(rows);
+    #pragma omp parallel for schedule(dynamic)
+    for (num job = 0; job < batch * blocks; job++) {
+        num b = job / blocks, first = job % blocks * rows, last = std::min(k.oh(), first + rows), m = (last - first) * k.ow();
+        float *col = scratch(0, k.ci * k.taps() * m), *out = y + b * k.co * n + first * k.ow();
+        for (num c = 0; c < k.ci; c++) im2col(x + (b * k.ci + c) * k.h * k.w, k, first, last, col + c * k.taps() * m);
+        sgemm('N', 'N', k.co, m, k.ci * k.taps(), w, k.ci * k.taps(), col, m, 0.f, out, n);
+        for (num c = 0; c < k.co; c++)
+            finish(out + c * n, bias ? bias[c] : 0, residual ? residual + (b * k.co + c) * n + first * k.ow() : nullptr, relu, m);
+    }
+}
+
+// dx [B, ci, h, w]; each job has channels of its own
+inline void conv_input(const float* w, const float* dy, float* dx, num batch, const Window& k) {
+    num n = k.oh() * k.ow(), group = std::min<num>(k.ci, 64), groups = ceil_div(k.ci, group), rows = k.rows_per_job(group);
+    #pragma omp parallel for schedule(dynamic)
+    for (num job = 0; job < batch * groups; job++) {
+        num b = job / groups, start = job % groups * group, count = std::min(group, k.ci - start), size = k.h * k.w;
+        float* out = dx + (b * k.ci + start) * size;
+        std::memset(out, 0, count * size * sizeof(float));
+        for (num first = 0; first < k.oh(); first += rows) {
+            num last = std::min(k.oh(), first + rows), m = (last - first) * k.ow();
+            float* col = scratch(0, count * k.taps() * m);
+            sgemm('T', 'N', count * k.taps(), m, k.co, w + start * k.taps(), k.ci * k.taps(),
+                  dy + b * k.co * n + first * k.ow(), n, 0.f, col, m);
+            for (num c = 0; c < count; c++) col2im(col + c * k.taps() * m, k, first, last, out + c * size);
+        }
+    }
+}
+
+// dw [co, ci, kh, kw]; each job has input channels of its own
+inline void conv_weight(const float* dy, const float* x, float* dw, num batch, const Window& k) {
+    num n = k.oh() * k.ow(), group = std::min<num>(k.ci, 64), groups = ceil_div(k.ci, group), rows = k.rows_per_job(group);
+    #pragma omp parallel for schedule(dynamic)
+    for (num job = 0; job < groups; job++) {
+        num start = job * group, count = std::min(group, k.ci - start);
+        for (num b = 0; b < batch; b++)
+            for (num first = 0; first < k.oh(); first += rows) {
+                num last = std::min(k.oh(), first + rows), m = (last - first) * k.ow();
+                float* col = scratch(0, count * k.taps() * m);
+                for (num c = 0; c < count; c++)
+                    im2col(x + (b * k.ci + start + c) * k.h * k.w, k, first, last, col + c * k.taps() * m);
+                sgemm('N', 'T', k.co, count * k.taps(), m, dy + b * k.co * n + first * k.ow(), n, col, m, b + first > 0,
+                      dw + start * k.taps(), k.ci * k.taps());
+            }
+    }
 }
 
 // ---- 3x3 convolution, stride 1, padding 1: Winograd's F(2x2, 3x3) (arXiv 1509.09308). A tile of 2x2 results comes from 4x4
@@ -196,7 +295,7 @@ inline void winograd(char tu, const float* u, const float* x, const float* bias,
 // Weight gradient dw [co, ci, 3, 3] of x [B, ci, h, w] and dy [B, co, h, w]
 inline void winograd_weight(const float* dy, const float* x, float* dw, num batch, num ci, num co, num h, num w) {
     num th = (h + 1) / 2, tw = (w + 1) / 2;
-    num rows = std::max<num>(1, std::min<num>(th, 4194304 / (16 * (ci + co) * tw)));
+    num rows = std::max<num>(1, std::min<num>(th, 1048576 / (16 * (ci + co) * tw)));
     float *v = scratch(0, 16 * ci * rows * tw), *d = scratch(1, 16 * co * rows * tw), *du = scratch(2, 16 * co * ci);
     #pragma omp parallel
     for (num b = 0; b < batch; b++)
@@ -259,6 +358,40 @@ inline void softmax_row(const float* x, const float* penalty, float* y, num n) {
     }
     float scale = 1 / sum;
     for (num i = 0; i < n; i++) y[i] *= scale;
+}
+
+// ---- optimizer
+
+// The sum of squares; blocks of a fixed size make it the same for any number of threads
+inline float square_sum(const float* x, num n) {
+    const num block = 16384, blocks = ceil_div(n, block);
+    std::vector<double> sums(blocks);
+    #pragma omp parallel for if (blocks > 4)
+    for (num b = 0; b < blocks; b++) {
+        float sum[16] = {0};
+        num i = b * block, end = std::min(n, i + block);
+        for (; i + 16 <= end; i += 16)
+            for (int k = 0; k < 16; k++) sum[k] += x[i + k] * x[i + k];
+        for (; i < end; i++) sum[0] += x[i] * x[i];
+        for (int k = 0; k < 16; k++) sums[b] += sum[k];
+    }
+    double total = 0;
+    for (double sum : sums) total += sum;
+    return total;
+}
+
+// A step of AdamW: new weights, averages of squares and averages. s: 1 - lr * decay, beta0, 1 - beta0, beta1, 1 - beta1,
+// lr / correction0, 1 / sqrt(correction1), eps; factor: of the gradient g
+inline void adamw(const float* __restrict p, const float* __restrict g, const float* __restrict v, const float* __restrict m,
+                  const float* s, float factor, float* __restrict p2, float* __restrict v2, float* __restrict m2, num n) {
+    const float keep = s[0], b0 = s[1], c0 = s[2], b1 = s[3], c1 = s[4], rate = s[5], root = s[6], eps = s[7];
+    #pragma omp parallel for simd if (n > 16384)
+    for (num i = 0; i < n; i++) {
+        float d = g[i] * factor, a = b0 * m[i] + c0 * d, q = b1 * v[i] + c1 * d * d;
+        m2[i] = a;
+        v2[i] = q;
+        p2[i] = p[i] * keep - rate * a / (std::sqrt(q) * root + eps);
+    }
 }
 
 // ---- dropout

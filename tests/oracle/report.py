@@ -1,0 +1,187 @@
+"""Trains this project and the original side by side and writes the alignment report:
+
+    python -m tests.oracle.report [--out docs/alignment] [--coco_path PATH] [--parts table steps demo]
+
+Every number in the report comes from the run. Where the original's interpreter is: see conftest.py.
+"""
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from util.plot_utils import plot_curves, read_log, table
+
+from .conftest import DEFAULT_PYTHON, HERE
+
+ROOT = HERE.parents[1]
+SEEDS = (42, 1)
+MODULES = ("backbone", "transformer.encoder", "transformer.decoder", "input_proj", "query_embed", "class_embed", "bbox_embed")
+ORACLE_PYTHON = os.environ.get("DETR_ORACLE_PYTHON", str(DEFAULT_PYTHON))
+
+
+def run(*command, **options):
+    return subprocess.run([str(word) for word in command], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, **options).stdout
+
+
+def train(folder, *options):
+    """Both frameworks on the same weights and batches: the folders of their runs, and their seconds."""
+    runs, seconds = {}, {}
+    for name, python, script in (("DETR-Jittor", sys.executable, "train_ours.py"),
+                                 ("original", ORACLE_PYTHON, "train_original.py")):
+        start = time.time()
+        runs[name] = folder / name
+        run(python, "-W", "ignore", HERE / script, *options, folder, runs[name])
+        seconds[name] = time.time() - start
+    return runs, seconds
+
+
+def oracle_table():
+    """The table that the alignment tests print."""
+    lines = run(sys.executable, "-m", "pytest", "-q", "tests/oracle").splitlines()
+    return "\n".join(line for line in lines if line.startswith("|"))
+
+
+def compare_steps(out, folder, coco_path):
+    """Comparison 1: the report's section."""
+    run(sys.executable, HERE / "train_ours.py", "--prepare", "steps", "--coco_path", coco_path, folder)
+    runs, _ = train(folder)
+    losses = {name: dict(np.load(path / "steps.npz")) for name, path in runs.items()}
+    mine, theirs = losses["DETR-Jittor"], losses["original"]
+    shown = ["loss", "loss_ce", "loss_bbox", "loss_giou"]
+    difference = {name: np.abs(mine[name] / theirs[name] - 1) for name in theirs}
+    draw_steps(out / "steps.png", mine, theirs, difference, shown)
+    lines = ["| step | " + " | ".join(f"{name}, original | relative difference" for name in shown) + " |",
+             "| --- |" + " --- | --- |" * len(shown)]
+    for step in range(len(theirs["loss"])):
+        lines.append(f"| {step} | " + " | ".join(f"{theirs[name][step]:.4f} | {difference[name][step]:.1e}" for name in shown) + " |")
+    start, *ends = (dict(np.load(path / "weights.npz")) for path in (folder, *runs.values()))
+    distances = ["| module | relative L2 distance of the weights | their way in training, relative |", "| --- | --- | --- |"]
+    for module in MODULES:
+        names = [name for name in start if name.startswith(module)]
+        a, b, c = (np.concatenate([weights[name].ravel() for name in names]) for weights in (*ends, start))
+        norm = np.linalg.norm(b)
+        distances.append(f"| {module} | {np.linalg.norm(a - b) / norm:.1e} | {np.linalg.norm(b - c) / norm:.1e} |")
+    flags = json.loads((folder / "flags.json").read_text())
+    return f"""## 1. Real images, DETR-R50, step by step
+
+The same random initial weights and the same {len(theirs['loss'])} batches of {flags['batch_size']} images of `coco_tiny` at a
+short side of 320 pixels, dropout 0, AdamW ({flags['lr']}, backbone {flags['lr_backbone']}), gradient norm clipped to
+{flags['clip_max_norm']}, StepLR with a drop after {flags['lr_drop']} epochs of 10 steps. Largest relative difference of the
+total loss at any step: **{difference['loss'].max():.1e}**; of any of the {len(theirs) - 1} weighted losses:
+{max(values.max() for name, values in difference.items() if name != 'loss'):.1e}.
+
+![loss of both frameworks and their difference](steps.png)
+
+{chr(10).join(lines)}
+
+After the last step:
+
+{chr(10).join(distances)}
+"""
+
+
+def draw_steps(path, mine, theirs, difference, shown):
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, name in enumerate(shown):
+        left.plot(theirs[name], f"C{i}-", linewidth=4, alpha=0.35, label=f"{name}, original")
+        left.plot(mine[name], f"C{i}.--", label=f"{name}, DETR-Jittor")
+        right.semilogy(np.maximum(difference[name], 1e-9), f"C{i}.-", label=name)
+    right.axhline(1e-3, color="black", linestyle=":", label="tolerance of the total loss")
+    for axes, title, unit in ((left, "losses of both", "weighted loss, no unit"),
+                              (right, "relative difference", "|DETR-Jittor / original − 1|")):
+        axes.set_title(title)
+        axes.set_xlabel("training step")
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
+    figure.savefig(path, dpi=100)
+
+
+def compare_demo(out, folder, shapes):
+    """Comparison 2: the report's section."""
+    runs, minutes = {}, {}
+    for seed in SEEDS:
+        place = folder / str(seed)
+        run(sys.executable, HERE / "train_ours.py", "--prepare", "demo", "--seed", seed, place)
+        paths, seconds = train(place, "--evaluate", shapes)
+        for epoch in (place / "epochs").iterdir():
+            epoch.unlink()  # gigabytes
+        runs.update({f"{name}, seed {seed}": read_log(path) for name, path in paths.items()})
+        minutes.update({f"{name}, seed {seed}": spent / 60 for name, spent in seconds.items()})
+    plot_curves(runs, out / "demo.png")
+    final = {name: logs[-1]["test_coco_eval_bbox"][0] for name, logs in runs.items()}
+    between = [abs(final[f"DETR-Jittor, seed {s}"] - final[f"original, seed {s}"]) for s in SEEDS]
+    seeds = {name: abs(final[f"{name}, seed {SEEDS[0]}"] - final[f"{name}, seed {SEEDS[1]}"]) for name in ("DETR-Jittor", "original")}
+    first = [abs(runs[f"DETR-Jittor, seed {s}"][0]["train_loss"] / runs[f"original, seed {s}"][0]["train_loss"] - 1) for s in SEEDS]
+    return f"""## 2. To a trained detector
+
+The embedded shapes and the demo's model and schedule ({len(runs[f'original, seed {SEEDS[0]}'])} epochs), from the same initial
+weights and batches. Rounding makes the trajectories part after some hundred steps, so this comparison is judged by its
+outcome; the second seed shows what a real difference would look like.
+
+![losses and AP of both frameworks](demo.png)
+
+{table(runs)}
+
+- Final AP, DETR-Jittor against the original: {', '.join(f'{value:.3f} (seed {seed})' for value, seed in zip(between, SEEDS))}.
+- Final AP, one seed against the other: {', '.join(f'{value:.3f} ({name})' for name, value in seeds.items())}.
+- Mean loss of the first epoch, relative difference: {', '.join(f'{value:.1e}' for value in first)}.
+- Minutes with evaluation: {', '.join(f'{value:.1f} ({name})' for name, value in minutes.items())}.
+"""
+
+
+def versions():
+    theirs = run(ORACLE_PYTHON, "-c", "import importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in "
+                 "('python-detr', 'torch', 'torchvision', 'numpy', 'pycocotools')))").strip()
+    mine = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jittor", "numpy", "pycocotools"))
+    processor = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                      if line.startswith("model name")), platform.processor())
+    return f"""- Machine: {processor}, {os.cpu_count()} cores, no GPU; {platform.system()}, Python {platform.python_version()}.
+- DETR-Jittor: {mine}; commit {run('git', 'describe', '--always', '--dirty').strip()}.
+- The original: {theirs}."""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "alignment")
+    parser.add_argument("--coco_path", type=Path, default=ROOT.parent / "shared" / "data" / "coco_tiny")
+    parser.add_argument("--parts", nargs="+", choices=["table", "steps", "demo"], default=["table", "steps", "demo"])
+    args = parser.parse_args()
+    start, out = time.time(), args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    sections = []
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        if "steps" in args.parts:
+            sections.append(compare_steps(out, folder / "steps", args.coco_path.resolve()))
+        if "demo" in args.parts:
+            from main import parse_args
+            from datasets import build_dataset
+            shapes = build_dataset("val", parse_args(["--demo"])).img_folder.parent
+            sections.append(compare_demo(out, folder / "demo", shapes))
+    if "table" in args.parts:
+        sections.append(f"## 3. Part by part\n\n{oracle_table()}\n")
+    command = "python -m tests.oracle.report" + ("" if len(args.parts) == 3 else f" --parts {' '.join(args.parts)}")
+    (out / "README.md").write_text(f"""# DETR-Jittor and the original, side by side
+
+Written by `{command}` on {datetime.date.today()} in {(time.time() - start) / 60:.0f} minutes; nothing in it is typed by hand.
+The original runs in an interpreter of its own (`tests/oracle/make_env.sh`).
+
+{versions()}
+
+{chr(10).join(sections)}""")
+
+
+if __name__ == "__main__":
+    main()

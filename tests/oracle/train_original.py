@@ -1,0 +1,98 @@
+"""Trains the original on the batches in a folder (see training.py). Its own interpreter runs this file:
+
+    ORACLE_PYTHON tests/oracle/train_original.py FOLDER RUN [--evaluate SHAPES_FOLDER]
+"""
+import argparse
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import recipe  # noqa: F401
+import run_demo
+import run_model
+import torch
+import training
+from detr.datasets.coco_eval import CocoEvaluator
+from detr.models import detr
+from detr.util.misc import collate_fn
+
+
+def build(flags):
+    args = argparse.Namespace(**flags)
+    detr.build_backbone = run_model.THEIR_BACKBONE if args.backbone_norm == "frozen" else run_demo.build_backbone
+    model, criterion, postprocessors = detr.build(args)
+    if flags["classes"] != 91:
+        model.class_embed = torch.nn.Linear(args.hidden_dim, flags["classes"] + 1)
+        criterion = detr.SetCriterion(flags["classes"], criterion.matcher, criterion.weight_dict, args.eos_coef,
+                                      criterion.losses)
+    return args, model, criterion, postprocessors
+
+
+def load_weights(model, path):
+    with np.load(path) as arrays:
+        state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing), (missing, unexpected)
+
+
+@torch.no_grad()
+def evaluate(model, criterion, postprocessors, folder):
+    """Mean losses, and COCO's 12 figures."""
+    model.eval()
+    dataset = run_demo.build_dataset(folder, "val")
+    evaluator, seen = CocoEvaluator(dataset.coco, ["bbox"]), []
+    for samples, targets in torch.utils.data.DataLoader(dataset, 16, collate_fn=collate_fn):
+        outputs = model(samples)
+        losses = criterion(outputs, targets)
+        seen.append({"loss": run_model.weighted_loss(criterion, losses).item(), **weighted(losses, criterion)})
+        results = postprocessors["bbox"](outputs, torch.stack([t["orig_size"] for t in targets]))
+        evaluator.update({t["image_id"].item(): result for t, result in zip(targets, results)})
+    evaluator.synchronize_between_processes()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return {name: np.mean([losses[name] for losses in seen]) for name in seen[0]}, evaluator.coco_eval["bbox"].stats
+
+
+def weighted(losses, criterion):
+    return {name: losses[name].item() * weight for name, weight in criterion.weight_dict.items() if name in losses}
+
+
+def main(options):
+    flags = json.loads((options.folder / "flags.json").read_text())
+    args, model, criterion, postprocessors = build(flags)
+    load_weights(model, options.folder / "weights.npz")
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW([{"params": [p for name, p in trainable if "backbone" not in name]},
+                                   {"params": [p for name, p in trainable if "backbone" in name], "lr": args.lr_backbone}],
+                                  lr=args.lr, weight_decay=args.weight_decay)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, args.lr_drop)
+    recorder = training.Recorder(options.run)
+    for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
+        model.train()
+        criterion.train()
+        for samples, targets in (run_model.to_torch(*batch) for batch in training.load_epoch(path)):
+            losses = criterion(model(samples), targets)
+            loss = run_model.weighted_loss(criterion, losses)
+            recorder.step({"loss": loss.item(), **weighted(losses, criterion)})
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_max_norm)
+            optimizer.step()
+        scheduler.step()
+        if options.evaluate:
+            criterion.eval()
+            with contextlib.redirect_stdout(io.StringIO()):
+                figures = evaluate(model, criterion, postprocessors, options.evaluate)
+            recorder.epoch(epoch, *figures)
+            print(f"epoch {epoch}: AP {figures[1][0]:.3f}", flush=True)
+    recorder.save({name: value.numpy() for name, value in model.state_dict().items()})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--evaluate", type=Path)
+    main(parser.parse_args())

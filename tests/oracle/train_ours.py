@@ -1,0 +1,152 @@
+"""Prepares a training for both frameworks, or runs it in this project (see training.py):
+
+    python tests/oracle/train_ours.py --prepare {steps,demo} [--coco_path PATH] [--seed N] FOLDER
+    python tests/oracle/train_ours.py [--evaluate SHAPES_FOLDER] FOLDER RUN
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "oracle")]
+
+import numpy as np  # noqa: E402
+import training  # noqa: E402
+
+import main as program  # noqa: E402
+from util import runtime  # noqa: E402
+
+STEPS, STEPS_PER_EPOCH, SHORT_SIDE = 30, 10, 320
+
+
+def prepare(options):
+    import jittor as jt
+    from datasets import NUM_CLASSES, build_dataset
+    from datasets.coco import NORMALIZE
+    from datasets.loader import DataLoader
+    from datasets import transforms as T
+    from models import build_model
+    from util.checkpoint import model_state
+    if options.prepare == "demo":
+        args = program.parse_args(["--demo", "--seed", str(options.seed)])
+        dataset, epochs, batches = build_dataset("train", args), args.epochs, None
+    else:
+        args = program.parse_args(["--coco_path", options.coco_path, "--dropout", "0", "--backbone_weights", "none",
+                                   "--lr_drop", "2", "--seed", str(options.seed)])
+        dataset = build_dataset("train", args)
+        dataset.transforms = T.Compose([T.RandomHorizontalFlip(), T.RandomResize([SHORT_SIDE], max_size=640), NORMALIZE])
+        epochs, batches = STEPS // STEPS_PER_EPOCH, STEPS_PER_EPOCH
+    jt.set_global_seed(args.seed)
+    (options.folder / "epochs").mkdir(parents=True)
+    np.savez(options.folder / "weights.npz", **model_state(build_model(args)[0]))
+    flags = {**vars(args), "classes": NUM_CLASSES[args.dataset_file], "device": "cpu"}
+    (options.folder / "flags.json").write_text(json.dumps(flags))
+    loader = DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True, num_workers=0, seed=args.seed)
+    for epoch in range(epochs):
+        loader.set_epoch(epoch)
+        taken = [unpad(*batch) for _, batch in zip(range(batches or len(loader)), loader)]
+        training.save_epoch(options.folder / "epochs" / f"{epoch:03}.npz", taken)
+
+
+def unpad(samples, targets):
+    return [image[:, :t["size"][0], :t["size"][1]] for image, t in zip(samples.tensors, targets)], targets
+
+
+class Loader:
+    """The stored batches of an epoch, in place of the data loader."""
+
+    def __init__(self, path):
+        from util.misc import nested_tensor_from_arrays
+        self.batches = [(nested_tensor_from_arrays(images), targets) for images, targets in training.load_epoch(path)]
+
+    def set_epoch(self, epoch):
+        pass
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+class Recording:
+    """A criterion that keeps the losses it computes."""
+
+    def __init__(self, criterion):
+        self.criterion = criterion
+        self.weight_dict = criterion.weight_dict
+        self.losses = []
+
+    def __call__(self, outputs, targets):
+        losses = self.criterion(outputs, targets)
+        self.losses.append(losses)
+        return losses
+
+    def take(self):
+        """The weighted losses of the last call, floats."""
+        losses = self.losses.pop()
+        weighted = {name: float(losses[name].item()) * weight for name, weight in self.weight_dict.items() if name in losses}
+        return {"loss": sum(weighted.values()), **weighted}
+
+
+def train(options):
+    from datasets import build_dataset, get_coco_api_from_dataset
+    from datasets.loader import DataLoader
+    from engine import evaluate, train_one_epoch
+    from models import build_model
+    from util.checkpoint import load_model_state, model_state
+    from util.optim import StepLR
+    flags = json.loads((options.folder / "flags.json").read_text())
+    args = argparse.Namespace(**flags)
+    model, criterion, postprocessors = build_model(args)
+    with np.load(options.folder / "weights.npz") as arrays:
+        load_model_state(model, dict(arrays), "weights.npz")
+    optimizer = program.build_optimizer(model, args)
+    scheduler = StepLR(optimizer, args.lr_drop)
+    recorder = training.Recorder(options.run)
+    recording = Recording(criterion)
+    if options.evaluate:
+        args.coco_path = str(options.evaluate)
+        dataset = build_dataset("val", args)
+        loader = DataLoader(dataset, args.batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0)
+    for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
+        batches = Loader(path)
+        train_one_epoch(model, recording, Steps(batches, recording, recorder), optimizer, epoch, args.seed, args.clip_max_norm)
+        scheduler.step()
+        if options.evaluate:
+            stats, _ = evaluate(model, criterion, postprocessors, loader, get_coco_api_from_dataset(dataset))
+            figures = stats.pop("coco_eval_bbox")
+            recorder.epoch(epoch, {name: stats[name] for name in recorder.steps[0]}, figures)
+    recorder.save(model_state(model))
+
+
+class Steps:
+    """Passes batches on, and after each step its losses to the recorder."""
+
+    def __init__(self, batches, recording, recorder):
+        self.batches, self.recording, self.recorder = batches, recording, recorder
+
+    def set_epoch(self, epoch):
+        pass
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        for batch in self.batches:
+            yield batch
+            self.recorder.step(self.recording.take())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--prepare", choices=["steps", "demo"])
+    parser.add_argument("--coco_path")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--evaluate", type=Path)
+    options = parser.parse_args()
+    runtime.select_device("cpu")
+    (prepare if options.prepare else train)(options)
