@@ -47,7 +47,10 @@ def conv_norm(x, conv, norm, residual=None, relu=False):
     if isinstance(norm, FrozenBatchNorm2d):
         scale, bias = norm.affine()
         return ops.conv2d(x, conv.weight * scale.reshape(-1, 1, 1, 1), bias, *place, residual, relu)
-    x = norm(ops.conv2d(x, conv.weight, None, *place))
+    x = ops.conv2d(x, conv.weight, None, *place)
+    if isinstance(norm, nn.BatchNorm2d):
+        return ops.batch_norm(x, norm, residual, relu)
+    x = norm(x)
     x = x if residual is None else x + residual
     return nn.relu(x) if relu else x
 

@@ -8,7 +8,7 @@ import jittor as jt
 from jittor import nn
 
 from .attention import MultiheadAttention
-from .ops import Dropout
+from .ops import Dropout, LayerNorm
 
 
 class Transformer(nn.Module):
@@ -18,9 +18,9 @@ class Transformer(nn.Module):
         super().__init__()
         layer = (d_model, nhead, dim_feedforward, dropout, normalize_before)
         self.encoder = TransformerEncoder([TransformerEncoderLayer(*layer) for _ in range(num_encoder_layers)],
-                                          nn.LayerNorm(d_model) if normalize_before else None)
+                                          LayerNorm(d_model) if normalize_before else None)
         self.decoder = TransformerDecoder([TransformerDecoderLayer(*layer) for _ in range(num_decoder_layers)],
-                                          nn.LayerNorm(d_model))
+                                          LayerNorm(d_model))
         self.d_model = d_model
         self.nhead = nhead
         for parameter in self.parameters():
@@ -79,8 +79,8 @@ class TransformerEncoderLayer(nn.Module):
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.dropout = Dropout(dropout)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.norm2 = nn.LayerNorm(d_model)
+        self.norm1 = LayerNorm(d_model)
+        self.norm2 = LayerNorm(d_model)
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
         self.normalize_before = normalize_before
@@ -109,9 +109,9 @@ class TransformerDecoderLayer(nn.Module):
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.dropout = Dropout(dropout)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
-        self.norm1 = nn.LayerNorm(d_model)
-        self.norm2 = nn.LayerNorm(d_model)
-        self.norm3 = nn.LayerNorm(d_model)
+        self.norm1 = LayerNorm(d_model)
+        self.norm2 = LayerNorm(d_model)
+        self.norm3 = LayerNorm(d_model)
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
         self.dropout3 = Dropout(dropout)

@@ -2,12 +2,13 @@
 import jittor as jt
 import numpy as np
 import pytest
+from jittor import nn
 
 from models import ops
 
 
-def arrays(*shapes, scale=1):
-    random = np.random.default_rng(0)
+def arrays(*shapes, scale=1, seed=0):
+    random = np.random.default_rng(seed)
     return [jt.array(random.standard_normal(shape, np.float32) * scale) for shape in shapes]
 
 
@@ -17,7 +18,7 @@ def both_ways(monkeypatch, function, inputs):
     for own in (True, False):
         monkeypatch.setattr(ops, "_on_onednn", lambda: own)
         result = function(*inputs)
-        [weight] = arrays(result.shape)
+        [weight] = arrays(result.shape, seed=1)
         found.append([var.numpy() for var in (result, *jt.grad((result * weight).sum(), inputs))])
     return found
 
@@ -60,6 +61,32 @@ def test_gradient_through_frozen_weights(monkeypatch):
     weight.stop_grad()
     bias.stop_grad()
     assert_close(*both_ways(monkeypatch, lambda x: ops.conv2d(x, weight, bias, padding=(1, 1)), [x]))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7), (3, 5, 40), (2, 540, 256)])
+def test_layer_norm(shape, monkeypatch):
+    norm = ops.LayerNorm(shape[-1])
+    x, norm.weight, norm.bias = arrays(shape, shape[-1:], shape[-1:])
+    assert_close(*both_ways(monkeypatch, lambda x, *_: norm(x), [x, norm.weight, norm.bias]))
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["plain", "with residual and relu"])
+@pytest.mark.parametrize("shape", [(2, 3, 1, 2), (16, 5, 3, 7), (3, 64, 20, 30)])
+def test_batch_norm(shape, after, monkeypatch):
+    norm = nn.BatchNorm2d(shape[1])
+    x, residual, norm.weight, norm.bias = arrays(shape, shape, shape[1:2], shape[1:2])
+    statistics = []
+
+    def function(x, weight, bias, residual=None):
+        norm.running_mean, norm.running_var = jt.zeros(shape[1]), jt.ones(shape[1])
+        norm.train()
+        y = ops.batch_norm(x, norm, residual, after)
+        norm.eval()
+        statistics.append([norm.running_mean.numpy(), norm.running_var.numpy(), ops.batch_norm(x, norm, residual, after).numpy()])
+        return y
+    inputs = [x, norm.weight, norm.bias] + ([residual] if after else [])
+    assert_close(*both_ways(monkeypatch, function, inputs), tolerance=2e-5)
+    assert_close(*statistics)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (70, 300), (256, 64, 3, 3)])

@@ -9,6 +9,7 @@
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
   the element's place, drawn again for the gradient.
 
+- `LayerNorm`, `batch_norm`: statistics, normalisation and what follows in one operator instead of about ten.
 - `square_sum`, `adamw`: Jittor's optimizer makes several passes over the weights. Here it is one, gradient clipping included.
 
 The kernels are in kernels.h. `tests/test_ops.py` compares each with Jittor's plain operators.
@@ -88,6 +89,25 @@ class Dropout(nn.Dropout):
         return super().execute(x)
 
 
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the last dimension."""
+
+    def execute(self, x):
+        return _LayerNorm(self.eps)(x, self.weight, self.bias) if _on_onednn() else super().execute(x)
+
+
+def batch_norm(x, norm, residual=None, relu=False):
+    """nn.BatchNorm2d `norm` of x [B, C, H, W], the sum with the residual, ReLU. In training it updates its statistics."""
+    if _on_onednn() and norm.is_train and not jt.in_mpi:
+        y, mean, variance = _BatchNorm(norm.eps, relu)(x, norm.weight, norm.bias, residual)
+        for running, now in ((norm.running_mean, mean), (norm.running_var, variance)):
+            running.update(running + (now.detach() - running) * norm.momentum)
+        return y
+    x = norm(x)
+    x = x if residual is None else x + residual
+    return nn.relu(x) if relu else x
+
+
 def square_sum(x):
     """float32 of any shape -> [1]: the sum of squares, without the digits that one float32 loop over all would lose."""
     if _on_onednn():
@@ -103,7 +123,7 @@ def adamw(p, g, v, m, keep, b0, b1, rate, root, eps, factor):
     if _on_onednn():
         settings = jt.array(np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]))
         source = "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p, in5_p[0], out0_p, out1_p, out2_p, in0->num);"
-        return jt.code([p.shape] * 3, ["float32"] * 3, [p, g, v, m, settings, factor], cpu_header=KERNELS, cpu_src=source)
+        return _codes([p.shape] * 3, [p, g, v, m, settings, factor], source)
     g = g * factor
     m = b0 * m + (1 - b0) * g
     v = b1 * v + (1 - b1) * g * g
@@ -116,6 +136,11 @@ def _on_onednn():
 
 def _code(shape, inputs, source):
     return jt.code(shape, "float32", inputs, cpu_header=KERNELS, cpu_src=source)
+
+
+def _codes(shapes, inputs, source):
+    """Several results of one operator."""
+    return jt.code(shapes, ["float32"] * len(shapes), inputs, cpu_header=KERNELS, cpu_src=source)
 
 
 class _Product(jt.Function):
@@ -285,3 +310,46 @@ class _Dropout(jt.Function):
 
     def grad(self, d):
         return _code(d.shape, [d, self.seed], self.source), None
+
+
+class _LayerNorm(jt.Function):
+    def __init__(self, eps):
+        self.eps = eps
+
+    def execute(self, x, weight, bias):
+        self.saved = x, weight
+        source = f"const int64_t n = in1->num; detr::layer_norm(in0_p, in1_p, in2_p, {self.eps}, out0_p, in0->num / n, n);"
+        return _code(x.shape, [x, weight, bias], source)
+
+    def grad(self, d):
+        x, weight = self.saved
+        source = f"""
+            const int64_t n = in2->num;
+            detr::layer_norm_backward(in0_p, in1_p, in2_p, {self.eps}, out0_p, out1_p, out2_p, in0->num / n, n);
+        """
+        return _codes([x.shape, weight.shape, weight.shape], [d, x, weight], source)
+
+
+class _BatchNorm(jt.Function):
+    sizes = "in0_shape0, in0_shape1, in0_shape2 * in0_shape3"
+
+    def __init__(self, eps, relu):
+        self.eps, self.relu = eps, relu
+
+    def execute(self, x, weight, bias, residual):
+        inputs, added = ([x, weight, bias], "nullptr") if residual is None else ([x, weight, bias, residual], "in3_p")
+        outputs = _codes([x.shape, weight.shape, weight.shape], inputs, f"""
+            detr::batch_norm(in0_p, in1_p, in2_p, {self.eps}, {added}, {str(self.relu).lower()}, out0_p, out1_p, out2_p,
+                             {self.sizes});
+        """)
+        self.has_residual = residual is not None
+        self.saved = [x, weight, *outputs[1:]] + ([outputs[0]] if self.relu else [])
+        return outputs
+
+    def grad(self, d, *_):
+        x, weight = self.saved[:2]
+        dx, dw, db, masked = _codes([x.shape, weight.shape, weight.shape, x.shape], [d, *self.saved], f"""
+            detr::batch_norm_backward(in0_p, in1_p, in2_p, in3_p, in4_p, {"in5_p" if self.relu else "nullptr"}, {self.eps},
+                                      out0_p, out1_p, out2_p, out3_p, {self.sizes});
+        """)
+        return dx, dw, db, masked if self.has_residual else None
