@@ -6,7 +6,7 @@ import jittor as jt
 from datasets.coco_eval import CocoEvaluator
 from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
-from util.optim import clip_factor
+from util.optim import clip_grad_norm
 
 PRINT_FREQ = 10
 
@@ -31,7 +31,9 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
             raise InputError(f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last checkpoint is "
                              "intact; resume from it with a smaller --lr, or check the annotations")
         optimizer.backward(loss)
-        optimizer.step(clip_factor(optimizer, max_norm) if max_norm > 0 else None)
+        if max_norm > 0:
+            clip_grad_norm(optimizer, max_norm)
+        optimizer.step()
         logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])
     print("Averaged stats:", logger)
     return logger.averages()

@@ -46,7 +46,7 @@ def conv_norm(x, conv, norm, residual=None, relu=False):
     place = conv.stride, conv.padding, conv.dilation
     if isinstance(norm, FrozenBatchNorm2d):
         scale, bias = norm.affine()
-        return ops.conv2d(x, conv.weight * scale.reshape(-1, 1, 1, 1), bias, *place, residual, relu)
+        return ops.conv2d(x, conv.weight, bias, *place, scale, residual, relu)
     x = ops.conv2d(x, conv.weight, None, *place)
     if isinstance(norm, nn.BatchNorm2d):
         return ops.batch_norm(x, norm, residual, relu)

@@ -35,18 +35,19 @@ def test_batched_products(operator, shapes, monkeypatch):
     assert_close(*both_ways(monkeypatch, operator, arrays(*shapes)))
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["plain", "with residual and relu"])
+@pytest.mark.parametrize("after", [False, True], ids=["plain", "with scale, residual and relu"])
 @pytest.mark.parametrize("kernel, stride, dilation", [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (7, 2, 1)])
 @pytest.mark.parametrize("batch, channels, height, width", [
     (2, (64, 40), 13, 18), (1, (32, 96), 1, 1), (3, (33, 47), 2, 5), (1, (64, 64), 60, 131), (2, (3, 64), 9, 8)])
 def test_convolution(batch, channels, height, width, kernel, stride, dilation, after, monkeypatch):
     padding = dilation * (kernel // 2)
     size = [(side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for side in (height, width)]
-    x, weight, bias, residual = arrays((batch, channels[0], height, width), (channels[1], channels[0], kernel, kernel),
-                                       (channels[1],), (batch, channels[1], *size))
+    x, weight, bias, scale, residual = arrays((batch, channels[0], height, width), (channels[1], channels[0], kernel, kernel),
+                                              (channels[1],), (channels[1],), (batch, channels[1], *size))
 
     def function(x, weight, bias, residual=None):
-        return ops.conv2d(x, weight, bias, (stride, stride), (padding, padding), (dilation, dilation), residual, relu=after)
+        return ops.conv2d(x, weight, bias, (stride, stride), (padding, padding), (dilation, dilation),
+                          scale if after else None, residual, relu=after)
     own, plain = both_ways(monkeypatch, function, [x, weight, bias] + ([residual] if after else []))
     if after:  # a sum near zero may be cut off on one side and not on the other
         unsure = np.abs(plain[0]) < 1e-4
@@ -91,11 +92,11 @@ def test_batch_norm(shape, after, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (70, 300), (256, 64, 3, 3)])
 def test_optimizer_step(shape, monkeypatch):
-    p, g, m, v, factor = arrays(shape, shape, shape, shape, (1,))
+    p, g, m, v = arrays(shape, shape, shape, shape)
     found = []
     for own in (True, False):
         monkeypatch.setattr(ops, "_on_onednn", lambda: own)
-        new = ops.adamw(p, g, v * v, m, 1 - 1e-4, 0.9, 0.999, 1e-2, 1.5, 1e-8, factor)
+        new = ops.adamw(p, g, v * v, m, 1 - 1e-4, 0.9, 0.999, 1e-2, 1.5, 1e-8)
         found.append([var.numpy() for var in new])
         expected = np.square(g.numpy(), dtype=np.float64).sum()
         np.testing.assert_allclose(ops.square_sum(g).numpy(), expected, rtol=1e-6 if own else 3e-5)

@@ -10,7 +10,7 @@
   the element's place, drawn again for the gradient.
 
 - `LayerNorm`, `batch_norm`: statistics, normalisation and what follows in one operator instead of about ten.
-- `square_sum`, `adamw`: Jittor's optimizer makes several passes over the weights. Here it is one, gradient clipping included.
+- `square_sum`, `adamw`: Jittor's optimizer makes several passes over the weights; here it is one.
 
 The kernels are in kernels.h. `tests/test_ops.py` compares each with Jittor's plain operators.
 """
@@ -35,10 +35,10 @@ def bmm_transpose(a, b):
     return _ProductTransposed()(a, b) if _on_onednn() else nn.bmm_transpose(a, b)
 
 
-def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), residual=None, relu=False):
-    """x [B, C, H, W], weight [O, C, kh, kw], bias [O], residual [B, O, h, w] -> [B, O, h, w], float32.
+def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), scale=None, residual=None, relu=False):
+    """x [B, C, H, W], weight [O, C, kh, kw], scale and bias [O], residual [B, O, h, w] -> [B, O, h, w], float32.
 
-    The residual is added to the convolution, and relu taken of the sum.
+    The convolution times scale (which has no gradient), plus bias, plus residual, then ReLU.
     """
     outputs, channels, *kernel = weight.shape
     square = all(a == b for a, b in (kernel, stride, padding, dilation))
@@ -46,14 +46,15 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
         place = kernel[0], stride[0], padding[0], dilation[0]
         if kernel[0] == 1 and place[2] == 0:
             x = x if place[1] == 1 else x[:, :, ::place[1], ::place[1]]
-            return _Conv1x1(relu)(x, weight, bias, residual)
+            return _Conv1x1(relu)(x, weight, scale, bias, residual)
         if place == (3, 1, 1, 1) and channels >= LEAST_CHANNELS:
-            return _Conv3x3(relu)(x, weight, bias, residual)
+            return _Conv3x3(relu)(x, weight, scale, bias, residual)
         if place == (3, 1, place[3], place[3]) and channels >= LEAST_CHANNELS:
             # Every n-th pixel of every n-th row is an image of its own, of a convolution without dilation.
             residual = None if residual is None else _split(residual, place[3])
-            return _join(_Conv3x3(relu)(_split(x, place[3]), weight, bias, residual), place[3], *x.shape[2:])
-        return _ConvAny(relu, *place[1:])(x, weight, bias, residual)
+            return _join(_Conv3x3(relu)(_split(x, place[3]), weight, scale, bias, residual), place[3], *x.shape[2:])
+        return _ConvAny(relu, *place[1:])(x, weight, scale, bias, residual)
+    weight = weight if scale is None else weight * scale.reshape(-1, 1, 1, 1)
     x = nn.conv2d(x, weight, bias, stride, padding, dilation)
     x = x if residual is None else x + residual
     return nn.relu(x) if relu else x
@@ -115,16 +116,15 @@ def square_sum(x):
     return x.reshape(x.shape[0], -1).sqr().sum(1).sum()
 
 
-def adamw(p, g, v, m, keep, b0, b1, rate, root, eps, factor):
+def adamw(p, g, v, m, keep, b0, b1, rate, root, eps):
     """A step of AdamW: the new p, v and m of weights p, gradient g, and averages v of its square and m of itself.
 
-    The gradient is multiplied by factor, a Var [1]; the other numbers are those of `util.optim.AdamW`.
+    The numbers are those of `util.optim.AdamW`.
     """
     if _on_onednn():
         settings = jt.array(np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]))
-        source = "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p, in5_p[0], out0_p, out1_p, out2_p, in0->num);"
-        return _codes([p.shape] * 3, [p, g, v, m, settings, factor], source)
-    g = g * factor
+        source = "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p, out0_p, out1_p, out2_p, in0->num);"
+        return _codes([p.shape] * 3, [p, g, v, m, settings], source)
     m = b0 * m + (1 - b0) * g
     v = b1 * v + (1 - b1) * g * g
     return p * keep - rate * m / (jt.sqrt(v) * root + eps), v, m
@@ -175,28 +175,33 @@ def _sgemm(a, b, ta, tb):
     """)
 
 
+NOTHING = "detr::After{nullptr, nullptr, nullptr, false}"  # follows a convolution
+
+
 class _Conv(jt.Function):
-    """Inputs x, weight, and bias and residual or None. A subclass has the sources of the three products."""
+    """Inputs x, weight, and scale, bias and residual or None. A subclass has the sources of the three products."""
 
     def __init__(self, relu):
         self.relu = relu
 
-    def execute(self, x, weight, bias, residual):
-        self.x, self.weight, self.y, self.extras = x, weight, None, (bias is not None, residual is not None)
+    def execute(self, x, weight, scale, bias, residual):
+        self.x, self.weight, self.scale = x, weight, scale
+        self.has_bias, self.has_residual = bias is not None, residual is not None
         inputs, after = [x, weight], []
-        for extra in (bias, residual):
+        for extra in (scale, bias, residual):
             after.append("nullptr" if extra is None else f"in{len(inputs)}_p")
             inputs += [] if extra is None else [extra]
-        y = _code(self.shape(x, weight), inputs, self.forward(f"{', '.join(after)}, {str(self.relu).lower()}"))
-        if self.relu:
-            self.y = y
+        after = f"detr::After{{{', '.join(after)}, {str(self.relu).lower()}}}"
+        y = _code(self.shape(x, weight), inputs, self.forward(after))
+        self.y = y if self.relu else None
         return y
 
     def grad(self, d):
         d = jt.ternary(self.y > 0, d, jt.zeros_like(d)) if self.relu else d
-        return (_code(self.x.shape, [d, self.weight], self.backward_x()),
-                _code(self.weight.shape, [d, self.x], self.backward_w()),
-                d.sum((0, 2, 3)) if self.extras[0] else None, d if self.extras[1] else None)
+        scaled = d if self.scale is None else d * self.scale.broadcast(d, [0, 2, 3])
+        return (_code(self.x.shape, [scaled, self.weight], self.backward_x()),
+                _code(self.weight.shape, [scaled, self.x], self.backward_w()), None,
+                d.sum((0, 2, 3)) if self.has_bias else None, d if self.has_residual else None)
 
     def shape(self, x, weight):
         return [x.shape[0], weight.shape[0], *x.shape[2:]]
@@ -209,7 +214,7 @@ class _Conv1x1(_Conv):
         return f"detr::conv1x1('N', in1_p, in0_p, {after}, out0_p, {self.sizes});"
 
     def backward_x(self):
-        return f"detr::conv1x1('T', in1_p, in0_p, nullptr, nullptr, false, out0_p, {self.sizes});"
+        return f"detr::conv1x1('T', in1_p, in0_p, {NOTHING}, out0_p, {self.sizes});"
 
     def backward_w(self):
         return "detr::conv1x1_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2 * in0_shape3);"
@@ -222,7 +227,7 @@ class _Conv3x3(_Conv):
         return self._winograd("N", after)
 
     def backward_x(self):
-        return self._winograd("T", "nullptr, nullptr, false")
+        return self._winograd("T", NOTHING)
 
     def backward_w(self):
         return "detr::winograd_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2, in0_shape3);"

@@ -29,17 +29,24 @@ inline float* scratch(int slot, num size) {
 
 inline num ceil_div(num a, num b) { return (a + b - 1) / b; }  // a > -b
 
-// y += bias, y += residual, y = max(y, 0), each where wanted
-inline void finish(float* y, float bias, const float* residual, bool relu, num n) {
-    if (residual && relu) { for (num i = 0; i < n; i++) y[i] = std::max(y[i] + bias + residual[i], 0.f); }
-    else if (residual) { for (num i = 0; i < n; i++) y[i] += bias + residual[i]; }
-    else if (relu) { for (num i = 0; i < n; i++) y[i] = std::max(y[i] + bias, 0.f); }
-    else if (bias != 0) { for (num i = 0; i < n; i++) y[i] += bias; }
-}
+// What follows a convolution, each where it is not null or wanted: y = scale * y + bias, of one number per channel, then
+// y += residual, y = max(y, 0)
+struct After {
+    const float *scale, *bias, *residual;
+    bool relu;
+
+    // n results y of channel c, whose residual is at `place`
+    void finish(float* y, num c, num place, num n) const {
+        const float a = scale ? scale[c] : 1, b = bias ? bias[c] : 0, *r = residual ? residual + place : nullptr;
+        if (r && relu) { for (num i = 0; i < n; i++) y[i] = std::max(a * y[i] + b + r[i], 0.f); }
+        else if (r) { for (num i = 0; i < n; i++) y[i] = a * y[i] + b + r[i]; }
+        else if (relu) { for (num i = 0; i < n; i++) y[i] = std::max(a * y[i] + b, 0.f); }
+        else if (scale || bias) { for (num i = 0; i < n; i++) y[i] = a * y[i] + b; }
+    }
+};
 
 // 1x1 convolution: y [B, co, n] = op(w) . x [B, ci, n]. Blocks of columns whose result is finished while it is in the cache.
-inline void conv1x1(char tw, const float* w, const float* x, const float* bias, const float* residual, bool relu, float* y,
-                    num batch, num ci, num co, num n) {
+inline void conv1x1(char tw, const float* w, const float* x, const After& after, float* y, num batch, num ci, num co, num n) {
     num threads = omp_get_max_threads();
     num blocks = ceil_div(n, std::min<num>(std::max<num>(262144 / co, 192), 1024));
     while (batch * blocks % threads) blocks++;
@@ -50,8 +57,7 @@ inline void conv1x1(char tw, const float* w, const float* x, const float* bias, 
         num b = job / blocks, start = job % blocks * width, m = std::min(width, n - start);
         float* out = y + b * co * n + start;
         sgemm(tw, 'N', co, m, ci, w, tw == 'N' ? ci : co, x + b * ci * n + start, n, 0.f, out, n);
-        for (num c = 0; c < co; c++)
-            finish(out + c * n, bias ? bias[c] : 0, residual ? residual + (b * co + c) * n + start : nullptr, relu, m);
+        for (num c = 0; c < co; c++) after.finish(out + c * n, c, (b * co + c) * n + start, m);
     }
 }
 
@@ -106,8 +112,7 @@ inline void col2im(const float* col, const Window& k, num first, num last, float
             }
 }
 
-inline void conv(const float* w, const float* x, const float* bias, const float* residual, bool relu, float* y, num batch,
-                 const Window& k) {
+inline void conv(const float* w, const float* x, const After& after, float* y, num batch, const Window& k) {
     num n = k.oh() * k.ow(), rows = k.rows_per_job(k.ci), blocks = k.blocks(rows), threads = omp_get_max_threads();
     while (batch * blocks % threads && blocks < k.oh()) blocks++;
     rows = ceil_div(k.oh(), blocks);
@@ -118,8 +123,7 @@ inline void conv(const float* w, const float* x, const float* bias, const float*
         float *col = scratch(0, k.ci * k.taps() * m), *out = y + b * k.co * n + first * k.ow();
         for (num c = 0; c < k.ci; c++) im2col(x + (b * k.ci + c) * k.h * k.w, k, first, last, col + c * k.taps() * m);
         sgemm('N', 'N', k.co, m, k.ci * k.taps(), w, k.ci * k.taps(), col, m, 0.f, out, n);
-        for (num c = 0; c < k.co; c++)
-            finish(out + c * n, bias ? bias[c] : 0, residual ? residual + (b * k.co + c) * n + first * k.ow() : nullptr, relu, m);
+        for (num c = 0; c < k.co; c++) after.finish(out + c * n, c, (b * k.co + c) * n + first * k.ow(), m);
     }
 }
 
@@ -262,8 +266,8 @@ inline void winograd_output(const float* m, num step, num tw, float* line) {
 }
 
 // y [B, co, h, w] from x [B, ci, h, w] and u [16, co, ci]; with tu 'T' from u [16, ci, co]
-inline void winograd(char tu, const float* u, const float* x, const float* bias, const float* residual, bool relu, float* y,
-                     num batch, num ci, num co, num h, num w) {
+inline void winograd(char tu, const float* u, const float* x, const After& after, float* y, num batch, num ci, num co, num h,
+                     num w) {
     num th = (h + 1) / 2, tw = (w + 1) / 2, threads = omp_get_max_threads();
     // rows of tiles per job: buffers of about 4 MB, and jobs for all threads
     num rows = std::max<num>(1, std::min<num>(th, 1048576 / (16 * (ci + co) * tw)));
@@ -285,7 +289,7 @@ inline void winograd(char tu, const float* u, const float* x, const float* bias,
                 winograd_output(m + c * t + (row - first) * tw, co * t, tw, line);
                 for (num k = 0; k < 2 && 2 * row + k < h; k++) {
                     num place = ((b * co + c) * h + 2 * row + k) * w;
-                    finish(line + 2 * tw * k, bias ? bias[c] : 0, residual ? residual + place : nullptr, relu, w);
+                    after.finish(line + 2 * tw * k, c, place, w);
                     std::memcpy(y + place, line + 2 * tw * k, w * sizeof(float));
                 }
             }
@@ -295,7 +299,7 @@ inline void winograd(char tu, const float* u, const float* x, const float* bias,
 // Weight gradient dw [co, ci, 3, 3] of x [B, ci, h, w] and dy [B, co, h, w]
 inline void winograd_weight(const float* dy, const float* x, float* dw, num batch, num ci, num co, num h, num w) {
     num th = (h + 1) / 2, tw = (w + 1) / 2;
-    num rows = std::max<num>(1, std::min<num>(th, 1048576 / (16 * (ci + co) * tw)));
+    num rows = std::max<num>(1, std::min<num>(th, 4194304 / (16 * (ci + co) * tw)));
     float *v = scratch(0, 16 * ci * rows * tw), *d = scratch(1, 16 * co * rows * tw), *du = scratch(2, 16 * co * ci);
     #pragma omp parallel
     for (num b = 0; b < batch; b++)
@@ -420,9 +424,11 @@ inline void layer_norm_backward(const float* dy, const float* x, const float* w,
         for (num i = 0; i < n; i++) { dw[i] += sums[job * 2 * n + i]; db[i] += sums[job * 2 * n + n + i]; }
 }
 
-// Channels of x [B, C, n] to mean 0 and variance 1 (which are returned), times w, plus b, and what `finish` does
+// Channels of x [B, C, n] to mean 0 and variance 1 (which are returned), times w, plus b, plus residual or null, ReLU
 inline void batch_norm(const float* x, const float* w, const float* b, float eps, const float* residual, bool relu, float* y,
                        float* means, float* variances, num batch, num channels, num n) {
+    std::vector<float> scales(channels), shifts(channels);
+    const After after{scales.data(), shifts.data(), residual, relu};
     #pragma omp parallel for
     for (num c = 0; c < channels; c++) {
         double sum = 0, squares = 0;
@@ -436,11 +442,12 @@ inline void batch_norm(const float* x, const float* w, const float* b, float eps
             squares += lane_sum(n, [&](num k) { return (in[k] - mean) * (in[k] - mean); });
         }
         variances[c] = squares / (batch * n);
-        const float scale = w[c] / std::sqrt(variances[c] + eps), shift = b[c] - mean * scale;
+        scales[c] = w[c] / std::sqrt(variances[c] + eps);
+        shifts[c] = b[c] - mean * scales[c];
         for (num i = 0; i < batch; i++) {
-            num place = (i * channels + c) * n;
-            for (num k = 0; k < n; k++) y[place + k] = x[place + k] * scale;
-            finish(y + place, shift, residual ? residual + place : nullptr, relu, n);
+            const num place = (i * channels + c) * n;
+            std::memcpy(y + place, x + place, n * sizeof(float));
+            after.finish(y + place, c, place, n);
         }
     }
 }
@@ -493,13 +500,13 @@ inline float square_sum(const float* x, num n) {
 }
 
 // A step of AdamW: new weights, averages of squares and averages. s: 1 - lr * decay, beta0, 1 - beta0, beta1, 1 - beta1,
-// lr / correction0, 1 / sqrt(correction1), eps; factor: of the gradient g
+// lr / correction0, 1 / sqrt(correction1), eps
 inline void adamw(const float* __restrict p, const float* __restrict g, const float* __restrict v, const float* __restrict m,
-                  const float* s, float factor, float* __restrict p2, float* __restrict v2, float* __restrict m2, num n) {
+                  const float* s, float* __restrict p2, float* __restrict v2, float* __restrict m2, num n) {
     const float keep = s[0], b0 = s[1], c0 = s[2], b1 = s[3], c1 = s[4], rate = s[5], root = s[6], eps = s[7];
     #pragma omp parallel for simd if (n > 16384)
     for (num i = 0; i < n; i++) {
-        float d = g[i] * factor, a = b0 * m[i] + c0 * d, q = b1 * v[i] + c1 * d * d;
+        float d = g[i], a = b0 * m[i] + c0 * d, q = b1 * v[i] + c1 * d * d;
         m2[i] = a;
         v2[i] = q;
         p2[i] = p[i] * keep - rate * a / (std::sqrt(q) * root + eps);

@@ -96,8 +96,9 @@ def main():
             for _ in range(args.pairs):
                 measured[row].append((run(sys.executable, "bench_ours.py", row, **options),
                                       run(oracle_python, "bench_original.py", row, **options)))
-            lines += rows_of(row, measured[row])
-            print(lines[-1], flush=True)
+            found = list(rows_of(row, measured[row]))
+            print("\n".join(found), flush=True)
+            lines += found
             if "transfers" in measured[row][0][0]:
                 remarks.append(f"Transfers from the device in a {bench_rows.MODELS[row][0].split(',')[0]}: "
                                f"{measured[row][0][0]['transfers']}.")
