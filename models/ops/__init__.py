@@ -8,7 +8,6 @@
 - `softmax`: mask, exponential and sum in one pass over each row.
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
   the element's place, drawn again for the gradient.
-
 - `LayerNorm`, `batch_norm`: statistics, normalisation and what follows in one operator instead of about ten.
 - `square_sum`, `adamw`: Jittor's optimizer makes several passes over the weights; here it is one.
 
