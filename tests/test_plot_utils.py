@@ -39,6 +39,9 @@ def test_curves(epochs, runs, tmp_path):
     with Image.open(tmp_path / "curves.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     assert pixels.shape == (750, 1300, 3)
+    for panel in (pixels[:350, :430], pixels[:350, 430:865], pixels[:350, 865:], pixels[350:680, :430],
+                  pixels[350:680, 430:865], pixels[350:680, 865:]):
+        assert (np.ptp(panel, axis=2) > 100).any(), "every panel has a curve"
     colours = {tuple(colour) for colour in pixels[np.ptp(pixels, axis=2) > 100]}
     for i, colour in enumerate([(31, 119, 180), (255, 127, 14), (44, 160, 44)]):  # Matplotlib's C0, C1, C2
         assert (colour in colours) == (i < runs)

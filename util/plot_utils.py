@@ -44,20 +44,20 @@ def read_log(run):
 def plot_curves(runs, path):
     """Draws losses, AP and AP50 over the epochs. runs: name -> what `read_log` returns, one colour for each."""
     figure = Figure(figsize=(13, 7.5), layout="constrained")
-    panels = figure.subplots(2, 3).flat
+    panels = figure.subplots(2, 3).ravel()
     last = max(logs[-1]["epoch"] for logs in runs.values())
     first = min(logs[0]["epoch"] for logs in runs.values())
-    marker = "." if last - first < 60 else ""
+    style = {"marker": "." if last - first < 60 else ""}
     for axes, (name, title) in zip(panels, LOSSES.items()):
         for i, logs in enumerate(runs.values()):
             for part, line in (("train", "-"), ("test", "--")):
-                axes.plot([log["epoch"] for log in logs], [log.get(f"{part}_{name}") for log in logs], f"C{i}{line}{marker}")
+                axes.plot([log["epoch"] for log in logs], [log.get(f"{part}_{name}") for log in logs], f"C{i}{line}", **style)
         axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
         _name_axes(axes, title, "loss, no unit", first, last)
-    for axes, name in zip(panels, FIGURES):
+    for axes, name in zip(panels[len(LOSSES):], ("AP", "AP50")):
         for i, logs in enumerate(runs.values()):
             axes.plot([log["epoch"] for log in logs], [log["test_coco_eval_bbox"][FIGURES[name]] for log in logs],
-                      f"C{i}--{marker}")
+                      f"C{i}--", **style)
         axes.set_ylim(0, 1)
         _name_axes(axes, f"COCO box {name}, validation", f"{name}, from 0 to 1", first, last)
     lines = [Line2D([], [], color=f"C{i}", linewidth=3) for i in range(len(runs))]
