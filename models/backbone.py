@@ -47,12 +47,7 @@ def conv_norm(x, conv, norm, residual=None, relu=False):
     if isinstance(norm, FrozenBatchNorm2d):
         scale, bias = norm.affine()
         return ops.conv2d(x, conv.weight, bias, *place, scale, residual, relu)
-    x = ops.conv2d(x, conv.weight, None, *place)
-    if isinstance(norm, nn.BatchNorm2d):
-        return ops.batch_norm(x, norm, residual, relu)
-    x = norm(x)
-    x = x if residual is None else x + residual
-    return nn.relu(x) if relu else x
+    return ops.norm(ops.conv2d(x, conv.weight, None, *place), norm, residual, relu)
 
 
 class BasicBlock(resnet.BasicBlock):

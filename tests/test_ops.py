@@ -81,9 +81,9 @@ def test_batch_norm(shape, after, monkeypatch):
     def function(x, weight, bias, residual=None):
         norm.running_mean, norm.running_var = jt.zeros(shape[1]), jt.ones(shape[1])
         norm.train()
-        y = ops.batch_norm(x, norm, residual, after)
+        y = ops.norm(x, norm, residual, after)
         norm.eval()
-        statistics.append([norm.running_mean.numpy(), norm.running_var.numpy(), ops.batch_norm(x, norm, residual, after).numpy()])
+        statistics.append([norm.running_mean.numpy(), norm.running_var.numpy(), ops.norm(x, norm, residual, after).numpy()])
         return y
     inputs = [x, norm.weight, norm.bias] + ([residual] if after else [])
     assert_close(*both_ways(monkeypatch, function, inputs), tolerance=2e-5)

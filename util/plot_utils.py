@@ -27,7 +27,7 @@ def read_log(run):
     """
     path = Path(run) / "log.txt" if Path(run).is_dir() else Path(run)
     try:
-        *lines, rest = path.read_text().split("\n")
+        *lines, _ = path.read_text().split("\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder that a training wrote") from error
     logs = {}

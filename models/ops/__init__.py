@@ -8,7 +8,7 @@
 - `softmax`: mask, exponential and sum in one pass over each row.
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
   the element's place, drawn again for the gradient.
-- `LayerNorm`, `batch_norm`: statistics, normalisation and what follows in one operator instead of about ten.
+- `LayerNorm`, `norm`: statistics, normalisation and what follows in one operator instead of about ten.
 - `square_sum`, `adamw`: Jittor's optimizer makes several passes over the weights; here it is one.
 
 The kernels are in kernels.h. `tests/test_ops.py` compares each with Jittor's plain operators.
@@ -26,12 +26,12 @@ LEAST_CHANNELS = 32
 
 def bmm(a, b):
     """float32 [N, m, k], [N, k, n] -> [N, m, n]: the product of each pair of matrices."""
-    return _Product()(a, b) if _on_onednn() else nn.bmm(a, b)
+    return _Product("N")(a, b) if _on_onednn() else nn.bmm(a, b)
 
 
 def bmm_transpose(a, b):
     """float32 [N, m, k], [N, n, k] -> [N, m, n]: the product of each matrix with the transpose of its partner."""
-    return _ProductTransposed()(a, b) if _on_onednn() else nn.bmm_transpose(a, b)
+    return _Product("T")(a, b) if _on_onednn() else nn.bmm_transpose(a, b)
 
 
 def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), scale=None, residual=None, relu=False):
@@ -54,9 +54,7 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
             return _join(_Conv3x3(relu)(_split(x, place[3]), weight, scale, bias, residual), place[3], *x.shape[2:])
         return _ConvAny(relu, *place[1:])(x, weight, scale, bias, residual)
     weight = weight if scale is None else weight * scale.reshape(-1, 1, 1, 1)
-    x = nn.conv2d(x, weight, bias, stride, padding, dilation)
-    x = x if residual is None else x + residual
-    return nn.relu(x) if relu else x
+    return _finish(nn.conv2d(x, weight, bias, stride, padding, dilation), residual, relu)
 
 
 def conv(x, layer):
@@ -96,16 +94,14 @@ class LayerNorm(nn.LayerNorm):
         return _LayerNorm(self.eps)(x, self.weight, self.bias) if _on_onednn() else super().execute(x)
 
 
-def batch_norm(x, norm, residual=None, relu=False):
-    """nn.BatchNorm2d `norm` of x [B, C, H, W], the sum with the residual, ReLU. In training it updates its statistics."""
-    if _on_onednn() and norm.is_train and not jt.in_mpi:
-        y, mean, variance = _BatchNorm(norm.eps, relu)(x, norm.weight, norm.bias, residual)
-        for running, now in ((norm.running_mean, mean), (norm.running_var, variance)):
-            running.update(running + (now.detach() - running) * norm.momentum)
+def norm(x, layer, residual=None, relu=False):
+    """A normalisation layer of x [B, C, H, W], the sum with the residual, ReLU; one operator for nn.BatchNorm2d in training."""
+    if _on_onednn() and isinstance(layer, nn.BatchNorm2d) and layer.is_train and not jt.in_mpi:
+        y, mean, variance = _BatchNorm(layer.eps, relu)(x, layer.weight, layer.bias, residual)
+        for running, now in ((layer.running_mean, mean), (layer.running_var, variance)):
+            running.update(running + (now.detach() - running) * layer.momentum)
         return y
-    x = norm(x)
-    x = x if residual is None else x + residual
-    return nn.relu(x) if relu else x
+    return _finish(layer(x), residual, relu)
 
 
 def square_sum(x):
@@ -133,6 +129,11 @@ def _on_onednn():
     return not jt.flags.use_cuda and jt.compile_extern.mkl_ops is not None
 
 
+def _finish(x, residual, relu):
+    x = x if residual is None else x + residual
+    return nn.relu(x) if relu else x
+
+
 def _code(shape, inputs, source):
     return jt.code(shape, "float32", inputs, cpu_header=KERNELS, cpu_src=source)
 
@@ -143,22 +144,19 @@ def _codes(shapes, inputs, source):
 
 
 class _Product(jt.Function):
+    """a times b, or with transpose "T" times the transpose of b."""
+
+    def __init__(self, transpose):
+        self.transpose = transpose
+
     def execute(self, a, b):
         self.saved = a, b
-        return _sgemm(a, b, "N", "N")
+        return _sgemm(a, b, "N", self.transpose)
 
     def grad(self, d):
         a, b = self.saved
-        return _sgemm(d, b, "N", "T"), _sgemm(a, d, "T", "N")
-
-
-class _ProductTransposed(jt.Function):
-    def execute(self, a, b):
-        self.saved = a, b
-        return _sgemm(a, b, "N", "T")
-
-    def grad(self, d):
-        a, b = self.saved
+        if self.transpose == "N":
+            return _sgemm(d, b, "N", "T"), _sgemm(a, d, "T", "N")
         return _sgemm(d, b, "N", "N"), _sgemm(d, a, "T", "N")
 
 

@@ -45,13 +45,18 @@ struct After {
     }
 };
 
+// The size of the parts into which n is cut: about `wanted`, and such that the parts of a batch suit the threads.
+inline num part_size(num n, num wanted, num batch) {
+    num parts = ceil_div(n, wanted);
+    while (batch * parts % omp_get_max_threads() && parts < n) parts++;
+    return ceil_div(n, parts);
+}
+
 // 1x1 convolution: y [B, co, n] = op(w) . x [B, ci, n]. Blocks of columns whose result is finished while it is in the cache.
 inline void conv1x1(char tw, const float* w, const float* x, const After& after, float* y, num batch, num ci, num co, num n) {
-    num threads = omp_get_max_threads();
-    num blocks = ceil_div(n, std::min<num>(std::max<num>(262144 / co, 192), 1024));
-    while (batch * blocks % threads) blocks++;
-    num width = ceil_div(ceil_div(n, blocks), 16) * 16;
-    blocks = ceil_div(n, width);
+    num width = part_size(n, std::min<num>(std::max<num>(262144 / co, 192), 1024), batch);
+    width = ceil_div(width, 16) * 16;
+    num blocks = ceil_div(n, width);
     #pragma omp parallel for schedule(dynamic)
     for (num job = 0; job < batch * blocks; job++) {
         num b = job / blocks, start = job % blocks * width, m = std::min(width, n - start);
@@ -77,7 +82,6 @@ struct Window {  // of a convolution from [ci, h, w] to [co, oh, ow]
     // columns of the result for which column kx of the window lies in the image
     num begin(num kx) const { return std::max<num>(0, ceil_div(padding - kx * dilation, stride)); }
     num end(num kx) const { return std::min(ow(), ceil_div(w + padding - kx * dilation, stride)); }
-    num blocks(num rows) const { return ceil_div(oh(), rows); }
     num rows_per_job(num channels) const {  // rows of the result whose pixels take about 4 MB
         return std::min(oh(), std::max<num>(1, std::max<num>(1048576 / (channels * taps()), 384) / ow()));
     }
@@ -113,10 +117,7 @@ inline void col2im(const float* col, const Window& k, num first, num last, float
 }
 
 inline void conv(const float* w, const float* x, const After& after, float* y, num batch, const Window& k) {
-    num n = k.oh() * k.ow(), rows = k.rows_per_job(k.ci), blocks = k.blocks(rows), threads = omp_get_max_threads();
-    while (batch * blocks % threads && blocks < k.oh()) blocks++;
-    rows = ceil_div(k.oh(), blocks);
-    blocks = k.blocks(rows);
+    num n = k.oh() * k.ow(), rows = part_size(k.oh(), k.rows_per_job(k.ci), batch), blocks = ceil_div(k.oh(), rows);
     #pragma omp parallel for schedule(dynamic)
     for (num job = 0; job < batch * blocks; job++) {
         num b = job / blocks, first = job % blocks * rows, last = std::min(k.oh(), first + rows), m = (last - first) * k.ow();
@@ -268,13 +269,10 @@ inline void winograd_output(const float* m, num step, num tw, float* line) {
 // y [B, co, h, w] from x [B, ci, h, w] and u [16, co, ci]; with tu 'T' from u [16, ci, co]
 inline void winograd(char tu, const float* u, const float* x, const After& after, float* y, num batch, num ci, num co, num h,
                      num w) {
-    num th = (h + 1) / 2, tw = (w + 1) / 2, threads = omp_get_max_threads();
-    // rows of tiles per job: buffers of about 4 MB, and jobs for all threads
-    num rows = std::max<num>(1, std::min<num>(th, 1048576 / (16 * (ci + co) * tw)));
+    num th = (h + 1) / 2, tw = (w + 1) / 2;
+    // rows of tiles per job: buffers of about 4 MB
+    num rows = part_size(th, std::max<num>(1, std::min<num>(th, 1048576 / (16 * (ci + co) * tw))), batch);
     num chunks = ceil_div(th, rows);
-    while (batch * chunks % threads && chunks < th) chunks++;
-    rows = ceil_div(th, chunks);
-    chunks = ceil_div(th, rows);
     #pragma omp parallel for schedule(dynamic)
     for (num job = 0; job < batch * chunks; job++) {
         num b = job / chunks, first = job % chunks * rows, last = std::min(th, first + rows), t = (last - first) * tw;

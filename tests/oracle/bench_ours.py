@@ -56,16 +56,12 @@ def trainer(row):
         return nested_tensor_from_arrays(images), targets
 
     def train(batches):
-        batches.set_epoch = lambda epoch: None
         train_one_epoch(model, criterion, batches, optimizer, 0, 0, args.clip_max_norm)
     return train, batch
 
 
-class Batches(list):
-    """A list that takes the place of a loader."""
-
-
 def train(row):
+    from tiny import Batches
     run, batch = trainer(row)
     batch = batch(bench_rows.MODELS[row][2])
     clock = bench_rows.Clock(row, batch)
@@ -115,6 +111,7 @@ def compilations():
     """Operators compiled in two training steps and an evaluation, and in 30 more of each with images of other sizes."""
     import jittor as jt
     import numpy as np
+    from tiny import Batches
     from util.misc import nested_tensor_from_arrays
     train, batch = trainer("train")
     folder = Path(jt.flags.cache_path) / "jit"

@@ -49,6 +49,9 @@ class Clock:
         self.item = item
         self.moments = []
 
+    def set_epoch(self, epoch):
+        """As a data loader."""
+
     def __len__(self):
         return self.warmup + self.repeats + 1
 

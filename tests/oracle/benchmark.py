@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from . import bench_rows
-from .conftest import DEFAULT_PYTHON, HERE
+from .conftest import HERE, ORACLE_PYTHON
 
 ALL = [*bench_rows.MODELS, *bench_rows.DATA, "eval", "compilations"]
 
@@ -30,11 +30,11 @@ def run(python, script, row, environment=None, **options):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def save_weights(oracle_python, path):
+def save_weights(path):
     """The recipe's R50 as a checkpoint of the original."""
     source = (f"import sys; sys.path.insert(0, {str(HERE)!r}); import bench_original as b, torch; "
               f"torch.save({{'model': b.build('forward')[0].state_dict()}}, {str(path)!r})")
-    subprocess.run([oracle_python, "-W", "ignore", "-c", source], check=True)
+    subprocess.run([ORACLE_PYTHON, "-W", "ignore", "-c", source], check=True)
 
 
 def compilations():
@@ -76,13 +76,12 @@ def main():
     parser.add_argument("--coco_path", default="../shared/data/coco_tiny", help="a folder like COCO's, of 80 images or so")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     args = parser.parse_args()
-    oracle_python = os.environ.get("DETR_ORACLE_PYTHON", str(DEFAULT_PYTHON))
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     measured, lines, remarks = {}, [], []
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pth"
         if "eval" in args.rows:
-            save_weights(oracle_python, weights)
+            save_weights(weights)
         for row in args.rows:
             args.out.write_text(json.dumps(measured, indent=1))
             if row == "compilations":
@@ -95,7 +94,7 @@ def main():
             measured[row] = []
             for _ in range(args.pairs):
                 measured[row].append((run(sys.executable, "bench_ours.py", row, **options),
-                                      run(oracle_python, "bench_original.py", row, **options)))
+                                      run(ORACLE_PYTHON, "bench_original.py", row, **options)))
             found = list(rows_of(row, measured[row]))
             print("\n".join(found), flush=True)
             lines += found

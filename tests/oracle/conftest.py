@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).resolve().parent
-DEFAULT_PYTHON = HERE.parents[1] / ".venv-oracle" / "bin" / "python"
+# The original's interpreter: DETR_ORACLE_PYTHON, or what make_env.sh made.
+ORACLE_PYTHON = os.environ.get("DETR_ORACLE_PYTHON", str(HERE.parents[1] / ".venv-oracle" / "bin" / "python"))
 rows = []
 
 
 @pytest.fixture(scope="session")
 def oracle_python():
-    """Path of the original's interpreter: DETR_ORACLE_PYTHON, or what make_env.sh made."""
-    python = os.environ.get("DETR_ORACLE_PYTHON", str(DEFAULT_PYTHON))
-    assert Path(python).exists(), f"{python} is missing: run tests/oracle/make_env.sh, or set DETR_ORACLE_PYTHON"
-    return python
+    """Path of the original's interpreter."""
+    assert Path(ORACLE_PYTHON).exists(), f"{ORACLE_PYTHON} is missing: run tests/oracle/make_env.sh, or set DETR_ORACLE_PYTHON"
+    return ORACLE_PYTHON
 
 
 @pytest.fixture(scope="session")

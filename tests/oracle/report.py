@@ -21,12 +21,11 @@ from matplotlib.figure import Figure
 
 from util.plot_utils import plot_curves, read_log, table
 
-from .conftest import DEFAULT_PYTHON, HERE
+from .conftest import HERE, ORACLE_PYTHON
 
 ROOT = HERE.parents[1]
 SEEDS = (42, 1)
 MODULES = ("backbone", "transformer.encoder", "transformer.decoder", "input_proj", "query_embed", "class_embed", "bbox_embed")
-ORACLE_PYTHON = os.environ.get("DETR_ORACLE_PYTHON", str(DEFAULT_PYTHON))
 
 
 def run(*command, **options):

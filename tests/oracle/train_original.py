@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import recipe  # noqa: F401
 import run_demo
 import run_model
 import torch
