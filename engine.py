@@ -6,7 +6,6 @@ import jittor as jt
 from datasets.coco_eval import CocoEvaluator
 from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
-from util.optim import clip_grad_norm
 
 PRINT_FREQ = 10
 
@@ -32,7 +31,7 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
                              "intact; resume from it with a smaller --lr, or check the annotations")
         optimizer.backward(loss)
         if max_norm > 0:
-            clip_grad_norm(optimizer, max_norm)
+            optimizer.clip_grad_norm(max_norm)
         optimizer.step()
         logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])
     print("Averaged stats:", logger)

@@ -9,7 +9,6 @@ from main import build_optimizer
 from models import build_model
 from util.checkpoint import load_model_state
 from util.misc import nested_tensor_from_arrays
-from util.optim import clip_grad_norm
 
 
 def build(case):
@@ -62,6 +61,6 @@ def train(case, steps):
         loss = loss_of(model, criterion, *recipe.make_batch(case, step % recipe.TRAINING_BATCHES))
         values.append(loss.item())
         optimizer.backward(loss)
-        clip_grad_norm(optimizer, args.clip_max_norm)
+        optimizer.clip_grad_norm(args.clip_max_norm)
         optimizer.step()
     return {"losses": np.array(values)}

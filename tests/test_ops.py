@@ -96,7 +96,7 @@ def test_optimizer_step(shape, monkeypatch):
     found = []
     for own in (True, False):
         monkeypatch.setattr(ops, "_on_onednn", lambda: own)
-        new = ops.adamw(p, g, v * v, m, 1 - 1e-4, 0.9, 0.999, 1e-2, 1.5, 1e-8)
+        [new] = ops.adamw([p], [v * v], [m], [g], jt.array([0.7]), 1 - 1e-4, 0.9, 0.999, 1e-2, 1.5, 1e-8)
         found.append([var.numpy() for var in new])
         expected = np.square(g.numpy(), dtype=np.float64).sum()
         np.testing.assert_allclose(ops.square_sum(g).numpy(), expected, rtol=1e-6 if own else 3e-5)

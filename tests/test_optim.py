@@ -5,7 +5,7 @@ import jittor as jt
 import numpy as np
 import pytest
 
-from util.optim import AdamW, StepLR, clip_grad_norm
+from util.optim import AdamW, StepLR
 
 # learning rate of each epoch from 1e-4, by torch.optim.lr_scheduler.StepLR
 EXPECTED = {1: [1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9], 2: [1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6]}
@@ -53,10 +53,10 @@ def test_steps_are_those_of_jittors_adamw(max_norm):
         for target in targets:
             optimizer.backward(sum(((w - target) ** 2).sum() for w in weights))
             if max_norm is not None:
-                clip_grad_norm(optimizer, max_norm)
+                optimizer.clip_grad_norm(max_norm)
             optimizer.step()
         results.append([w.numpy() for w in weights] + [v.numpy() for group in optimizer.param_groups
                                                        for v in (*group["m"], *group["values"])])
     for ours, jittors in zip(*results):
-        np.testing.assert_allclose(ours, jittors, rtol=0, atol=2e-6 * np.abs(jittors).max())
+        np.testing.assert_allclose(ours, jittors, rtol=0, atol=1e-5 * np.abs(jittors).max())
     assert np.abs(results[0][0] - start[0]).max() > 0.01

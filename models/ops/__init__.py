@@ -13,13 +13,16 @@
 
 The kernels are in kernels.h. `tests/test_ops.py` compares each with Jittor's plain operators.
 """
+import hashlib
 from pathlib import Path
 
 import jittor as jt
 import numpy as np
 from jittor import nn
 
-KERNELS = (Path(__file__).parent / "kernels.h").read_text()
+SOURCE = Path(__file__).with_name("kernels.h")
+# Jittor copies the header at each call, so it is short; the digest has Jittor compile anew when the file changes.
+HEADER = f'#include "{SOURCE}"  // {hashlib.sha1(SOURCE.read_bytes()).hexdigest()}'
 # Fewer channels make matrices too small for sgemm; then oneDNN's own convolution is faster.
 LEAST_CHANNELS = 32
 
@@ -111,18 +114,22 @@ def square_sum(x):
     return x.reshape(x.shape[0], -1).sqr().sum(1).sum()
 
 
-def adamw(p, g, v, m, keep, b0, b1, rate, root, eps):
-    """A step of AdamW: the new p, v and m of weights p, gradient g, and averages v of its square and m of itself.
+def adamw(params, squares, averages, grads, scale, keep, b0, b1, rate, root, eps):
+    """A step of AdamW. Takes lists, and gives for each weight its new value and averages of squares and of gradients.
 
-    The numbers are those of `util.optim.AdamW`.
+    The gradients count times scale [1]; the numbers are those of `util.optim.AdamW`.
     """
     if _on_onednn():
         settings = jt.array(np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]))
-        source = "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p, out0_p, out1_p, out2_p, in0->num);"
-        return _codes([p.shape] * 3, [p, g, v, m, settings], source)
-    m = b0 * m + (1 - b0) * g
-    v = b1 * v + (1 - b1) * g * g
-    return p * keep - rate * m / (jt.sqrt(v) * root + eps), v, m
+        source = "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p[0], in5_p, out0_p, out1_p, out2_p, in0->num);"
+        for arrays in zip(params, squares, averages, grads):
+            yield _codes([arrays[0].shape] * 3, [*arrays, scale, settings], source)
+        return
+    for p, v, m, g in zip(params, squares, averages, grads):
+        g = g * scale
+        m = b0 * m + (1 - b0) * g
+        v = b1 * v + (1 - b1) * g * g
+        yield p * keep - rate * m / (jt.sqrt(v) * root + eps), v, m
 
 
 def _on_onednn():
@@ -135,12 +142,12 @@ def _finish(x, residual, relu):
 
 
 def _code(shape, inputs, source):
-    return jt.code(shape, "float32", inputs, cpu_header=KERNELS, cpu_src=source)
+    return jt.code(shape, "float32", inputs, cpu_header=HEADER, cpu_src=source)
 
 
 def _codes(shapes, inputs, source):
     """Several results of one operator."""
-    return jt.code(shapes, ["float32"] * len(shapes), inputs, cpu_header=KERNELS, cpu_src=source)
+    return jt.code(shapes, ["float32"] * len(shapes), inputs, cpu_header=HEADER, cpu_src=source)
 
 
 class _Product(jt.Function):

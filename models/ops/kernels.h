@@ -497,14 +497,14 @@ inline float square_sum(const float* x, num n) {
     return total;
 }
 
-// A step of AdamW: new weights, averages of squares and averages. s: 1 - lr * decay, beta0, 1 - beta0, beta1, 1 - beta1,
-// lr / correction0, 1 / sqrt(correction1), eps
-inline void adamw(const float* __restrict p, const float* __restrict g, const float* __restrict v, const float* __restrict m,
-                  const float* s, float* __restrict p2, float* __restrict v2, float* __restrict m2, num n) {
+// A step of AdamW: new weights, averages of squares and averages; gradients count times scale. s: 1 - lr * decay, beta0,
+// 1 - beta0, beta1, 1 - beta1, lr / correction0, 1 / sqrt(correction1), eps
+inline void adamw(const float* __restrict p, const float* __restrict v, const float* __restrict m, const float* __restrict g,
+                  float scale, const float* s, float* __restrict p2, float* __restrict v2, float* __restrict m2, num n) {
     const float keep = s[0], b0 = s[1], c0 = s[2], b1 = s[3], c1 = s[4], rate = s[5], root = s[6], eps = s[7];
     #pragma omp parallel for simd if (n > 16384)
     for (num i = 0; i < n; i++) {
-        float d = g[i], a = b0 * m[i] + c0 * d, q = b1 * v[i] + c1 * d * d;
+        float d = g[i] * scale, a = b0 * m[i] + c0 * d, q = b1 * v[i] + c1 * d * d;
         m2[i] = a;
         v2[i] = q;
         p2[i] = p[i] * keep - rate * a / (std::sqrt(q) * root + eps);
