@@ -3,7 +3,7 @@
 - `bmm`, `bmm_transpose`: Jittor computes batched matrix products and their gradients on the CPU in a plain loop on one
   core. Here each product is a call of oneDNN's sgemm, the products of a batch spread over the cores.
 - `conv2d`: Jittor's convolution reorders image and weights into oneDNN's layout and back at every call. Here a 1x1
-  convolution is a matrix product, a 3x3 one with stride 1 Winograd's F(2x2, 3x3), any other the product of its weights and
+  convolution is a matrix product, a 3x3 one with stride 1 Winograd's F(4x4, 3x3), any other the product of its weights and
   the pixels under its window, and what follows (bias, residual, ReLU) is done while the result is in the cache.
 - `softmax`: mask, exponential and sum in one pass over each row.
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
@@ -226,23 +226,16 @@ class _Conv1x1(_Conv):
 
 class _Conv3x3(_Conv):
     """Stride and padding 1."""
+    sizes = "in0_shape0, in0_shape1, out0_shape1, in0_shape2, in0_shape3"
 
     def forward(self, after):
-        return self._winograd("N", after)
+        return f"detr::winograd::conv(false, in1_p, in0_p, {after}, out0_p, {self.sizes});"
 
     def backward_x(self):
-        return self._winograd("T", NOTHING)
+        return f"detr::winograd::conv(true, in1_p, in0_p, {NOTHING}, out0_p, {self.sizes});"
 
     def backward_w(self):
-        return "detr::winograd_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2, in0_shape3);"
-
-    def _winograd(self, transpose, after):
-        return f"""
-            float* u = detr::scratch(3, 16 * in1_shape0 * in1_shape1);
-            detr::winograd_weights(in1_p, u, in1_shape0, in1_shape1, '{transpose}' == 'T');
-            detr::winograd('{transpose}', u, in0_p, {after}, out0_p, in0_shape0, in0_shape1, out0_shape1, in0_shape2,
-                           in0_shape3);
-        """
+        return "detr::winograd::conv_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2, in0_shape3);"
 
 
 class _ConvAny(_Conv):
