@@ -80,8 +80,6 @@ class TinyResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
         jt.init.relu_invariant_gauss_(self.conv1.weight, mode="fan_out")  # as the blocks initialise theirs
         self.bn1 = norm_layer(16)
-        self.relu = nn.Relu()
-        self.maxpool = nn.Pool(3, stride=2, padding=1, op="maximum")
         self.layer1 = nn.Sequential(BasicBlock(16, 16, norm_layer=norm_layer))
         self.layer2 = self._stage(16, 32, norm_layer, stride=2)
         self.layer3 = self._stage(32, 64, norm_layer, stride=2)
@@ -112,7 +110,7 @@ class Backbone(nn.Module):
         else:
             self.body = resnet.ResNet(*RESNETS[name], norm_layer=NORMS[norm],
                                       replace_stride_with_dilation=[False, False, dilation])
-            del self.body.avgpool, self.body.fc
+            del self.body.maxpool, self.body.avgpool, self.body.fc
             width = 64 if name in SHALLOW else 256
         self.stage_channels = [width, 2 * width, 4 * width, 8 * width]
         self.return_interm_layers = return_interm_layers
@@ -127,7 +125,7 @@ class Backbone(nn.Module):
         The last one is [B, stage_channels[-1], H/32, W/32] (DC5, tiny: H/16, W/16).
         """
         body = self.body
-        x = body.maxpool(conv_norm(samples.tensors, body.conv1, body.bn1, relu=True))
+        x = ops.max_pool(conv_norm(samples.tensors, body.conv1, body.bn1, relu=True))
         maps = []
         for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
             x = stage(x)

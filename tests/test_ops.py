@@ -103,6 +103,11 @@ def test_optimizer_step(shape, monkeypatch):
     assert_close(*found)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (1, 5, 7, 13), (1, 2, 4, 5), (3, 2, 40, 33)])
+def test_max_pool(shape, monkeypatch):
+    assert_close(*both_ways(monkeypatch, ops.max_pool, arrays(shape)))
+
+
 @pytest.mark.parametrize("scale", [0.1, 3, 100])
 @pytest.mark.parametrize("masked", [False, True])
 def test_softmax(scale, masked, monkeypatch):

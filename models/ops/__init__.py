@@ -5,6 +5,7 @@
 - `conv2d`: Jittor's convolution reorders image and weights into oneDNN's layout and back at every call. Here a 1x1
   convolution is a matrix product, a 3x3 one with stride 1 Winograd's F(4x4, 3x3), any other the product of its weights and
   the pixels under its window, and what follows (bias, residual, ReLU) is done while the result is in the cache.
+- `max_pool`: Jittor's compares pixel by pixel on one core.
 - `softmax`: mask, exponential and sum in one pass over each row.
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
   the element's place, drawn again for the gradient.
@@ -63,6 +64,11 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
 def conv(x, layer):
     """The convolution of an nn.Conv2d, x [B, C, H, W] -> [B, O, h, w]."""
     return conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+
+
+def max_pool(x):
+    """The maximum of 3x3 pixels, stride 2, padding 1: [B, C, H, W] -> [B, C, H / 2, W / 2], rounded up."""
+    return _MaxPool()(x) if _on_onednn() else nn.Pool(3, stride=2, padding=1, op="maximum")(x)
 
 
 def softmax(x, mask=None):
@@ -275,6 +281,21 @@ def _join(x, step, height, width):
     x = x.reshape(step, step, -1, *x.shape[1:]).permute(2, 3, 4, 0, 5, 1)
     x = x.reshape(*x.shape[:2], x.shape[2] * step, x.shape[4] * step)
     return x[:, :, :height, :width]
+
+
+class _MaxPool(jt.Function):
+
+    def execute(self, x):
+        batch, channels, height, width = x.shape
+        self.x = x
+        self.y = _code([batch, channels, (height + 1) // 2, (width + 1) // 2], [x],
+                       "detr::max_pool(in0_p, out0_p, in0_shape0 * in0_shape1, in0_shape2, in0_shape3);")
+        return self.y
+
+    def grad(self, d):
+        return _code(self.x.shape, [d, self.x, self.y], """
+            detr::max_pool_backward(in0_p, in1_p, in2_p, out0_p, in1_shape0 * in1_shape1, in1_shape2, in1_shape3);
+        """)
 
 
 class _Softmax(jt.Function):

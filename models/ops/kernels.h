@@ -368,6 +368,45 @@ inline void conv_weight(const float* dy, const float* x, float* dw, num batch, n
 
 }  // namespace winograd
 
+// ---- maximum of 3x3 pixels, stride 2, padding 1
+
+// y [images, (h + 1) / 2, (w + 1) / 2] from x [images, h, w]
+inline void max_pool(const float* x, float* y, num images, num h, num w) {
+    const num oh = (h + 1) / 2, ow = (w + 1) / 2;
+    #pragma omp parallel for
+    for (num c = 0; c < images; c++) {
+        float* line = scratch(0, w + 2);
+        for (num row = 0; row < oh; row++) {
+            const float *middle = x + (c * h + 2 * row) * w, *above = row ? middle - w : middle;
+            const float *below = 2 * row + 1 < h ? middle + w : middle;
+            float* out = y + (c * oh + row) * ow;
+            for (num i = 0; i < w; i++) line[i + 1] = std::max(std::max(above[i], middle[i]), below[i]);
+            line[0] = line[1];
+            line[w + 1] = line[w];
+            for (num j = 0; j < ow; j++) out[j] = std::max(std::max(line[2 * j], line[2 * j + 1]), line[2 * j + 2]);
+        }
+    }
+}
+
+// dx: each of dy goes to the first pixel of its window that is the maximum
+inline void max_pool_backward(const float* dy, const float* x, const float* y, float* dx, num images, num h, num w) {
+    const num oh = (h + 1) / 2, ow = (w + 1) / 2;
+    #pragma omp parallel for
+    for (num c = 0; c < images; c++) {
+        const float* in = x + c * h * w;
+        float* out = dx + c * h * w;
+        std::memset(out, 0, h * w * sizeof(float));
+        for (num row = 0; row < oh; row++)
+            for (num column = 0; column < ow; column++) {
+                const num place = (c * oh + row) * ow + column, bottom = std::min(2 * row + 1, h - 1);
+                num i = std::max<num>(2 * row - 1, 0), left = std::max<num>(2 * column - 1, 0), j = left;
+                while (in[i * w + j] != y[place])
+                    if (j++ == std::min(2 * column + 1, w - 1)) { j = left; if (i++ == bottom) break; }
+                if (i <= bottom) out[i * w + j] += dy[place];
+            }
+    }
+}
+
 // ---- softmax
 
 // e^x of x <= 0, relative error 1e-7 + 5e-8 |x|, zero below -88, in a form that the compiler turns into vector instructions
