@@ -185,9 +185,6 @@ def _sgemm(a, b, ta, tb):
     """)
 
 
-NOTHING = "detr::After{nullptr, nullptr, nullptr, false}"  # follows a convolution
-
-
 class _Conv(jt.Function):
     """Inputs x, weight, and scale, bias and residual or None. A subclass has the sources of the three products."""
 
@@ -208,9 +205,9 @@ class _Conv(jt.Function):
 
     def grad(self, d):
         d = jt.ternary(self.y > 0, d, jt.zeros_like(d)) if self.relu else d
-        scaled = d if self.scale is None else d * self.scale.broadcast(d, [0, 2, 3])
-        return (_code(self.x.shape, [scaled, self.weight], self.backward_x()),
-                _code(self.weight.shape, [scaled, self.x], self.backward_w()), None,
+        inputs, scale = ([], "nullptr") if self.scale is None else ([self.scale], "in2_p")
+        return (_code(self.x.shape, [d, self.weight, *inputs], self.backward_x(scale)),
+                _code(self.weight.shape, [d, self.x, *inputs], self.backward_w(scale)), None,
                 d.sum((0, 2, 3)) if self.has_bias else None, d if self.has_residual else None)
 
     def shape(self, x, weight):
@@ -218,33 +215,37 @@ class _Conv(jt.Function):
 
 
 class _Conv1x1(_Conv):
-    sizes = "in0_shape0, in0_shape1, out0_shape1, in0_shape2 * in0_shape3"
 
     def forward(self, after):
-        return f"detr::conv1x1('N', in1_p, in0_p, {after}, out0_p, {self.sizes});"
+        return f"detr::conv1x1(in1_p, in0_p, {after}, out0_p, in0_shape0, in0_shape1, out0_shape1, in0_shape2 * in0_shape3);"
 
-    def backward_x(self):
-        return f"detr::conv1x1('T', in1_p, in0_p, {NOTHING}, out0_p, {self.sizes});"
+    def backward_x(self, scale):
+        sizes = "in0_shape0, out0_shape1, in0_shape1, in0_shape2 * in0_shape3"
+        return f"detr::conv1x1_input(in1_p, {scale}, in0_p, out0_p, {sizes});"
 
-    def backward_w(self):
-        return "detr::conv1x1_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2 * in0_shape3);"
+    def backward_w(self, scale):
+        sizes = "in0_shape0, in1_shape1, in0_shape1, in0_shape2 * in0_shape3"
+        return f"detr::conv1x1_weight(in0_p, {scale}, in1_p, out0_p, {sizes});"
 
 
 class _Conv3x3(_Conv):
     """Stride and padding 1."""
-    sizes = "in0_shape0, in0_shape1, out0_shape1, in0_shape2, in0_shape3"
 
     def forward(self, after):
-        return f"detr::winograd::conv(false, in1_p, in0_p, {after}, out0_p, {self.sizes});"
+        sizes = "in0_shape0, in0_shape1, out0_shape1, in0_shape2, in0_shape3"
+        return f"detr::winograd::conv(in1_p, in0_p, {after}, out0_p, {sizes});"
 
-    def backward_x(self):
-        return f"detr::winograd::conv(true, in1_p, in0_p, {NOTHING}, out0_p, {self.sizes});"
+    def backward_x(self, scale):
+        sizes = "in0_shape0, out0_shape1, in0_shape1, in0_shape2, in0_shape3"
+        return f"detr::winograd::conv_input(in1_p, {scale}, in0_p, out0_p, {sizes});"
 
-    def backward_w(self):
-        return "detr::winograd::conv_weight(in0_p, in1_p, out0_p, in0_shape0, in1_shape1, in0_shape1, in0_shape2, in0_shape3);"
+    def backward_w(self, scale):
+        sizes = "in0_shape0, in1_shape1, in0_shape1, in0_shape2, in0_shape3"
+        return f"detr::winograd::conv_weight(in0_p, {scale}, in1_p, out0_p, {sizes});"
 
 
 class _ConvAny(_Conv):
+
     def __init__(self, relu, stride, padding, dilation):
         super().__init__(relu)
         self.stride, self.padding, self.dilation = stride, padding, dilation
@@ -257,11 +258,11 @@ class _ConvAny(_Conv):
     def forward(self, after):
         return f"detr::conv(in1_p, in0_p, {after}, out0_p, in0_shape0, {self._window('in0', 'in1')});"
 
-    def backward_x(self):
-        return f"detr::conv_input(in1_p, in0_p, out0_p, in0_shape0, {self._window('out0', 'in1')});"
+    def backward_x(self, scale):
+        return f"detr::conv_input(in1_p, {scale}, in0_p, out0_p, in0_shape0, {self._window('out0', 'in1')});"
 
-    def backward_w(self):
-        return f"detr::conv_weight(in0_p, in1_p, out0_p, in0_shape0, {self._window('in1', 'out0')});"
+    def backward_w(self, scale):
+        return f"detr::conv_weight(in0_p, {scale}, in1_p, out0_p, in0_shape0, {self._window('in1', 'out0')});"
 
     def _window(self, x, weight):
         channels, sides = f"{weight}_shape1, {weight}_shape0", f"{x}_shape2, {x}_shape3, {weight}_shape2, {weight}_shape3"

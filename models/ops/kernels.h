@@ -45,6 +45,26 @@ struct After {
     }
 };
 
+const After NOTHING{nullptr, nullptr, nullptr, false};
+
+// scale times w [co, n], one number per row; scale may be null
+inline const float* scaled(const float* w, const float* scale, num co, num n) {
+    if (!scale) return w;
+    float* out = scratch(3, co * n);
+    #pragma omp parallel for
+    for (num o = 0; o < co; o++)
+        for (num i = 0; i < n; i++) out[o * n + i] = scale[o] * w[o * n + i];
+    return out;
+}
+
+// The same in place
+inline void scale_rows(float* w, const float* scale, num co, num n) {
+    if (!scale) return;
+    #pragma omp parallel for
+    for (num o = 0; o < co; o++)
+        for (num i = 0; i < n; i++) w[o * n + i] *= scale[o];
+}
+
 // The size of the parts into which n is cut: about `wanted`, and such that the parts of a batch suit the threads.
 inline num part_size(num n, num wanted, num batch) {
     num parts = ceil_div(n, wanted);
@@ -52,8 +72,10 @@ inline num part_size(num n, num wanted, num batch) {
     return ceil_div(n, parts);
 }
 
-// 1x1 convolution: y [B, co, n] = op(w) . x [B, ci, n]. Blocks of columns whose result is finished while it is in the cache.
-inline void conv1x1(char tw, const float* w, const float* x, const After& after, float* y, num batch, num ci, num co, num n) {
+// ---- 1x1 convolution, from [B, ci, n] to [B, co, n]. `scale` in the gradients is that of After.
+
+// y [B, co, n] = op(w) . x [B, ci, n]. Blocks of columns whose result is finished while it is in the cache.
+inline void product1x1(char tw, const float* w, const float* x, const After& after, float* y, num batch, num ci, num co, num n) {
     num width = part_size(n, std::min<num>(std::max<num>(262144 / co, 192), 1024), batch);
     width = ceil_div(width, 16) * 16;
     num blocks = ceil_div(n, width);
@@ -66,10 +88,19 @@ inline void conv1x1(char tw, const float* w, const float* x, const After& after,
     }
 }
 
-// Its weight gradient: dw [co, ci] = sum over b of dy [co, n] . x [ci, n]^T
-inline void conv1x1_weight(const float* dy, const float* x, float* dw, num batch, num ci, num co, num n) {
+inline void conv1x1(const float* w, const float* x, const After& after, float* y, num batch, num ci, num co, num n) {
+    product1x1('N', w, x, after, y, batch, ci, co, n);
+}
+
+inline void conv1x1_input(const float* w, const float* scale, const float* dy, float* dx, num batch, num ci, num co, num n) {
+    product1x1('T', scaled(w, scale, co, ci), dy, NOTHING, dx, batch, co, ci, n);
+}
+
+// dw [co, ci] = sum over b of dy . x^T
+inline void conv1x1_weight(const float* dy, const float* scale, const float* x, float* dw, num batch, num ci, num co, num n) {
     for (num b = 0; b < batch; b++)
         sgemm('N', 'T', co, ci, n, dy + b * co * n, n, x + b * ci * n, n, b > 0, dw, ci);
+    scale_rows(dw, scale, co, ci);
 }
 
 // ---- Any convolution, as the matrix product of its weights and the pixels under its window (im2col).
@@ -129,7 +160,8 @@ inline void conv(const float* w, const float* x, const After& after, float* y, n
 }
 
 // dx [B, ci, h, w]; each job has channels of its own
-inline void conv_input(const float* w, const float* dy, float* dx, num batch, const Window& k) {
+inline void conv_input(const float* weight, const float* scale, const float* dy, float* dx, num batch, const Window& k) {
+    const float* w = scaled(weight, scale, k.co, k.ci * k.taps());
     num n = k.oh() * k.ow(), group = std::min<num>(k.ci, 64), groups = ceil_div(k.ci, group), rows = k.rows_per_job(group);
     #pragma omp parallel for schedule(dynamic)
     for (num job = 0; job < batch * groups; job++) {
@@ -147,7 +179,7 @@ inline void conv_input(const float* w, const float* dy, float* dx, num batch, co
 }
 
 // dw [co, ci, kh, kw]; each job has input channels of its own
-inline void conv_weight(const float* dy, const float* x, float* dw, num batch, const Window& k) {
+inline void conv_weight(const float* dy, const float* scale, const float* x, float* dw, num batch, const Window& k) {
     num n = k.oh() * k.ow(), group = std::min<num>(k.ci, 64), groups = ceil_div(k.ci, group), rows = k.rows_per_job(group);
     #pragma omp parallel for schedule(dynamic)
     for (num job = 0; job < groups; job++) {
@@ -162,6 +194,7 @@ inline void conv_weight(const float* dy, const float* x, float* dw, num batch, c
                       dw + start * k.taps(), k.ci * k.taps());
             }
     }
+    scale_rows(dw, scale, k.co, k.ci * k.taps());
 }
 
 // ---- 3x3 convolution, stride 1, padding 1: Winograd's F(4x4, 3x3) (arXiv 1509.09308). A tile of 4x4 results comes from 6x6
@@ -243,13 +276,14 @@ inline void deal(const float* x, num n, num before, float* line, float* out, num
         for (int q = 0; q < M; q++) out[q * count + j] = line[M * j + q];
 }
 
-// u [T * T, co, ci] of w [co, ci, 3, 3]; turned: of w turned by 180 degrees
-inline void transform_weights(const float* w, float* u, num co, num ci, bool turned) {
+// u [T * T, co, ci] of scale (or null) times w [co, ci, 3, 3]; turned: of w turned by 180 degrees
+inline void transform_weights(const float* w, const float* scale, float* u, num co, num ci, bool turned) {
     #pragma omp parallel for
     for (num o = 0; o < co; o++) {
         float *g = scratch(0, (9 + 3 * T) * ci), *s = g + 9 * ci;  // g [3, 3, ci], s [T, 3, ci]
+        const float factor = scale ? scale[o] : 1;
         for (int k = 0; k < 9; k++)
-            for (num i = 0; i < ci; i++) g[k * ci + i] = w[(o * ci + i) * 9 + (turned ? 8 - k : k)];
+            for (num i = 0; i < ci; i++) g[k * ci + i] = factor * w[(o * ci + i) * 9 + (turned ? 8 - k : k)];
         transform<3, T>(weights, g, [=](int k) { return 3 * k * ci; }, s, 3 * ci, 3 * ci);
         for (int k = 0; k < T; k++)
             transform<3, T>(weights, s + 3 * k * ci, [=](int l) { return l * ci; }, u + (T * k * co + o) * ci, co * ci, ci);
@@ -291,30 +325,31 @@ inline void transform_results(const float* v, num step, num tw, float* s, float*
             for (int q = 0; q < M; q++) y[k * size + M * j + q] = s[k * size + q * tw + j];
 }
 
-// dw [size, 3, 3] from du [T * T, size]
-inline void transform_weights_back(const float* du, float* dw, num size) {
+// dw [co, ci, 3, 3] from du [T * T, co, ci]
+inline void transform_weights_back(const float* du, const float* scale, float* dw, num co, num ci) {
     constexpr int block = 64;
     #pragma omp parallel for
-    for (num first = 0; first < size; first += block) {
-        float s[3 * T * block], g[9 * block];  // s [3, T, block], g [3, 3, block]
-        const num n = std::min<num>(block, size - first);
-        for (int l = 0; l < T; l++)
-            transform<T, 3>(weights_back, du + l * size + first, [=](int k) { return T * k * size; }, s + l * block, T * block, n);
-        for (int k = 0; k < 3; k++)
-            transform<T, 3>(weights_back, s + T * k * block, [](int l) { return l * block; }, g + 3 * k * block, block, n);
-        for (num i = 0; i < n; i++)
-            for (int k = 0; k < 9; k++) dw[(first + i) * 9 + k] = g[k * block + i];
-    }
+    for (num o = 0; o < co; o++)
+        for (num i = 0; i < ci; i += block) {
+            float s[3 * T * block], g[9 * block];  // s [3, T, block], g [3, 3, block]
+            const float* in = du + o * ci + i;
+            const num n = std::min<num>(block, ci - i);
+            for (int l = 0; l < T; l++)
+                transform<T, 3>(weights_back, in + l * co * ci, [=](int k) { return T * k * co * ci; }, s + l * block, T * block, n);
+            for (int k = 0; k < 3; k++)
+                transform<T, 3>(weights_back, s + T * k * block, [](int l) { return l * block; }, g + 3 * k * block, block, n);
+            const float factor = scale ? scale[o] : 1;
+            for (num j = 0; j < n; j++)
+                for (int k = 0; k < 9; k++) dw[(o * ci + i + j) * 9 + k] = factor * g[k * block + j];
+        }
 }
 
-// y [B, co, h, w] from x [B, ci, h, w] and weight [co, ci, 3, 3]. back: from weight [ci, co, 3, 3], the gradient of the input
-// ci is about. The rows of tiles of all images are one sequence; as many are computed at once as take about 8 MB.
-inline void conv(bool back, const float* weight, const float* x, const After& after, float* y, num batch, num ci, num co,
-                 num h, num w) {
+// y [B, co, h, w] from x [B, ci, h, w] and u, transposed where tu is 'T'. The rows of tiles of all images are one sequence; as
+// many are computed at once as take about 8 MB.
+inline void product(char tu, const float* u, const float* x, const After& after, float* y, num batch, num ci, num co, num h,
+                    num w) {
     const num th = ceil_div(h, M), tw = ceil_div(w, M), total = batch * th, floats = T * T * (ci + co) * tw;
     const num rows = ceil_div(total, ceil_div(total * floats, 2097152));
-    float* u = scratch(3, T * T * co * ci);
-    transform_weights(weight, u, back ? ci : co, back ? co : ci, back);
     float *v = scratch(0, T * T * ci * rows * tw), *p = scratch(1, T * T * co * rows * tw);
     #pragma omp parallel
     for (num first = 0; first < total; first += rows) {
@@ -326,7 +361,7 @@ inline void conv(bool back, const float* weight, const float* x, const After& af
                 transform_pixels(x + (row / th * ci + c) * h * w, h, w, row % th, tw, s, v + c * n + (row - first) * tw, ci * n);
         #pragma omp for
         for (int f = 0; f < T * T; f++)
-            sgemm(back ? 'T' : 'N', 'N', co, n, ci, u + f * co * ci, back ? co : ci, v + f * ci * n, n, 0.f, p + f * co * n, n);
+            sgemm(tu, 'N', co, n, ci, u + f * co * ci, tu == 'N' ? ci : co, v + f * ci * n, n, 0.f, p + f * co * n, n);
         #pragma omp for
         for (num c = 0; c < co; c++)
             for (num row = first; row < last; row++) {
@@ -341,8 +376,22 @@ inline void conv(bool back, const float* weight, const float* x, const After& af
     }
 }
 
-// Weight gradient dw [co, ci, 3, 3] of x [B, ci, h, w] and dy [B, co, h, w]
-inline void conv_weight(const float* dy, const float* x, float* dw, num batch, num ci, num co, num h, num w) {
+inline void conv(const float* weight, const float* x, const After& after, float* y, num batch, num ci, num co, num h, num w) {
+    float* u = scratch(3, T * T * co * ci);
+    transform_weights(weight, nullptr, u, co, ci, false);
+    product('N', u, x, after, y, batch, ci, co, h, w);
+}
+
+inline void conv_input(const float* weight, const float* scale, const float* dy, float* dx, num batch, num ci, num co, num h,
+                       num w) {
+    float* u = scratch(3, T * T * co * ci);
+    transform_weights(weight, scale, u, co, ci, true);
+    product('T', u, dy, NOTHING, dx, batch, co, ci, h, w);
+}
+
+// dw [co, ci, 3, 3] of x [B, ci, h, w] and dy [B, co, h, w]
+inline void conv_weight(const float* dy, const float* scale, const float* x, float* dw, num batch, num ci, num co, num h,
+                        num w) {
     const num th = ceil_div(h, M), tw = ceil_div(w, M), total = batch * th, floats = T * T * (ci + co) * tw, size = co * ci;
     const num rows = ceil_div(total, ceil_div(total * floats, 4194304));
     float *v = scratch(0, T * T * ci * rows * tw), *d = scratch(1, T * T * co * rows * tw), *du = scratch(3, T * T * size);
@@ -363,7 +412,7 @@ inline void conv_weight(const float* dy, const float* x, float* dw, num batch, n
         for (int f = 0; f < T * T; f++)
             sgemm('N', 'T', co, ci, n, d + f * co * n, n, v + f * ci * n, n, first > 0, du + f * size, ci);
     }
-    transform_weights_back(du, dw, size);
+    transform_weights_back(du, scale, dw, co, ci);
 }
 
 }  // namespace winograd
