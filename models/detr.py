@@ -77,7 +77,7 @@ class MLP(nn.Module):
     def execute(self, x):
         """[..., input_dim] -> [..., output_dim]"""
         for layer in self.layers[:-1]:
-            x = nn.relu(layer(x))
+            x = ops.relu(layer(x))
         return self.layers[-1](x)
 
 

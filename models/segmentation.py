@@ -137,11 +137,11 @@ class MaskHeadSmallConv(nn.Module):
 
         maps = attention.reshape(-1, *attention.shape[2:])
         x = add(ops.conv2d(maps, self.lay1.weight[:, -maps.shape[1]:], padding=(1, 1)), image)
-        x = nn.relu(self.gn1(x))
-        x = nn.relu(self.gn2(ops.conv(x, self.lay2)))
-        x = nn.relu(self.gn3(ops.conv(add(x, stages[0]), self.lay3)))
-        x = nn.relu(self.gn4(ops.conv(add(x, stages[1]), self.lay4)))
-        x = nn.relu(self.gn5(ops.conv(add(x, stages[2]), self.lay5)))
+        x = ops.relu(self.gn1(x))
+        x = ops.relu(self.gn2(ops.conv(x, self.lay2)))
+        x = ops.relu(self.gn3(ops.conv(add(x, stages[0]), self.lay3)))
+        x = ops.relu(self.gn4(ops.conv(add(x, stages[1]), self.lay4)))
+        x = ops.relu(self.gn5(ops.conv(add(x, stages[2]), self.lay5)))
         return ops.conv(x, self.out_lay).reshape(batch, queries, *x.shape[-2:])
 
 

@@ -8,7 +8,7 @@ import jittor as jt
 from jittor import nn
 
 from .attention import MultiheadAttention
-from .ops import Dropout, LayerNorm
+from .ops import Dropout, LayerNorm, relu
 
 
 class Transformer(nn.Module):
@@ -97,7 +97,7 @@ class TransformerEncoderLayer(nn.Module):
         return self.self_attn(q, k, src, key_padding_mask)
 
     def _feed_forward(self, x):
-        return self.linear2(self.dropout(nn.relu(self.linear1(x))))
+        return self.linear2(self.dropout(relu(self.linear1(x))))
 
 
 class TransformerDecoderLayer(nn.Module):
@@ -135,7 +135,7 @@ class TransformerDecoderLayer(nn.Module):
         return self.multihead_attn(tgt + query_pos, memory + pos, memory, key_padding_mask)
 
     def _feed_forward(self, x):
-        return self.linear2(self.dropout(nn.relu(self.linear1(x))))
+        return self.linear2(self.dropout(relu(self.linear1(x))))
 
 
 def build_transformer(args):

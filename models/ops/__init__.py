@@ -5,7 +5,7 @@
 - `conv2d`: Jittor's convolution reorders image and weights into oneDNN's layout and back at every call. Here a 1x1
   convolution is a matrix product, a 3x3 one with stride 1 Winograd's F(4x4, 3x3), any other the product of its weights and
   the pixels under its window, and what follows (bias, residual, ReLU) is done while the result is in the cache.
-- `max_pool`: Jittor's compares pixel by pixel on one core.
+- `relu`, `max_pool`: TODO
 - `softmax`: mask, exponential and sum in one pass over each row.
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
   the element's place, drawn again for the gradient.
@@ -64,6 +64,10 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
 def conv(x, layer):
     """The convolution of an nn.Conv2d, x [B, C, H, W] -> [B, O, h, w]."""
     return conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+
+
+def relu(x):
+    return _Relu()(x) if _on_onednn() else nn.relu(x)
 
 
 def max_pool(x):
@@ -142,9 +146,9 @@ def _on_onednn():
     return not jt.flags.use_cuda and jt.compile_extern.mkl_ops is not None
 
 
-def _finish(x, residual, relu):
+def _finish(x, residual, cut):
     x = x if residual is None else x + residual
-    return nn.relu(x) if relu else x
+    return relu(x) if cut else x
 
 
 def _code(shape, inputs, source):
@@ -204,7 +208,7 @@ class _Conv(jt.Function):
         return y
 
     def grad(self, d):
-        d = jt.ternary(self.y > 0, d, jt.zeros_like(d)) if self.relu else d
+        d = _relu_backward(d, self.y) if self.relu else d
         inputs, scale = ([], "nullptr") if self.scale is None else ([self.scale], "in2_p")
         return (_code(self.x.shape, [d, self.weight, *inputs], self.backward_x(scale)),
                 _code(self.weight.shape, [d, self.x, *inputs], self.backward_w(scale)), None,
@@ -282,6 +286,20 @@ def _join(x, step, height, width):
     x = x.reshape(step, step, -1, *x.shape[1:]).permute(2, 3, 4, 0, 5, 1)
     x = x.reshape(*x.shape[:2], x.shape[2] * step, x.shape[4] * step)
     return x[:, :, :height, :width]
+
+
+class _Relu(jt.Function):
+
+    def execute(self, x):
+        self.y = _code(x.shape, [x], "detr::relu(in0_p, out0_p, in0->num);")
+        return self.y
+
+    def grad(self, d):
+        return _relu_backward(d, self.y)
+
+
+def _relu_backward(d, y):
+    return _code(d.shape, [d, y], "detr::relu_backward(in0_p, in1_p, out0_p, in0->num);")
 
 
 class _MaxPool(jt.Function):

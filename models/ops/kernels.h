@@ -65,6 +65,17 @@ inline void scale_rows(float* w, const float* scale, num co, num n) {
         for (num i = 0; i < n; i++) w[o * n + i] *= scale[o];
 }
 
+inline void relu(const float* x, float* y, num n) {
+    #pragma omp parallel for simd
+    for (num i = 0; i < n; i++) y[i] = std::max(x[i], 0.f);
+}
+
+// dx: dy where the result y is not cut
+inline void relu_backward(const float* dy, const float* y, float* dx, num n) {
+    #pragma omp parallel for simd
+    for (num i = 0; i < n; i++) dx[i] = y[i] > 0 ? dy[i] : 0;
+}
+
 // The size of the parts into which n is cut: about `wanted`, and such that the parts of a batch suit the threads.
 inline num part_size(num n, num wanted, num batch) {
     num parts = ceil_div(n, wanted);
