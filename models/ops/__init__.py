@@ -47,8 +47,7 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
     square = all(a == b for a, b in (kernel, stride, padding, dilation))
     if _on_onednn() and square and min(outputs, channels * kernel[0] ** 2) >= LEAST_CHANNELS:
         place = kernel[0], stride[0], padding[0], dilation[0]
-        if kernel[0] == 1 and place[2] == 0:
-            x = x if place[1] == 1 else x[:, :, ::place[1], ::place[1]]
+        if place == (1, 1, 0, 1):
             return _Conv1x1(relu)(x, weight, scale, bias, residual)
         if place == (3, 1, 1, 1) and channels >= LEAST_CHANNELS:
             return _Conv3x3(relu)(x, weight, scale, bias, residual)
