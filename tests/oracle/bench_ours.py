@@ -107,6 +107,51 @@ def data(options):
     return bench_rows.measure_data(build_dataset(options.row.split("-")[1], args))
 
 
+def operators():
+    """Milliseconds, forward and back, of each own operator and of what Jittor has in its place, at sizes of R50's training."""
+    import jittor as jt
+    from jittor import nn
+    from models import ops
+
+    def conv(outputs, channels, kernel, stride, height, width):
+        place = (stride, stride), (kernel // 2, kernel // 2)
+        function = lambda x, weight, bias: ops.conv2d(x, weight, bias, *place, relu=True)  # noqa: E731
+        return function, [(2, channels, height, width), (outputs, channels, kernel, kernel), (outputs,)]
+    masked = jt.zeros((2, 540)).bool()
+    dropout, layer_norm, batch_norm = ops.Dropout(0.1), ops.LayerNorm(256), nn.BatchNorm2d(64)
+    cases = {
+        "bmm_transpose [16, 540, 32]": (ops.bmm_transpose, [(16, 540, 32), (16, 540, 32)]),
+        "bmm [16, 540, 540] x [16, 540, 32]": (ops.bmm, [(16, 540, 540), (16, 540, 32)]),
+        "softmax [16, 540, 540]": (lambda x: ops.softmax(x, masked), [(16, 540, 540)]),
+        "convolution 1x1, 256 to 1024": conv(1024, 256, 1, 1, 40, 54),
+        "convolution 3x3, 256 to 256": conv(256, 256, 3, 1, 40, 54),
+        "convolution 3x3, stride 2, 256 to 256": conv(256, 256, 3, 2, 80, 107),
+        "max_pool [2, 64, 320, 427]": (ops.max_pool, [(2, 64, 320, 427)]),
+        "relu [2, 540, 2048]": (ops.relu, [(2, 540, 2048)]),
+        "Dropout [2, 540, 2048]": (dropout, [(2, 540, 2048)]),
+        "LayerNorm [2, 540, 256]": (layer_norm, [(2, 540, 256)]),
+        "norm, BatchNorm2d [16, 64, 24, 24]": (lambda x: ops.norm(x, batch_norm, relu=True), [(16, 64, 24, 24)]),
+    }
+
+    def milliseconds(function, inputs):
+        times = []
+        for _ in range(12):
+            start = time.perf_counter()
+            y = function(*inputs)
+            jt.sync([y, *jt.grad((y * y).sum(), inputs)])
+            times.append(time.perf_counter() - start)
+        return sorted(times[2:])[5] * 1000
+    choose, found = ops._on_onednn, {}
+    for name, (function, shapes) in cases.items():
+        inputs = [jt.randn(shape) for shape in shapes]
+        jt.sync(inputs)
+        ops._on_onednn = choose
+        own = milliseconds(function, inputs)
+        ops._on_onednn = lambda: False
+        found[name] = own, milliseconds(function, inputs)
+    return found
+
+
 def compilations():
     """Operators compiled in two training steps and an evaluation, and in 30 more of each with images of other sizes."""
     import jittor as jt
@@ -142,9 +187,12 @@ if __name__ == "__main__":
         evaluate(options)
         sys.exit()
     from util import runtime
+    start = time.time()
     runtime.select_device("cpu")
     if options.row == "compilations":
-        bench_rows.report(compilations())
+        bench_rows.report({"core": time.time() - start, **compilations()})
+    elif options.row == "operators":
+        bench_rows.report(operators())
     elif options.row in bench_rows.DATA:
         bench_rows.report(data(options))
     else:
