@@ -147,11 +147,11 @@ class SetCriterion(nn.Module):
 
     def loss_boxes(self, boxes, target_boxes, matched, num_boxes):
         """L1 and generalised IoU loss of the matched boxes [L, B, Q, 4], summed and divided by num_boxes -> [L] each"""
-        matched, target_boxes = jt.array(matched), jt.array(target_boxes)
+        # Dividing here keeps the number out of the operators: Jittor compiles one for each number of 0, 1, 2.
+        share, target_boxes = jt.array(matched / np.float32(num_boxes)), jt.array(target_boxes)
         l1 = (boxes - target_boxes).abs().sum(-1)
         giou = box_ops.generalized_box_iou(box_ops.box_cxcywh_to_xyxy(boxes), box_ops.box_cxcywh_to_xyxy(target_boxes))
-        return {"loss_bbox": (l1 * matched).sum((1, 2)) / num_boxes,
-                "loss_giou": ((1 - giou) * matched).sum((1, 2)) / num_boxes}
+        return {"loss_bbox": (l1 * share).sum((1, 2)), "loss_giou": ((1 - giou) * share).sum((1, 2))}
 
     def loss_masks(self, pred_masks, pairs, targets, num_boxes):
         """Focal and Dice loss of the matched masks of the last layer, summed and divided by num_boxes.
@@ -172,8 +172,9 @@ class SetCriterion(nn.Module):
         found = pred_masks[jt.array(images), jt.array(queries)].unsqueeze(1)
         found = nn.interpolate(found, size=(height, width), mode="bilinear").squeeze(1)
         wanted = jt.array(wanted)
-        return {"loss_mask": sigmoid_focal_loss(found, wanted).sum() / num_boxes,
-                "loss_dice": dice_loss(found, wanted).sum() / num_boxes}
+        sums = jt.concat([sigmoid_focal_loss(found, wanted).sum(), dice_loss(found, wanted).sum()])
+        losses = sums / jt.array(np.full(2, num_boxes, np.float32))  # an array, see loss_boxes
+        return {"loss_mask": losses[0], "loss_dice": losses[1]}
 
     def cardinality_error(self, logits, targets):
         """Mean absolute error of the number of predicted objects per image, logits NumPy [L, B, Q, K + 1] -> [L]"""

@@ -1,15 +1,19 @@
 """Operators that Jittor lacks in a fast form on the CPU. With CUDA, and without oneDNN, Jittor's own run instead.
 
+In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R50's training on two cores
+(`python -m tests.oracle.benchmark --rows operators`).
+
 - `bmm`, `bmm_transpose`: Jittor computes batched matrix products and their gradients on the CPU in a plain loop on one
-  core. Here each product is a call of oneDNN's sgemm, the products of a batch spread over the cores.
+  core. Here each product is a call of oneDNN's sgemm, the products of a batch spread over the cores (5 : 499, 7 : 143).
 - `conv2d`: Jittor's convolution reorders image and weights into oneDNN's layout and back at every call. Here a 1x1
-  convolution is a matrix product, a 3x3 one with stride 1 Winograd's F(4x4, 3x3), any other the product of its weights and
-  the pixels under its window, and what follows (bias, residual, ReLU) is done while the result is in the cache.
-- `relu`, `max_pool`: TODO
-- `softmax`: mask, exponential and sum in one pass over each row.
+  convolution is a matrix product (41 : 64), a 3x3 one with stride 1 Winograd's F(4x4, 3x3) (41 : 79), any other the product
+  of its weights and the pixels under its window (3x3 with stride 2: 86 : 89), and what follows (bias, residual, ReLU) is
+  done while the result is in the cache.
+- `relu` (6 : 10), `max_pool` (35 : 98): on all cores, in one pass.
+- `softmax`: mask, exponential and sum in one pass over each row (5 : 57).
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
-  the element's place, drawn again for the gradient.
-- `LayerNorm`, `norm`: statistics, normalisation and what follows in one operator instead of about ten.
+  the element's place, drawn again for the gradient (1.2 : 10.7).
+- `LayerNorm` (0.3 : 2.1), `norm` (0.4 : 5.2): statistics, normalisation and what follows in one operator instead of ten.
 - `square_sum`, `adamw`: Jittor's optimizer makes several passes over the weights; here it is one.
 
 The kernels are in kernels.h. `tests/test_ops.py` compares each with Jittor's plain operators.
@@ -24,7 +28,7 @@ from jittor import nn
 SOURCE = Path(__file__).with_name("kernels.h")
 # Jittor copies the header at each call, so it is short; the digest has Jittor compile anew when the file changes.
 HEADER = f'#include "{SOURCE}"  // {hashlib.sha1(SOURCE.read_bytes()).hexdigest()}'
-# Fewer channels make matrices too small for sgemm; then oneDNN's own convolution is faster.
+# Fewer channels make matrices too small for sgemm: with 1 instead of 32 a step of the demo takes 72 ms instead of 65.
 LEAST_CHANNELS = 32
 
 

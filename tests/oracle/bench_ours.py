@@ -119,6 +119,8 @@ def operators():
         return function, [(2, channels, height, width), (outputs, channels, kernel, kernel), (outputs,)]
     masked = jt.zeros((2, 540)).bool()
     dropout, layer_norm, batch_norm = ops.Dropout(0.1), ops.LayerNorm(256), nn.BatchNorm2d(64)
+    dropout.train()
+    batch_norm.train()
     cases = {
         "bmm_transpose [16, 540, 32]": (ops.bmm_transpose, [(16, 540, 32), (16, 540, 32)]),
         "bmm [16, 540, 540] x [16, 540, 32]": (ops.bmm, [(16, 540, 540), (16, 540, 32)]),
