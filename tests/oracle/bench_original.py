@@ -6,7 +6,6 @@ START = time.time()
 
 import bench_rows  # noqa: E402
 import recipe  # noqa: E402
-import run_demo  # noqa: E402
 import run_evaluate  # noqa: E402
 import run_model  # noqa: E402
 import torch  # noqa: E402
@@ -38,11 +37,7 @@ def forward(row):
 
 
 def train(row):
-    if row == "train-demo":
-        args = argparse.Namespace(**{**recipe.flags("resnet18"), **run_demo.demo_flags(), "dataset_file": "coco"})
-        model, criterion, _ = run_demo.build_model(args)
-    else:
-        model, criterion, _ = build(row)
+    model, criterion, _ = build(row)
     model.train()
     samples, targets = run_model.to_torch(*bench_rows.make_batch(bench_rows.MODELS[row][2]))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=1e-4)

@@ -42,13 +42,8 @@ def trainer(row):
     """train(batches) trains as main.py does; batch(sizes) makes one of its batches."""
     import main
     from engine import train_one_epoch
-    from models import build_model
     from util.misc import nested_tensor_from_arrays
-    if row == "train-demo":
-        args = main.parse_args(["--demo"])
-        model, criterion, _ = build_model(args)
-    else:
-        args, model, criterion, _ = build(row)
+    args, model, criterion, _ = build(row)
     optimizer = main.build_optimizer(model, args)
 
     def batch(sizes):

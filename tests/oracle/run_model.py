@@ -25,10 +25,13 @@ THEIR_BACKBONE = detr.models.detr.build_backbone
 detr.models.backbone.is_main_process = lambda: False  # no download of ImageNet weights
 
 
-def build(case):
-    args = argparse.Namespace(**recipe.flags(case))
+def build_with(args):
     detr.models.detr.build_backbone = THEIR_BACKBONE if args.backbone_norm == "frozen" else build_backbone
-    model, criterion, postprocessors = build_model(args)
+    return build_model(args)
+
+
+def build(case):
+    model, criterion, postprocessors = build_with(argparse.Namespace(**recipe.flags(case)))
     weights = recipe.make_weights({name: p.shape for name, p in model.state_dict().items()})
     model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
     return model, criterion, postprocessors

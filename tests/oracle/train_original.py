@@ -9,24 +9,29 @@ import json
 from pathlib import Path
 
 import numpy as np
-import run_demo
 import run_model
 import torch
 import training
+from detr.datasets import transforms as T
+from detr.datasets.coco import CocoDetection
 from detr.datasets.coco_eval import CocoEvaluator
-from detr.models import detr
+from detr.models.detr import SetCriterion
 from detr.util.misc import collate_fn
 
 
 def build(flags):
     args = argparse.Namespace(**flags)
-    detr.build_backbone = run_model.THEIR_BACKBONE if args.backbone_norm == "frozen" else run_demo.build_backbone
-    model, criterion, postprocessors = detr.build(args)
+    model, criterion, postprocessors = run_model.build_with(args)
     if flags["classes"] != 91:
         model.class_embed = torch.nn.Linear(args.hidden_dim, flags["classes"] + 1)
-        criterion = detr.SetCriterion(flags["classes"], criterion.matcher, criterion.weight_dict, args.eos_coef,
-                                      criterion.losses)
+        criterion = SetCriterion(flags["classes"], criterion.matcher, criterion.weight_dict, args.eos_coef, criterion.losses)
     return args, model, criterion, postprocessors
+
+
+def build_dataset(folder):
+    """The validation part of the shapes."""
+    normalize = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    return CocoDetection(folder / "val2017", folder / "annotations" / "instances_val2017.json", normalize, False)
 
 
 def load_weights(model, path):
@@ -40,7 +45,7 @@ def load_weights(model, path):
 def evaluate(model, criterion, postprocessors, folder):
     """Mean losses, and COCO's 12 figures."""
     model.eval()
-    dataset = run_demo.build_dataset(folder, "val")
+    dataset = build_dataset(folder)
     evaluator, seen = CocoEvaluator(dataset.coco, ["bbox"]), []
     for samples, targets in torch.utils.data.DataLoader(dataset, 16, collate_fn=collate_fn):
         outputs = model(samples)
