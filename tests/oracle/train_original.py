@@ -3,8 +3,6 @@
     ORACLE_PYTHON tests/oracle/train_original.py FOLDER RUN [--evaluate SHAPES_FOLDER]
 """
 import argparse
-import contextlib
-import io
 import json
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from detr.datasets import transforms as T
 from detr.datasets.coco import CocoDetection
 from detr.datasets.coco_eval import CocoEvaluator
 from detr.models.detr import SetCriterion
-from detr.util.misc import collate_fn
+from detr.util.misc import MetricLogger, collate_fn
 
 
 def build(flags):
@@ -43,20 +41,30 @@ def load_weights(model, path):
 
 @torch.no_grad()
 def evaluate(model, criterion, postprocessors, folder):
-    """Mean losses, and COCO's 12 figures."""
+    """What the original's function of this name returns: mean losses and COCO's 12 figures."""
     model.eval()
-    dataset = build_dataset(folder)
-    evaluator, seen = CocoEvaluator(dataset.coco, ["bbox"]), []
+    criterion.eval()
+    dataset, logger = build_dataset(folder), MetricLogger()
+    evaluator = CocoEvaluator(dataset.coco, ["bbox"])
     for samples, targets in torch.utils.data.DataLoader(dataset, 16, collate_fn=collate_fn):
         outputs = model(samples)
-        losses = criterion(outputs, targets)
-        seen.append({"loss": run_model.weighted_loss(criterion, losses).item(), **weighted(losses, criterion)})
+        log(logger, criterion, criterion(outputs, targets))
         results = postprocessors["bbox"](outputs, torch.stack([t["orig_size"] for t in targets]))
         evaluator.update({t["image_id"].item(): result for t, result in zip(targets, results)})
     evaluator.synchronize_between_processes()
     evaluator.accumulate()
     evaluator.summarize()
-    return {name: np.mean([losses[name] for losses in seen]) for name in seen[0]}, evaluator.coco_eval["bbox"].stats
+    return {**averages(logger), "coco_eval_bbox": evaluator.coco_eval["bbox"].stats.tolist()}
+
+
+def log(logger, criterion, losses):
+    """Logs what the original's engine logs."""
+    logger.update(loss=run_model.weighted_loss(criterion, losses).item(), **weighted(losses, criterion),
+                  **{f"{name}_unscaled": value.item() for name, value in losses.items()}, class_error=losses["class_error"].item())
+
+
+def averages(logger):
+    return {name: meter.global_avg for name, meter in logger.meters.items()}
 
 
 def weighted(losses, criterion):
@@ -76,21 +84,20 @@ def main(options):
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
         model.train()
         criterion.train()
+        logger = MetricLogger()
         for samples, targets in (run_model.to_torch(*batch) for batch in training.load_epoch(path)):
             losses = criterion(model(samples), targets)
             loss = run_model.weighted_loss(criterion, losses)
             recorder.step({"loss": loss.item(), **weighted(losses, criterion)})
+            log(logger, criterion, losses)
+            logger.update(lr=optimizer.param_groups[0]["lr"])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_max_norm)
             optimizer.step()
         scheduler.step()
         if options.evaluate:
-            criterion.eval()
-            with contextlib.redirect_stdout(io.StringIO()):
-                figures = evaluate(model, criterion, postprocessors, options.evaluate)
-            recorder.epoch(epoch, *figures)
-            print(f"epoch {epoch}: AP {figures[1][0]:.3f}", flush=True)
+            recorder.epoch(epoch, averages(logger), evaluate(model, criterion, postprocessors, options.evaluate))
     recorder.save({name: value.numpy() for name, value in model.state_dict().items()})
 
 

@@ -112,12 +112,12 @@ def train(options):
         loader = DataLoader(dataset, args.batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0)
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
         batches = Loader(path)
-        train_one_epoch(model, recording, Steps(batches, recording, recorder), optimizer, epoch, args.seed, args.clip_max_norm)
+        averages = train_one_epoch(model, recording, Steps(batches, recording, recorder), optimizer, epoch, args.seed,
+                                   args.clip_max_norm)
         scheduler.step()
         if options.evaluate:
             stats, _ = evaluate(model, criterion, postprocessors, loader, get_coco_api_from_dataset(dataset))
-            figures = stats.pop("coco_eval_bbox")
-            recorder.epoch(epoch, {name: stats[name] for name in recorder.steps[0]}, figures)
+            recorder.epoch(epoch, averages, stats)
     recorder.save(model_state(model))
 
 

@@ -46,17 +46,14 @@ class Recorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "log.txt").unlink(missing_ok=True)
         self.steps = []
-        self.epoch_start = 0
 
     def step(self, losses):
         self.steps.append({name: float(value) for name, value in losses.items()})
 
-    def epoch(self, epoch, test_losses, figures):
-        """Ends an epoch: mean losses of its steps, mean losses of validation, COCO's 12 figures."""
-        steps, self.epoch_start = self.steps[self.epoch_start:], len(self.steps)
-        line = {f"train_{name}": float(np.mean([step[name] for step in steps])) for name in steps[0]}
-        line.update({f"test_{name}": float(value) for name, value in test_losses.items()},
-                    test_coco_eval_bbox=[float(figure) for figure in figures], epoch=epoch)
+    def epoch(self, epoch, train_stats, test_stats):
+        """Ends an epoch: a line of log.txt of what the engines return."""
+        line = {**{f"train_{name}": value for name, value in train_stats.items()},
+                **{f"test_{name}": value for name, value in test_stats.items()}, "epoch": epoch}
         with open(self.folder / "log.txt", "a") as file:
             file.write(json.dumps(line) + "\n")
 
