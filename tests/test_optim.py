@@ -52,11 +52,17 @@ def test_steps_are_those_of_jittors_adamw(max_norm):
         optimizer = kind([{"params": weights[:1], "lr": 1e-2}, {"params": weights[1:]}], lr=1e-3, weight_decay=0.1)
         for target in targets:
             optimizer.backward(sum(((w - target) ** 2).sum() for w in weights))
-            if max_norm is not None:
+            if max_norm is not None and kind is AdamW:
                 optimizer.clip_grad_norm(max_norm)
+            elif max_norm is not None:  # Jittor's own clipping loses digits of the norm
+                norm = np.sqrt(sum(np.square(g.numpy(), dtype=np.float64).sum()
+                                   for group in optimizer.param_groups for g in group["grads"]))
+                for group in optimizer.param_groups:
+                    for g in group["grads"]:
+                        g.update(g * min(max_norm / (norm + 1e-6), 1))
             optimizer.step()
         results.append([w.numpy() for w in weights] + [v.numpy() for group in optimizer.param_groups
                                                        for v in (*group["m"], *group["values"])])
     for ours, jittors in zip(*results):
-        np.testing.assert_allclose(ours, jittors, rtol=0, atol=1e-5 * np.abs(jittors).max())
+        np.testing.assert_allclose(ours, jittors, rtol=0, atol=2e-6 * np.abs(jittors).max())
     assert np.abs(results[0][0] - start[0]).max() > 0.01
