@@ -193,7 +193,7 @@ def _sgemm(a, b, ta, tb):
 
 
 class _Conv(jt.Function):
-    """Inputs x, weight, and scale, bias and residual or None. A subclass has the sources of the three products."""
+    """Inputs x, weight, and scale, bias and residual or None. A subclass names the kernels."""
 
     def __init__(self, relu):
         self.relu = relu
@@ -220,38 +220,34 @@ class _Conv(jt.Function):
     def shape(self, x, weight):
         return [x.shape[0], weight.shape[0], *x.shape[2:]]
 
-
-class _Conv1x1(_Conv):
+    def sizes(self, x, y, weight):
+        """What the kernels need to know, in terms of the operator's inputs and outputs."""
+        return f"{x}_shape0, {x}_shape1, {y}_shape1, {x}_shape2, {x}_shape3"
 
     def forward(self, after):
-        return f"detr::conv1x1(in1_p, in0_p, {after}, out0_p, in0_shape0, in0_shape1, out0_shape1, in0_shape2 * in0_shape3);"
+        return f"{self.kernels}::conv(in1_p, in0_p, {after}, out0_p, {self.sizes('in0', 'out0', 'in1')});"
 
     def backward_x(self, scale):
-        sizes = "in0_shape0, out0_shape1, in0_shape1, in0_shape2 * in0_shape3"
-        return f"detr::conv1x1_input(in1_p, {scale}, in0_p, out0_p, {sizes});"
+        return f"{self.kernels}::conv_input(in1_p, {scale}, in0_p, out0_p, {self.sizes('out0', 'in0', 'in1')});"
 
     def backward_w(self, scale):
-        sizes = "in0_shape0, in1_shape1, in0_shape1, in0_shape2 * in0_shape3"
-        return f"detr::conv1x1_weight(in0_p, {scale}, in1_p, out0_p, {sizes});"
+        return f"{self.kernels}::conv_weight(in0_p, {scale}, in1_p, out0_p, {self.sizes('in1', 'in0', 'out0')});"
+
+
+class _Conv1x1(_Conv):
+    kernels = "detr::pointwise"
+
+    def sizes(self, x, y, weight):
+        return f"{x}_shape0, {x}_shape1, {y}_shape1, {x}_shape2 * {x}_shape3"
 
 
 class _Conv3x3(_Conv):
     """Stride and padding 1."""
-
-    def forward(self, after):
-        sizes = "in0_shape0, in0_shape1, out0_shape1, in0_shape2, in0_shape3"
-        return f"detr::winograd::conv(in1_p, in0_p, {after}, out0_p, {sizes});"
-
-    def backward_x(self, scale):
-        sizes = "in0_shape0, out0_shape1, in0_shape1, in0_shape2, in0_shape3"
-        return f"detr::winograd::conv_input(in1_p, {scale}, in0_p, out0_p, {sizes});"
-
-    def backward_w(self, scale):
-        sizes = "in0_shape0, in1_shape1, in0_shape1, in0_shape2, in0_shape3"
-        return f"detr::winograd::conv_weight(in0_p, {scale}, in1_p, out0_p, {sizes});"
+    kernels = "detr::winograd"
 
 
 class _ConvAny(_Conv):
+    kernels = "detr"
 
     def __init__(self, relu, stride, padding, dilation):
         super().__init__(relu)
@@ -262,18 +258,10 @@ class _ConvAny(_Conv):
                  for side, kernel in zip(x.shape[2:], weight.shape[2:])]
         return [x.shape[0], weight.shape[0], *sides]
 
-    def forward(self, after):
-        return f"detr::conv(in1_p, in0_p, {after}, out0_p, in0_shape0, {self._window('in0', 'in1')});"
-
-    def backward_x(self, scale):
-        return f"detr::conv_input(in1_p, {scale}, in0_p, out0_p, in0_shape0, {self._window('out0', 'in1')});"
-
-    def backward_w(self, scale):
-        return f"detr::conv_weight(in0_p, {scale}, in1_p, out0_p, in0_shape0, {self._window('in1', 'out0')});"
-
-    def _window(self, x, weight):
-        channels, sides = f"{weight}_shape1, {weight}_shape0", f"{x}_shape2, {x}_shape3, {weight}_shape2, {weight}_shape3"
-        return f"detr::Window{{{channels}, {sides}, {self.stride}, {self.padding}, {self.dilation}}}"
+    def sizes(self, x, y, weight):
+        sides = f"{x}_shape2, {x}_shape3, {weight}_shape2, {weight}_shape3"
+        window = f"detr::Window{{{x}_shape1, {y}_shape1, {sides}, {self.stride}, {self.padding}, {self.dilation}}}"
+        return f"{x}_shape0, {window}"
 
 
 def _split(x, step):

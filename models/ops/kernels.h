@@ -85,8 +85,10 @@ inline num part_size(num n, num wanted, num batch) {
 
 // ---- 1x1 convolution, from [B, ci, n] to [B, co, n]. `scale` in the gradients is that of After.
 
+namespace pointwise {
+
 // y [B, co, n] = op(w) . x [B, ci, n]. Blocks of columns whose result is finished while it is in the cache.
-inline void product1x1(char tw, const float* w, const float* x, const After& after, float* y, num batch, num ci, num co, num n) {
+inline void product(char tw, const float* w, const float* x, const After& after, float* y, num batch, num ci, num co, num n) {
     num width = part_size(n, std::min<num>(std::max<num>(262144 / co, 192), 1024), batch);
     width = ceil_div(width, 16) * 16;
     num blocks = ceil_div(n, width);
@@ -99,20 +101,22 @@ inline void product1x1(char tw, const float* w, const float* x, const After& aft
     }
 }
 
-inline void conv1x1(const float* w, const float* x, const After& after, float* y, num batch, num ci, num co, num n) {
-    product1x1('N', w, x, after, y, batch, ci, co, n);
+inline void conv(const float* w, const float* x, const After& after, float* y, num batch, num ci, num co, num n) {
+    product('N', w, x, after, y, batch, ci, co, n);
 }
 
-inline void conv1x1_input(const float* w, const float* scale, const float* dy, float* dx, num batch, num ci, num co, num n) {
-    product1x1('T', scaled(w, scale, co, ci), dy, NOTHING, dx, batch, co, ci, n);
+inline void conv_input(const float* w, const float* scale, const float* dy, float* dx, num batch, num ci, num co, num n) {
+    product('T', scaled(w, scale, co, ci), dy, NOTHING, dx, batch, co, ci, n);
 }
 
 // dw [co, ci] = sum over b of dy . x^T
-inline void conv1x1_weight(const float* dy, const float* scale, const float* x, float* dw, num batch, num ci, num co, num n) {
+inline void conv_weight(const float* dy, const float* scale, const float* x, float* dw, num batch, num ci, num co, num n) {
     for (num b = 0; b < batch; b++)
         sgemm('N', 'T', co, ci, n, dy + b * co * n, n, x + b * ci * n, n, b > 0, dw, ci);
     scale_rows(dw, scale, co, ci);
 }
+
+}  // namespace pointwise
 
 // ---- Any convolution, as the matrix product of its weights and the pixels under its window (im2col).
 
@@ -325,6 +329,17 @@ inline void transform_gradients(const float* dy, num h, num w, num row, num tw, 
         transform<M, T>(results_back, s + k * size, [=](int l) { return l * tw; }, v + T * k * step, step, tw);
 }
 
+// v [T * T, channels, tiles] of x [B, channels, h, w] for the rows first..last of the tiles of all images, by `f`, one of the
+// two above; the threads of the caller's parallel region share the channels
+template <class F>
+inline void transform_all(F f, const float* x, num channels, num h, num w, num first, num last, float* s, float* v) {
+    const num th = ceil_div(h, M), tw = ceil_div(w, M), n = (last - first) * tw;
+    #pragma omp for
+    for (num c = 0; c < channels; c++)
+        for (num row = first; row < last; row++)
+            f(x + (row / th * channels + c) * h * w, h, w, row % th, tw, s, v + c * n + (row - first) * tw, channels * n);
+}
+
 // Back from T * T rows of tw values, `step` apart, to M rows of the result at y, M * tw apart. s: T * M * tw floats
 inline void transform_results(const float* v, num step, num tw, float* s, float* y) {
     const num size = M * tw;
@@ -366,10 +381,7 @@ inline void product(char tu, const float* u, const float* x, const After& after,
     for (num first = 0; first < total; first += rows) {
         const num last = std::min(total, first + rows), n = (last - first) * tw;
         float* s = scratch(2, 2 * T * M * (tw + 1));
-        #pragma omp for
-        for (num c = 0; c < ci; c++)
-            for (num row = first; row < last; row++)
-                transform_pixels(x + (row / th * ci + c) * h * w, h, w, row % th, tw, s, v + c * n + (row - first) * tw, ci * n);
+        transform_all(transform_pixels, x, ci, h, w, first, last, s, v);
         #pragma omp for
         for (int f = 0; f < T * T; f++)
             sgemm(tu, 'N', co, n, ci, u + f * co * ci, tu == 'N' ? ci : co, v + f * ci * n, n, 0.f, p + f * co * n, n);
@@ -410,15 +422,8 @@ inline void conv_weight(const float* dy, const float* scale, const float* x, flo
     for (num first = 0; first < total; first += rows) {
         const num last = std::min(total, first + rows), n = (last - first) * tw;
         float* s = scratch(2, 2 * T * M * (tw + 1));
-        #pragma omp for
-        for (num c = 0; c < ci; c++)
-            for (num row = first; row < last; row++)
-                transform_pixels(x + (row / th * ci + c) * h * w, h, w, row % th, tw, s, v + c * n + (row - first) * tw, ci * n);
-        #pragma omp for
-        for (num c = 0; c < co; c++)
-            for (num row = first; row < last; row++)
-                transform_gradients(dy + (row / th * co + c) * h * w, h, w, row % th, tw, s, d + c * n + (row - first) * tw,
-                                    co * n);
+        transform_all(transform_pixels, x, ci, h, w, first, last, s, v);
+        transform_all(transform_gradients, dy, co, h, w, first, last, s, d);
         #pragma omp for
         for (int f = 0; f < T * T; f++)
             sgemm('N', 'T', co, ci, n, d + f * co * n, n, v + f * ci * n, n, first > 0, du + f * size, ci);
