@@ -17,8 +17,8 @@ def test_model(case, original, measured):
     if "masks" in theirs:
         measured("masks, over the largest", case,
                  np.abs(mine["masks"] - theirs["masks"]).max() / np.abs(theirs["masks"]).max(), 1e-4)
-    for name in (n for n in theirs if n.startswith("match/")):
-        assert np.array_equal(mine[name], theirs[name]), name
+    measured("matching: results that differ", case,
+             sum(not np.array_equal(mine[n], theirs[n]) for n in theirs if n.startswith("match/")), 0)
     measured("losses, relative", case, max(relative(mine[n], theirs[n]) for n in theirs if n.startswith("loss/")), 1e-5)
     measured("detections: scores", case, np.abs(mine["scores"] - theirs["scores"]).max(), 1e-4)
     measured("detections: boxes, pixels", case, np.abs(mine["pixels"] - theirs["pixels"]).max(), 0.05)

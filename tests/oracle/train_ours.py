@@ -1,6 +1,7 @@
 """Prepares a training for both frameworks, or runs it in this project (see training.py):
 
-    python tests/oracle/train_ours.py --prepare {steps,demo} [--coco_path PATH] [--seed N] FOLDER
+    python tests/oracle/train_ours.py --prepare steps --coco_path PATH [--rate X] FOLDER
+    python tests/oracle/train_ours.py --prepare demo [--seed N] FOLDER
     python tests/oracle/train_ours.py [--evaluate SHAPES_FOLDER] FOLDER RUN
 """
 import argparse
@@ -33,6 +34,7 @@ def prepare(options):
         dataset, epochs, batches = build_dataset("train", args), args.epochs, None
     else:
         args = program.parse_args(["--coco_path", options.coco_path, "--dropout", "0", "--backbone_weights", "none",
+                                   "--lr", str(1e-4 * options.rate), "--lr_backbone", str(1e-5 * options.rate),
                                    "--lr_drop", "2", "--seed", str(options.seed)])
         dataset = build_dataset("train", args)
         dataset.transforms = T.Compose([T.RandomHorizontalFlip(), T.RandomResize([SHORT_SIDE], max_size=640), NORMALIZE])
@@ -145,6 +147,7 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--prepare", choices=["steps", "demo"])
     parser.add_argument("--coco_path")
+    parser.add_argument("--rate", type=float, default=1, help="factor of the original's learning rates")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--evaluate", type=Path)
     options = parser.parse_args()
