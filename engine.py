@@ -1,5 +1,6 @@
 """One epoch of training, and evaluation."""
 import math
+import random
 
 import jittor as jt
 
@@ -10,20 +11,24 @@ from util.logger import MetricLogger, SmoothedValue
 PRINT_FREQ = 10
 
 
-def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_norm=0):
+def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_norm=0, done=0, meters=None, after_step=None):
     """Trains for one pass over `data_loader` and returns the epoch's averages, a dictionary of floats.
 
     max_norm: clip the global norm of the gradients to it; 0 does not clip.
+    done, meters: steps of this epoch that were trained before, and the meters' state after them.
+    after_step: called with the number of steps done and the MetricLogger after each step.
     Raises InputError when the loss is not finite, before the weights are touched.
     """
     model.train()
     logger = MetricLogger()
     logger.add_meter("lr", SmoothedValue(window_size=1, fmt="{value:.6f}"))
     logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
-    data_loader.set_epoch(epoch)
-    # Dropout depends on seed and epoch only, so that a resumed run continues as if it had never stopped.
-    jt.set_seed((seed * 1_000_003 + epoch) % 2**31)
-    for samples, targets in logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]"):
+    logger.load_state_dict(meters or {})
+    data_loader.set_epoch(epoch, done)
+    step = done
+    for samples, targets in logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]", done):
+        # Dropout depends on seed, epoch and step only, so that a resumed run continues as if it had never stopped.
+        jt.set_seed(random.Random(f"{seed}/{epoch}/{step}").getrandbits(31))
         losses = criterion(model(samples.to_jittor()), targets)
         loss, scalars = weighted_sum(losses, criterion.weight_dict)
         if not math.isfinite(scalars["loss"]):
@@ -34,14 +39,18 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
             optimizer.clip_grad_norm(max_norm)
         optimizer.step()
         logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])
+        step += 1
+        if after_step:
+            after_step(step, logger)
     print("Averaged stats:", logger)
     return logger.averages()
 
 
-def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_evaluator=None):
+def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_evaluator=None, after_step=None):
     """Runs the model over the validation set.
 
-    coco_gt: COCO with the ground truth; panoptic_evaluator: a PanopticEvaluator, for a model with that postprocessor.
+    coco_gt: COCO with the ground truth; panoptic_evaluator: a PanopticEvaluator, for a model with that postprocessor;
+    after_step: called after each batch.
     Returns (averages, evaluator): the losses' averages, and the figures under `coco_eval_bbox` (12 of COCO),
     `coco_eval_masks` (12), `PQ_all`, `PQ_th`, `PQ_st`, as far as the model has them; and the CocoEvaluator with the
     detections.
@@ -64,6 +73,8 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
                 panoptic_evaluator.update([
                     {**segments, "image_id": target["image_id"], "file_name": f"{target['image_id']:012}.png"}
                     for target, segments in zip(targets, postprocessors["panoptic"](outputs, sizes, orig_sizes))])
+            if after_step:
+                after_step()
     print("Averaged stats:", logger)
     evaluator.accumulate()
     evaluator.summarize()

@@ -2,14 +2,16 @@
 import argparse
 import shlex
 import sys
-import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple, Optional
 
 from util import runtime
-from util.checkpoint import load_backbone, load_checkpoint, load_model_state, load_optimizer_state
+from util.checkpoint import check_training_state, load_backbone, load_checkpoint, load_model_state, load_optimizer_state
 from util.errors import InputError
+from util.files import claim, training_files
+from util.signals import StopRequest
 from datasets.panoptic_eval import require_panopticapi
 
 
@@ -83,6 +85,9 @@ def get_args_parser():
     group.add_argument("--seed", default=42, type=int)
     group.add_argument("--resume", default="", help="checkpoint to go on from: .pkl, PyTorch .pth, or https://…")
     group.add_argument("--start_epoch", default=0, type=int)
+    group.add_argument("--checkpoint_interval", default=0, type=int,
+                       help="steps between saves of checkpoint.pkl; 0: at the end of each epoch only")
+    group.add_argument("--overwrite", action="store_true", help="remove the training that is in --output_dir")
     group.add_argument("--eval", action="store_true", help="only evaluate")
     group.add_argument("--demo", action="store_true",
                        help="set the flags of the demo, a small DETR trained on shapes; other flags given win over them")
@@ -150,6 +155,7 @@ def main(args):
 
     jt.set_global_seed(args.seed + get_rank())
     model, criterion, postprocessors = build_model(args)
+    jt.sync_all()  # draws the initial weights now, before a training step seeds the generator anew
     if resumed:
         load_model_state(model, resumed["model"], args.resume)
     elif args.frozen_weights:
@@ -161,7 +167,7 @@ def main(args):
     print(f"device: {device}, trainable parameters: {n_parameters:,}, validation images: {len(dataset_val)}, "
           f"ready after {time.time() - start_time:.0f} s")
 
-    output = OutputFolder(args.output_dir)
+    output = OutputFolder(args.output_dir, args.overwrite)
 
     def panoptic_evaluator():
         """A fresh one for each evaluation, where the model makes panoptic images."""
@@ -174,17 +180,39 @@ def main(args):
 
     optimizer = build_optimizer(model, args)
     lr_scheduler = StepLR(optimizer, args.lr_drop)
-    start_epoch = load_training(resumed, optimizer, lr_scheduler, args) if resumed else args.start_epoch
-    print(f"training on {len(dataset_train)} images, epochs {start_epoch} to {args.epochs - 1}")
-    start_time = time.time()
-    for epoch in range(start_epoch, args.epochs):
-        train_stats = train_one_epoch(model, criterion, loader_train, optimizer, epoch, args.seed, args.clip_max_norm)
-        lr_scheduler.step()
-        output.save_training(model, optimizer, lr_scheduler, epoch, args)
-        test_stats, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt, panoptic_evaluator())
+    start = load_training(resumed, optimizer, lr_scheduler, len(loader_train), args) if resumed else Start(args.start_epoch)
+
+    def save_step(step, logger):
+        """After each step: saves where it is time to, and ends the run where a signal asked for that."""
+        if stop.received or (args.checkpoint_interval and step % args.checkpoint_interval == 0):
+            output.save_training(model, optimizer, lr_scheduler, args, epoch - 1, step, steps=len(loader_train),
+                                 meters=logger.state_dict())
+        stop_here()
+
+    def stop_here():
+        if stop.received:
+            stop.exit(how_to_go_on(args))
+
+    def evaluate_epoch(epoch, train_stats):
+        test_stats, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt, panoptic_evaluator(), stop_here)
         output.save_evaluation(evaluator, dataset_val,
                                ["eval/latest.pkl"] + ([f"eval/{epoch:03}.pkl"] if epoch % 50 == 0 else []))
         output.log_epoch(train_stats, test_stats, epoch, n_parameters)
+
+    print(f"training on {len(dataset_train)} images, epochs {start.epoch} to {args.epochs - 1}"
+          + f", from step {start.step}" * (start.step > 0))
+    start_time = time.time()
+    with StopRequest() as stop:
+        if start.train_stats and output.lacks(start.epoch - 1):
+            evaluate_epoch(start.epoch - 1, start.train_stats)
+        for epoch in range(start.epoch, args.epochs):
+            done, meters = (start.step, start.meters) if epoch == start.epoch else (0, None)
+            train_stats = train_one_epoch(model, criterion, loader_train, optimizer, epoch, args.seed, args.clip_max_norm,
+                                          done, meters, save_step)
+            lr_scheduler.step()
+            output.save_training(model, optimizer, lr_scheduler, args, epoch, train_stats=train_stats)
+            evaluate_epoch(epoch, train_stats)
+            stop_here()
     print(f"Training time {timedelta(seconds=int(time.time() - start_time))}")
 
 
@@ -194,7 +222,7 @@ def check_args(args):
     Raises InputError.
     """
     for name, least in (("batch_size", 1), ("epochs", 1), ("lr_drop", 1), ("num_workers", 0), ("enc_layers", 0),
-                        ("dec_layers", 1), ("num_queries", 1), ("nheads", 1), ("start_epoch", 0),
+                        ("dec_layers", 1), ("num_queries", 1), ("nheads", 1), ("start_epoch", 0), ("checkpoint_interval", 0),
                         ("shapes_train", 1), ("shapes_val", 1), ("shapes_size", 32)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} is {getattr(args, name)}: give {least} or more")
@@ -224,12 +252,19 @@ def check_args(args):
     if args.dataset_file != "shapes" and not args.coco_path:
         raise InputError("--coco_path is missing: give the folder with train2017, val2017 and annotations")
     if args.output_dir:
-        try:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=args.output_dir).close()
-        except OSError as error:
-            raise InputError(f"--output_dir {args.output_dir} cannot be written ({error.strerror}): "
-                             "give a folder that can") from error
+        check_output_dir(args)
+
+
+def check_output_dir(args):
+    """Takes the output folder for this run. Raises InputError where it cannot be used, or holds another training."""
+    folder = Path(args.output_dir)
+    claim(folder)
+    own = args.resume and Path(args.resume).resolve().parent == folder.resolve()
+    if args.overwrite and own:
+        raise InputError(f"--overwrite would remove {args.resume}, which --resume goes on from: give one of the two")
+    if not (args.eval or args.overwrite or own) and (old := training_files(folder)):
+        raise InputError(f"--output_dir {folder} holds a training already ({old[0].name}): go on from it with --resume "
+                         f"{folder}/checkpoint.pkl, give another folder, or --overwrite to remove it")
 
 
 def build_optimizer(model, args):
@@ -242,14 +277,38 @@ def build_optimizer(model, args):
                   for group, lr in groups], lr=args.lr, weight_decay=args.weight_decay)
 
 
-def load_training(resumed, optimizer, lr_scheduler, args):
-    """Takes optimizer, schedule and epoch from a checkpoint and returns the epoch to go on with."""
-    if "groups" not in resumed.get("optimizer", {}):  # weights alone, or a checkpoint of the original
+class Start(NamedTuple):
+    """Where training goes on."""
+    epoch: int
+    step: int = 0  # batches of this epoch that were trained before
+    meters: Optional[dict] = None  # their losses, as MetricLogger keeps them
+    train_stats: Optional[dict] = None  # averages of the epoch before, where it was trained to its end
+
+
+def load_training(resumed, optimizer, lr_scheduler, steps, args):
+    """Takes optimizer, schedule and position from a checkpoint. steps: batches per epoch. Returns a Start."""
+    optimizer_state = resumed.get("optimizer")
+    if not isinstance(optimizer_state, dict) or "groups" not in optimizer_state:  # weights alone, or a checkpoint of the original
         print(f"{args.resume}: only the weights are taken; training starts at epoch {args.start_epoch}")
-        return args.start_epoch
+        return Start(args.start_epoch)
+    check_training_state(resumed, args.resume)
+    if resumed["step"]:
+        now = {"batches per epoch": steps, "--batch_size": args.batch_size, "--seed": args.seed}
+        then = {"batches per epoch": resumed["steps"], "--batch_size": resumed["args"]["batch_size"],
+                "--seed": resumed["args"]["seed"]}
+        if changed := [f"{name} {then[name]} (now {now[name]})" for name in now if now[name] != then[name]]:
+            raise InputError(f"{args.resume}: was saved in the middle of an epoch, with {', '.join(changed)}: "
+                             "resume with the same data and flags")
     load_optimizer_state(optimizer, resumed["optimizer"], args.resume)
     lr_scheduler.load_state_dict(resumed["lr_scheduler"])
-    return resumed["epoch"] + 1
+    return Start(resumed["epoch"] + 1, resumed["step"], resumed.get("meters"), resumed.get("train_stats"))
+
+
+def how_to_go_on(args):
+    if not args.output_dir:
+        return "nothing is saved without --output_dir"
+    again = argparse.Namespace(**{**vars(args), "resume": str(Path(args.output_dir) / "checkpoint.pkl"), "overwrite": False})
+    return f"go on with {full_command(again)}"
 
 
 if __name__ == "__main__":

@@ -52,13 +52,14 @@ class DataLoader:
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def set_epoch(self, epoch):
-        """Chooses the epoch of the next pass: its order, and what is random in the data set's items."""
+    def set_epoch(self, epoch, start=0):
+        """Chooses the epoch of the next pass: its order, and what is random in the data set's items; and its first batch."""
         self.epoch = epoch
         self.dataset.epoch = epoch
+        self.start = start
 
     def __iter__(self):
-        order = self._order()
+        order = self._order()[self.start:]
         if self.num_workers == 0:
             for indices in order:
                 yield load_batch(self.dataset, indices)

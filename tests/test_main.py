@@ -66,9 +66,9 @@ def assert_same_bits(found, expected):
 def test_files_of_a_training(trained):
     files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert files == {"checkpoint.pkl", "checkpoint0000.pkl", "checkpoint0001.pkl", "eval/latest.pkl", "eval/000.pkl",
-                     "log.txt", "detections_bbox.json", "curves.png", "predictions.png"}
+                     ".lock", "log.txt", "detections_bbox.json", "curves.png", "predictions.png"}
     checkpoint = load_checkpoint(trained / "checkpoint.pkl")
-    assert set(checkpoint) == {"model", "optimizer", "lr_scheduler", "epoch", "args"}
+    assert set(checkpoint) == {"model", "optimizer", "lr_scheduler", "epoch", "step", "train_stats", "args"}
     assert checkpoint["epoch"] == 1 and load_checkpoint(trained / "checkpoint0000.pkl")["epoch"] == 0
     assert checkpoint["args"]["num_queries"] == 10
     precision = jt.load(str(trained / "eval" / "latest.pkl"))["precision"]
@@ -99,7 +99,7 @@ def test_resuming_continues_to_the_last_bit(trained, resumed):
 
 def test_evaluating_the_checkpoint_gives_the_trainings_figures(coco, trained, tmp_path):
     run("--coco_path", coco, "--output_dir", tmp_path, "--eval", "--resume", trained / "checkpoint.pkl")
-    assert {path.name for path in tmp_path.iterdir()} == {"eval.pkl", "detections_bbox.json", "predictions.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "eval.pkl", "detections_bbox.json", "predictions.png"}
     found, expected = (load_figures(path) for path in (tmp_path / "eval.pkl", trained / "eval" / "latest.pkl"))
     assert_same_bits(found, expected)
     detections = json.loads((tmp_path / "detections_bbox.json").read_text())
@@ -179,7 +179,7 @@ def test_bad_data_is_named_before_the_first_step(name, tmp_path, capsys):
     with pytest.raises(InputError, match=message):
         run("--coco_path", coco, "--output_dir", output, "--batch_size", 3, "--num_workers", 2)
     assert "[0/1]" not in capsys.readouterr().out
-    assert not list(output.iterdir()), "nothing is written"
+    assert [path.name for path in output.iterdir()] == [".lock"], "nothing is written"
 
 
 def shorten(source, target):

@@ -262,3 +262,12 @@ def test_devices_on_a_machine_without_cuda():
     *found, message = eval(done.stdout)
     assert found == ["cpu", 0, "cpu"]
     assert message.startswith("--device cuda: ") and message.endswith("; use --device cpu")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors are left alone")
+def test_subnormal_numbers_are_zero_in_every_thread_from_the_start():
+    source = ("import util, threading, numpy as np\n"
+              "def show(): print(*np.float32([1e-30]) * np.float32([1e-10, 1]))\n"
+              "show(); threading.Thread(target=show).start()\nimport scipy.optimize, matplotlib.figure\n")
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0.0 1e-30\n" * 2, "")

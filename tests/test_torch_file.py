@@ -36,9 +36,8 @@ def test_golden_files_read_as_pytorch_reads_them(name):
     for key, value in found.items():
         assert value.dtype == expected[key].dtype and value.shape == expected[key].shape, key
         np.testing.assert_array_equal(value, expected[key], err_msg=key)
-    assert tree["transposed"].flags.c_contiguous
-    tree["slice"][:] = 0
-    assert tree["whole"][1, 2] == 8, "tensors that share a storage must come as arrays of their own"
+    with pytest.raises(ValueError, match="read-only"):  # it shares its memory with tree["whole"]
+        tree["slice"][:] = 0
 
 
 @pytest.mark.parametrize("name", FORMATS)

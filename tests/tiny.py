@@ -28,7 +28,7 @@ def make_batch(seed, sizes=((64, 96), (80, 64))):
 class Batches(list):
     """A list of batches in place of the data loader."""
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch, start=0):
         self.epoch = epoch
 
 

@@ -5,16 +5,19 @@ Reading never executes anything a file says, and loading into a model or an opti
 """
 import argparse
 import hashlib
+import math
 import os
 import pickle
+import re
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from util import pickles
 from util.download import download, user_cache
 from util.errors import InputError
+from util.files import replacing
 from util.torch_file import is_torch_file, read_torch_file, write_torch_file
 
 IMAGENET_WEIGHTS = {
@@ -28,11 +31,47 @@ IMAGENET_WEIGHTS = {
 # A `.pkl` is what `jt.save` writes: a pickle, its SHA-1, and this mark.
 _MARK = b"HCAJSLHD"
 _TRAILER = 20 + len(_MARK)
+MAX_BYTES = 4 << 30
+
+
+class _DType(pickles.Pending):
+    """`numpy.dtype(name, align, copy)`, and then its byte order."""
+
+    def __init__(self, name, *_align_and_copy):
+        super().__init__()
+        if not re.fullmatch(r"[biufc]\d{1,2}", name):
+            raise ValueError(f"arrays of {name!r}")
+        self.name = name
+
+    def build(self, state):
+        version, order, *rest = state
+        if order not in ("<", ">", "|", "=") or rest[:3] != [None, None, None]:
+            raise ValueError("a dtype with an unexpected state")
+        return np.dtype(order + self.name)
+
+
+class _Array(pickles.Pending):
+    """`numpy._reconstruct(…)`, and then shape, type and content."""
+
+    def __init__(self, *_class_and_placeholders):
+        super().__init__()
+
+    def build(self, state):
+        _version, shape, dtype, by_columns, content = state
+        if min((0, *shape)) < 0 or math.prod(shape) * dtype.itemsize != len(content):
+            raise ValueError(f"{len(content)} bytes for an array of shape {shape} of {dtype}")
+        return np.ndarray(shape, dtype, content, order="F" if by_columns else "C")
+
+
+def _scalar(dtype, content):
+    return np.frombuffer(content, dtype, 1)[0]
+
+
 _GLOBALS = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{(f"numpy.{core}.multiarray", name): value.__reduce__()[0]  # NumPy 2 says _core
-       for core in ("core", "_core") for name, value in (("_reconstruct", np.zeros(1)), ("scalar", np.float32(0)))},
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): _DType,
+    **{(f"numpy.{core}.multiarray", name): value  # NumPy 2 says _core
+       for core in ("core", "_core") for name, value in (("_reconstruct", _Array), ("scalar", _scalar))},
 }
 
 
@@ -42,7 +81,7 @@ def save_checkpoint(obj, path):
     obj: a dict of plain containers, numbers, strings and NumPy arrays; TypeError for anything else. A failure leaves an
     earlier file at path as it was, and raises InputError where the disk is full or the folder cannot be written.
     """
-    with _replacing(path) as file:
+    with replacing(path) as file:
         hashed = _HashedWriter(file)
         _Pickler(hashed, protocol=4).dump(obj)
         file.write(hashed.sha1.digest() + _MARK)
@@ -93,7 +132,7 @@ def load_model_state(model, state, source):
     if problems:
         raise InputError(f"{source}: does not fit the model: {'; '.join(problems)}")
     for name, var in variables.items():
-        var.update(jt.array(state[name].astype(np.float32, copy=False)))
+        var.update(jt.array(np.ascontiguousarray(state[name], np.float32)))
     jt.sync_all()  # Jittor cannot compile a pending array of one element (out_lay.bias) together with its use
 
 
@@ -138,6 +177,23 @@ def load_optimizer_state(optimizer, state, source):
             optimizer.n_step = moments[name]["step"]
 
 
+def check_training_state(checkpoint, source):
+    """Raises InputError, which names source, unless all that a resumed training needs beside weights is there and of its type."""
+    number, numbers = (int, float), {str: (int, float)}
+    moments = {"step": int, "exp_avg": np.ndarray, "exp_avg_sq": np.ndarray}
+    group = {"names": [str], "lr": number, "weight_decay": number, "betas": (tuple, list), "eps": number}
+    form = {"epoch": int, "step": int, "lr_scheduler": {"step_size": int, "gamma": number, "last_epoch": int},
+            "optimizer": {"state": {str: moments}, "groups": [group]}}
+    if checkpoint.get("step"):
+        form.update(steps=int, args={"batch_size": int, "seed": int},
+                    meters={str: {"deque": [number], "total": number, "count": int}})
+    elif "train_stats" in checkpoint:
+        form["train_stats"] = numbers
+    if fault := _misform(checkpoint, form):
+        raise InputError(f"{source}: its state of the training is damaged or of another version of the program ({fault}); take "
+                         "another checkpoint, or only its weights, with util.checkpoint")
+
+
 def load_backbone(body, spec, backbone_name):
     """Load weights into body, a backbone's ResNet without its classifier.
 
@@ -171,10 +227,24 @@ def main():
         if Path(arguments.source).resolve() == Path(arguments.target).resolve():
             raise InputError(f"{arguments.target}: is the input itself; name another file")
         model = load_checkpoint(arguments.source)["model"]
-        with _replacing(arguments.target) as file:
+        with replacing(arguments.target) as file:
             write_torch_file({"model": model}, file)
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def _misform(value, form, place="checkpoint"):
+    """Where value differs from form, or None. form: a type or types; [form of each item]; {key: form}; {str: form of each}."""
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return f"{place} is no list"
+        return next(filter(None, (_misform(item, form[0], f"{place}[{i}]") for i, item in enumerate(value))), None)
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"{place} is no dictionary"
+        forms = {key: form[str] for key in value} if str in form else form
+        return next(filter(None, (_misform(value.get(key), forms[key], f"{place}[{key!r:.80}]") for key in forms)), None)
+    return None if isinstance(value, form) else f"{place} is no {form.__name__ if isinstance(form, type) else 'number'}"
 
 
 def _misfits(expected, found):
@@ -189,29 +259,7 @@ def _misfits(expected, found):
 def _some(kind, names):
     """[] for no names, else [one phrase with their number and the first five]."""
     more = ", …" if len(names) > 5 else ""
-    return [f"{len(names)} {kind} ({', '.join(names[:5])}{more})"] if names else []
-
-
-@contextmanager
-def _replacing(path):
-    """A binary file that takes the place of path when the block ends without an exception, and else disappears."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        try:
-            with open(partial, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); "
-                         "free disk space there or choose another folder") from error
+    return [f"{len(names)} {kind} ({', '.join(map(pickles.printable, names[:5]))}{more})"] if names else []
 
 
 class _HashedWriter:
@@ -227,52 +275,58 @@ class _HashedWriter:
 
 
 class _Pickler(pickle.Pickler):
+    allowed = (np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0])
+
     def reducer_override(self, obj):
         # Asked about everything but plain containers, numbers and strings.
         array = isinstance(obj, (np.ndarray, np.generic)) and not obj.dtype.hasobject
-        if array or isinstance(obj, np.dtype) or any(obj is allowed for allowed in _GLOBALS.values()):
+        if array or isinstance(obj, np.dtype) or any(obj is allowed for allowed in self.allowed):
             return NotImplemented
         raise TypeError(f"a checkpoint cannot hold a {type(obj).__name__}: {str(obj)[:80]}")
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, path):
-        super().__init__(file)
-        self._path = path
-
-    def find_class(self, module, name):
-        if (module, name) not in _GLOBALS:
-            raise InputError(f"{self._path}: refused, because the file names {module}.{name}; a checkpoint holds only "
-                             "plain containers and NumPy arrays")
-        return _GLOBALS[module, name]
-
-
 def _read(path):
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: cannot be read (not a file); give a checkpoint")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: larger than {MAX_BYTES} bytes, as no checkpoint is; check the path")
         return read_torch_file(path) if is_torch_file(path) else _read_own(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
 def _read_own(path):
+    if fault := _checksum_fault(path):
+        raise InputError(f"{path}: {fault}; check the path, or download or copy the file again{_newest_intact(path)}")
     with open(path, "rb") as file:
-        _check_trailer(file.read(), path)
-        file.seek(0)
         try:
-            return _Unpickler(file, path).load()
+            return pickles.load(file, path, _GLOBALS)
         except InputError:
             raise
         except Exception as error:
-            # Only a forged file gets here, and pickle and NumPy raise almost any exception for one.
-            raise InputError(f"{path}: the file is damaged; copy it again ({error!r})") from error
+            # Only a forged file gets here, and it may raise almost any exception.
+            raise InputError(f"{path}: the file is damaged; copy it again ({type(error).__name__}: {pickles.printable(str(error))})") from error
 
 
-def _check_trailer(content, path):
-    if not content.endswith(_MARK):
-        raise InputError(f"{path}: neither a checkpoint of this program nor a PyTorch file, or truncated; check the "
-                         "path, or download or copy the file again")
-    if hashlib.sha1(memoryview(content)[:-_TRAILER]).digest() != content[-_TRAILER:-len(_MARK)]:
-        raise InputError(f"{path}: the file is damaged (its checksum does not match); download or copy it again")
+def _checksum_fault(path):
+    """What is wrong with the checksum at the file's end, as a phrase, or None."""
+    with open(path, "rb") as file:
+        left, sha1 = max(0, os.fstat(file.fileno()).st_size - _TRAILER), hashlib.sha1()
+        while chunk := file.read(min(left, 1 << 20)):
+            sha1.update(chunk)
+            left -= len(chunk)
+        checksum, mark = file.read(20), file.read()
+    if mark != _MARK:
+        return "neither a checkpoint of this program nor a PyTorch file, or truncated"
+    return None if checksum == sha1.digest() else "the file is damaged (its checksum does not match)"
+
+
+def _newest_intact(path):
+    """The end of a sentence that names the newest other checkpoint in the folder whose checksum is right; or ''."""
+    others = [other for other in path.parent.glob("checkpoint*.pkl") if other.name != path.name]
+    others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
+    return next((f", or take {other}, the newest intact one there" for other in others if not _checksum_fault(other)), "")
 
 
 if __name__ == "__main__":

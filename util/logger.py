@@ -61,19 +61,31 @@ class MetricLogger:
         """The global average of every meter: what goes into log.txt."""
         return {name: meter.global_avg for name, meter in self.meters.items()}
 
+    def state_dict(self):
+        """Everything the meters hold, in plain containers."""
+        return {name: {"deque": list(meter.deque), "total": meter.total, "count": meter.count}
+                for name, meter in self.meters.items()}
+
+    def load_state_dict(self, state):
+        """Puts back what `state_dict` returned. Meters with another window or format must have been added before."""
+        for name, values in state.items():
+            meter = self.meters[name]
+            meter.deque.extend(values["deque"])
+            meter.total, meter.count = values["total"], values["count"]
+
     def __str__(self):
         return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items())
 
-    def log_every(self, iterable, print_freq, header):
-        """Yields the items of `iterable` (which has a length) and shows progress.
+    def log_every(self, iterable, print_freq, header, done=0):
+        """Yields the items of `iterable` and shows progress; `done` of its `len` items were used before.
 
         On a terminal this is a bar with eta and losses; elsewhere a line every `print_freq` items, as the original's.
         """
         total = len(iterable)
         iter_time, data_time = SmoothedValue(fmt="{avg:.4f}"), SmoothedValue(fmt="{avg:.4f}")
         start = end = time.time()
-        with tqdm(total=total, desc=header, file=sys.stdout, disable=None, dynamic_ncols=True) as bar:
-            for i, item in enumerate(iterable):
+        with tqdm(total=total, desc=header, file=sys.stdout, disable=None, dynamic_ncols=True, initial=done) as bar:
+            for i, item in enumerate(iterable, done):
                 data_time.update(time.time() - end)
                 yield item
                 iter_time.update(time.time() - end)
@@ -86,7 +98,7 @@ class MetricLogger:
                                                             f"time: {iter_time}", f"data: {data_time}"])), flush=True)
                 end = time.time()
         elapsed = time.time() - start
-        print(f"{header} Total time: {datetime.timedelta(seconds=int(elapsed))} ({elapsed / total:.4f} s / it)", flush=True)
+        print(f"{header} Total time: {datetime.timedelta(seconds=int(elapsed))} ({elapsed / max(1, total - done):.4f} s / it)", flush=True)
 
     def _short(self):
         """The losses that fit into a line of a terminal."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from datasets.panoptic_eval import PanopticEvaluator
 from util.checkpoint import model_state, optimizer_state, save_checkpoint
 from util.dist import is_main_process
+from util.files import replacing, training_files
 from util.pictures import plot_predictions
 from util.plot_utils import plot_curves, read_log
 
@@ -15,21 +16,29 @@ class OutputFolder:
     Raises InputError for a log.txt that is there and cannot be continued.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, overwrite=False):
         self.path = Path(path)
         self.active = bool(path) and is_main_process()
-        if self.active and (self.path / "log.txt").exists():
-            read_log(self.path)
+        if not self.active:
+            return
+        if overwrite:
+            for old in training_files(self.path):
+                old.unlink()
+        self.logs = read_log(self.path) if (self.path / "log.txt").exists() else []
 
-    def save_training(self, model, optimizer, lr_scheduler, epoch, args):
-        """Writes checkpoint.pkl, and checkpointNNNN.pkl before each drop of the learning rate and every 100 epochs."""
+    def save_training(self, model, optimizer, lr_scheduler, args, epoch, step=0, **more):
+        """Writes checkpoint.pkl, and checkpointNNNN.pkl before each drop of the learning rate and every 100 epochs.
+
+        epoch: the last epoch that was trained to its end; step: batches of the next one that were trained since; more: plain
+        containers to save with them.
+        """
         if not self.active:
             return
         names = ["checkpoint.pkl"]
-        if (epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0:
+        if step == 0 and ((epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0):
             names.append(f"checkpoint{epoch:04}.pkl")
-        state = {"model": model_state(model), "optimizer": optimizer_state(optimizer),
-                 "lr_scheduler": lr_scheduler.state_dict(), "epoch": epoch, "args": vars(args)}
+        state = {"model": model_state(model), "optimizer": optimizer_state(optimizer), "lr_scheduler": lr_scheduler.state_dict(),
+                 "epoch": epoch, "step": step, "args": vars(args), **more}
         for name in names:
             save_checkpoint(state, self.path / name)
 
@@ -40,27 +49,34 @@ class OutputFolder:
         if not self.active:
             return
         for iou_type, results in evaluator.results.items():
-            (self.path / f"detections_{iou_type}.json").write_text(json.dumps(results))
+            with replacing(self.path / f"detections_{iou_type}.json") as file:
+                file.write(json.dumps(results).encode())
         accumulated = evaluator.coco_eval["bbox"].eval
         accumulated = {**accumulated, "params": vars(accumulated["params"])}
         for name in names:
             (self.path / name).parent.mkdir(exist_ok=True)
             save_checkpoint(accumulated, self.path / name)
-        plot_predictions(evaluator.coco_gt, dataset.img_folder, evaluator.results["bbox"],
-                         self.path / "predictions.png")
+        with replacing(self.path / "predictions.png") as file:
+            plot_predictions(evaluator.coco_gt, dataset.img_folder, evaluator.results["bbox"], file)
 
     def panoptic_evaluator(self, dataset):
         """A PanopticEvaluator that writes its predictions into panoptic_eval/."""
         folder = self.path / "panoptic_eval" if self.active else None
         return PanopticEvaluator(dataset.ann_file, dataset.ann_folder, folder)
 
+    def lacks(self, epoch):
+        """Whether log.txt should have a line of this epoch and has none."""
+        return self.active and all(line["epoch"] != epoch for line in self.logs)
+
     def log_epoch(self, train_stats, test_stats, epoch, n_parameters):
-        """Appends one JSON line to log.txt: train_…, test_…, epoch, n_parameters; and draws curves.png from all lines."""
+        """Draws curves.png and adds one JSON line to log.txt: train_…, test_…, epoch, n_parameters."""
         if not self.active:
             return
         line = {**{f"train_{name}": value for name, value in train_stats.items()},
                 **{f"test_{name}": value for name, value in test_stats.items()},
                 "epoch": epoch, "n_parameters": n_parameters}
-        with open(self.path / "log.txt", "a") as f:
-            f.write(json.dumps(line) + "\n")
-        plot_curves({self.path.resolve().name: read_log(self.path)}, self.path / "curves.png")
+        self.logs = sorted([old for old in self.logs if old["epoch"] != epoch] + [line], key=lambda line: line["epoch"])
+        with replacing(self.path / "curves.png") as file:
+            plot_curves({self.path.resolve().name: self.logs}, file)
+        with replacing(self.path / "log.txt") as file:  # last, because the line says that the epoch needs nothing more
+            file.write("".join(json.dumps(line) + "\n" for line in self.logs).encode())

@@ -15,7 +15,7 @@ SCORE = 0.5  # detections below are not drawn
 def plot_predictions(coco, img_folder, results, path):
     """Draws the first images of `results`, with ground truth and detections, as one picture.
 
-    coco: pycocotools COCO with the ground truth; results: detections in COCO's result format.
+    coco: pycocotools COCO with the ground truth; results: detections in COCO's result format; path: a path or a binary file.
     """
     columns, rows = GRID
     detections = {}

@@ -42,7 +42,10 @@ def read_log(run):
 
 
 def plot_curves(runs, path):
-    """Draws losses, AP and AP50 over the epochs. runs: name -> what `read_log` returns, one colour for each."""
+    """Draws losses, AP and AP50 over the epochs.
+
+    runs: name -> what `read_log` returns, one colour for each; path: a path or a binary file.
+    """
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     panels = figure.subplots(2, 3).ravel()
     last = max(logs[-1]["epoch"] for logs in runs.values())

@@ -12,6 +12,7 @@ import zipfile
 
 import numpy as np
 
+from util import pickles
 from util.errors import InputError
 
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -34,8 +35,8 @@ def is_torch_file(path):
 def read_torch_file(path):
     """The object in a PyTorch file of either format. Nothing in the file is executed.
 
-    Tensors and parameters come as contiguous NumPy arrays of the same dtype (bfloat16 as float32), OrderedDict and
-    argparse.Namespace as dicts, torch.Size as a tuple, torch.dtype and torch.device as strings.
+    Tensors and parameters come as read-only NumPy arrays of the same dtype (bfloat16 as float32), which share memory where the
+    tensors did; OrderedDict and argparse.Namespace as dicts, torch.Size as a tuple, torch.dtype and torch.device as strings.
     Raises InputError for a file that is missing, damaged, not PyTorch's, or that names anything else.
     """
     try:
@@ -52,7 +53,8 @@ def read_torch_file(path):
         raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:
         # Damaged bytes make pickle, zipfile and NumPy raise almost any exception there is.
-        raise InputError(f"{path}: the file is truncated or damaged; download or copy it again ({error!r})") from error
+        raise InputError(f"{path}: the file is truncated or damaged; download or copy it again "
+                         f"({type(error).__name__}: {pickles.printable(str(error))})") from error
     raise InputError(f"{path}: not a PyTorch file, or damaged at its start; download or copy it again")
 
 
@@ -79,82 +81,65 @@ class _Storage:
         self.data = data
 
 
-# Each stand-in below is a class with its own __setstate__, because a pickle can otherwise set attributes of any object
-# it names, and so change the stand-in for the next file.
-class _StandIn:
-    def __setstate__(self, state):
-        raise ValueError("an object has an unexpected state")
+class _Namespace(pickles.Pending):
+    def build(self, state):
+        return dict(state)
 
 
-class _Tensor(_StandIn):
-    def __new__(cls, storage, offset, size, stride, *_requires_grad_and_hooks):
-        return None if storage.data is None else _view(storage.data, offset, tuple(size), tuple(stride))
+def _tensor(storage, offset, size, stride, *_requires_grad_and_hooks):
+    return None if storage.data is None else _view(storage.data, offset, tuple(size), tuple(stride))
 
 
-class _Parameter(_StandIn):
-    def __new__(cls, data, *_requires_grad_and_hooks):
-        return data
+def _parameter(data, *_requires_grad_and_hooks):
+    return data
 
 
-class _Device(_StandIn):
-    def __new__(cls, kind, index=None):
-        return kind if index is None else f"{kind}:{index}"
+def _device(kind, index=None):
+    pickles.check_keys((kind, index))
+    return kind if index is None else f"{kind}:{index}"
 
 
-class _Namespace(dict):
-    def __setstate__(self, state):
-        self.update(state)
-
-
-class _OrderedDict(dict):
-    def __setstate__(self, state):
-        pass  # a state dict's `_metadata`
+def _set(items=()):
+    return set(pickles.check_keys(items))
 
 
 _GLOBALS = {
-    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
-    ("torch._utils", "_rebuild_tensor"): _Tensor,
-    ("torch._utils", "_rebuild_parameter"): _Parameter,
-    ("torch.nn.parameter", "Parameter"): _Parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.nn.parameter", "Parameter"): _parameter,
     ("torch", "Size"): tuple,
-    ("torch", "device"): _Device,
-    ("collections", "OrderedDict"): _OrderedDict,
+    ("torch", "device"): _device,
+    ("collections", "OrderedDict"): pickles.OrderedDict,
     ("argparse", "Namespace"): _Namespace,
-    ("__builtin__", "set"): set,
-    ("builtins", "set"): set,
+    ("__builtin__", "set"): _set,
+    ("builtins", "set"): _set,
     **{("torch", name): name for name in _STORAGE_DTYPES},
     **{("torch", dtype): dtype for dtype in _STORAGE_NAMES},
 }
 
 
-class _Unpickler(pickle.Unpickler):
+def _load(file, path, storage=None):
     """storage: function of (dtype name, key, number of elements, view or None) that returns a _Storage."""
-
-    def __init__(self, file, path, storage=None):
-        super().__init__(file, encoding="utf-8")
-        self._path = path
-        self._storage = storage
-
-    def find_class(self, module, name):
-        if (module, name) not in _GLOBALS:
-            raise InputError(f"{self._path}: refused, because the file names {module}.{name}, which weights do not "
-                             "need; save its state dict alone, with tensors and plain containers")
-        return _GLOBALS[module, name]
-
-    def persistent_load(self, pid):
+    def persistent(pid):
         kind, storage_name, key, _device, numel, *view = pid
+        pickles.check_keys((kind, storage_name, key, numel, *(view[0] or () if view else ())))
         if kind != "storage":
-            raise ValueError(f"unknown kind of persistent object {kind!r}")
-        return self._storage(_STORAGE_DTYPES[storage_name], str(key), numel, view[0] if view else None)
+            raise ValueError(f"unknown kind of persistent object {kind!r:.80}")
+        return storage(_STORAGE_DTYPES[storage_name], str(key), numel, view[0] if view else None)
+    return pickles.load(file, path, _GLOBALS, storage and persistent)
 
 
 def _read_zip(file, path):
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(pickles) != 1:
+        # Entries may claim to lie on top of each other.
+        if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its entries are larger than itself")
+        descriptions = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(descriptions) != 1:
             raise InputError(f"{path}: a zip file, but not one of PyTorch's, because it has no data.pkl")
-        folder = pickles[0].removesuffix("data.pkl")
+        folder = descriptions[0].removesuffix("data.pkl")
         order = archive.read(folder + "byteorder") if folder + "byteorder" in entries else b"little"
         storages = {}
 
@@ -167,14 +152,14 @@ def _read_zip(file, path):
                 storages[key] = _Storage(_decode(archive.read(entry), dtype, ">" if order == b"big" else "<"))
             return storages[key]
 
-        if entries[pickles[0]].compress_type != zipfile.ZIP_STORED:
+        if entries[descriptions[0]].compress_type != zipfile.ZIP_STORED:
             raise ValueError("data.pkl is compressed")
-        return _Unpickler(io.BytesIO(archive.read(pickles[0])), path, storage).load()
+        return _load(io.BytesIO(archive.read(descriptions[0])), path, storage)
 
 
 def _read_legacy(file, path):
     for _ in ("magic number", "protocol version", "system information"):
-        _Unpickler(file, path).load()
+        _load(file, path)
     start = file.tell()
     storages, views, wanted = {}, {}, {}
 
@@ -191,8 +176,8 @@ def _read_legacy(file, path):
 
     # The storages follow the pickle that describes them, so it is read once to learn their types and once more, when
     # they are there, for its result.
-    _Unpickler(file, path, storage).load()
-    for key in map(str, _Unpickler(file, path).load()):
+    _load(file, path, storage)
+    for key in map(str, _load(file, path)):
         dtype, numel = wanted[key]
         size = numel * _disk_dtype(dtype).itemsize
         if struct.unpack("<q", file.read(8)) != (numel,) or file.tell() + size > os.fstat(file.fileno()).st_size:
@@ -202,7 +187,7 @@ def _read_legacy(file, path):
     if missing:
         raise ValueError(f"storage {missing[0]} is not in the file")
     file.seek(start)
-    return _Unpickler(file, path, storage).load()
+    return _load(file, path, storage)
 
 
 def _disk_dtype(dtype):
@@ -217,7 +202,7 @@ def _decode(content, dtype, order):
 
 
 def _view(data, offset, size, stride):
-    """A contiguous copy of the view of data (1-D array) that PyTorch's offset, size and stride (elements) describe."""
+    """The view of data (1-D array) that PyTorch's offset, size and stride (elements) describe."""
     if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
         raise ValueError(f"a tensor has offset {offset}, size {size} and stride {stride}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
@@ -225,12 +210,12 @@ def _view(data, offset, size, stride):
     for n in size:
         numel *= n
     if numel == 0:
-        return np.empty(size, data.dtype)
+        return data[:0].reshape(size)
     # An expanded tensor may repeat elements, so a small file could describe one of any size.
     if last >= len(data) or numel > len(data):
         raise ValueError(f"a tensor of size {size} and stride {stride} exceeds its {len(data)} elements")
     steps = [step * data.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(data[offset:], size, steps).copy()
+    return np.lib.stride_tricks.as_strided(data[offset:], size, steps, writeable=False)
 
 
 def _encode(obj, storages):

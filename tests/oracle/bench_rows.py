@@ -49,7 +49,7 @@ class Clock:
         self.item = item
         self.moments = []
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch, start=0):
         """As a data loader."""
 
     def __len__(self):

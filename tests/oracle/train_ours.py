@@ -62,7 +62,7 @@ class Loader:
         from util.misc import nested_tensor_from_arrays
         self.batches = [(nested_tensor_from_arrays(images), targets) for images, targets in training.load_epoch(path)]
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch, start=0):
         pass
 
     def __len__(self):
@@ -129,7 +129,7 @@ class Steps:
     def __init__(self, batches, recording, recorder):
         self.batches, self.recording, self.recorder = batches, recording, recorder
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch, start=0):
         pass
 
     def __len__(self):

@@ -1,0 +1,118 @@
+"""Interrupts a training again and again, resumes it each time, and compares its end with that of an undisturbed one:
+
+    python -m tests.interrupt [--times 100] [--signal KILL] [--seed N]
+
+The whole process group gets the signal, at a random moment; a third of the moments are within a save. A training that comes
+to its end is compared to the last bit (weights, optimizer, log.txt), and another one starts until all interruptions are spent.
+"""
+import argparse
+import collections
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from util.checkpoint import load_checkpoint
+
+REPO = Path(__file__).resolve().parents[1]
+FLAGS = """--dataset_file shapes --shapes_train 48 --shapes_val 6 --shapes_size 32 --backbone tiny --backbone_norm batch
+           --backbone_weights none --enc_layers 1 --dec_layers 2 --hidden_dim 128 --nheads 8 --dim_feedforward 128 --num_queries 8
+           --batch_size 4 --epochs 4 --lr_drop 2 --device cpu --checkpoint_interval 2""".split()
+
+
+def start(folder, shapes, log):
+    """A training, or the rest of it, as a process group of its own."""
+    checkpoint = folder / "checkpoint.pkl"
+    resume = ["--resume", str(checkpoint)] if checkpoint.exists() else []
+    command = [sys.executable, "main.py", *FLAGS, "--coco_path", str(shapes), "--output_dir", str(folder), *resume]
+    return subprocess.Popen(command, cwd=REPO, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def wait_for_save(process, folder, after):
+    """Returns when a file is being written in folder, some time `after` (seconds) has passed."""
+    time.sleep(after)
+    while process.poll() is None and not any(folder.rglob(".*.part")):
+        pass
+
+
+def interrupt(folder, shapes, number, rng, longest):
+    """One interrupted run. Returns how it ended: its exit code, and whether it was within a save."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = start(folder, shapes, log)
+        aimed, moment = rng.random() < 1 / 3, rng.uniform(0, longest)
+        if aimed:
+            wait_for_save(process, folder, moment)
+            time.sleep(rng.uniform(0, 0.01))
+        else:
+            time.sleep(moment)
+        saving = any(folder.rglob(".*.part"))
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            pass  # it came to its end before
+        code = process.wait()
+        log.seek(0)
+        output = log.read()
+    assert code in (0, -number, 128 + number), output[-2000:]
+    if code == 128 + number:
+        assert output.splitlines()[-1].startswith(f"stopped by {signal.Signals(number).name}: go on with python main.py"), output
+    return code, saving
+
+
+def assert_same(folder, expected):
+    """The end of two trainings, to the last bit."""
+    mine, theirs = (load_checkpoint(path / "checkpoint.pkl") for path in (folder, expected))
+    assert mine["epoch"] == theirs["epoch"] and mine["step"] == theirs["step"] == 0
+    for name in theirs["model"]:
+        np.testing.assert_array_equal(mine["model"][name], theirs["model"][name], name)
+    for name, moments in theirs["optimizer"]["state"].items():
+        for key in moments:
+            np.testing.assert_array_equal(mine["optimizer"]["state"][name][key], moments[key], f"{name}, {key}")
+    assert (folder / "log.txt").read_bytes() == (expected / "log.txt").read_bytes()
+    left = [path for path in folder.rglob(".*") if path.name != ".lock"]
+    assert not left, left
+
+
+def main(times, number, seed, root):
+    """Returns a Counter of what happened."""
+    rng, shapes, expected = random.Random(seed), root / "shapes", root / "undisturbed"
+    with tempfile.TemporaryFile("w+") as log:
+        begin = time.time()
+        assert start(expected, shapes, log).wait() == 0, log.seek(0) or log.read()[-2000:]
+        longest = time.time() - begin
+    seen, spent = collections.Counter(), 0
+    while spent < times:
+        folder = root / f"run{seen['trainings']}"
+        code = None
+        while code != 0:
+            if spent < times:
+                code, saving = interrupt(folder, shapes, number, rng, longest)
+                if code != 0:
+                    spent += 1
+                    seen[f"exit code {code}{' within a save' * saving}"] += 1
+            else:
+                with tempfile.TemporaryFile() as log:
+                    code = start(folder, shapes, log).wait()
+                    assert code == 0
+        assert_same(folder, expected)
+        seen["trainings"] += 1
+    return seen
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--signal", default="KILL", help="KILL, TERM, INT or USR1")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.time()
+        seen = main(options.times, signal.Signals[f"SIG{options.signal}"], options.seed, Path(folder))
+    print(f"{options.times} x SIG{options.signal} in {time.time() - begin:.0f} s; every training ended as the undisturbed one, "
+          f"to the last bit: {dict(seen)}")

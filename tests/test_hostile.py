@@ -1,0 +1,54 @@
+"""Hostile checkpoints: none runs, each is an InputError of one line, in little time and memory (see hostile.py)."""
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import hostile
+import pytest
+
+from util.checkpoint import check_training_state, load_checkpoint
+from util.errors import InputError
+
+MARK = Path(tempfile.gettempdir()) / f"mark-{os.getpid()}"  # what runs makes this file
+KINDS = hostile.files(MARK)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_hostile_file_is_refused_in_one_line(kind, tmp_path):
+    path = tmp_path / "file"
+    for name, content in KINDS[kind].items():
+        path.write_bytes(content)
+        start = time.time()
+        with pytest.raises(InputError) as error:
+            load_checkpoint(path)
+        assert str(error.value).isprintable() and str(path) in str(error.value), name
+        assert not MARK.exists() and time.time() - start < 10, name
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "no file to read"])
+def test_the_program_ends_with_one_line_and_little_memory(kind, tmp_path):
+    if kind in KINDS:
+        path = tmp_path / "file"
+        path.write_bytes(next(iter(KINDS[kind].values())))
+        paths = [path]
+    else:
+        paths = hostile.special(tmp_path).values()
+    for path in paths:
+        code, said, seconds, memory = hostile.read(path, tmp_path)
+        assert code == 1 and said.startswith("error: ") and said.rstrip("\n").isprintable(), said
+        assert seconds < 10 and memory < 1 and not MARK.exists()
+
+
+TRAINING = {"model": {}, "epoch": 0, "step": 2, "steps": 4, "args": {"batch_size": 2, "seed": 1}, "meters": {},
+            "lr_scheduler": {"step_size": 2, "gamma": 0.1, "last_epoch": 0},
+            "optimizer": {"state": {}, "groups": [{"names": ["a"], "lr": 1e-4, "weight_decay": 0, "betas": (0, 1), "eps": 1e-8}]}}
+
+
+@pytest.mark.parametrize("place, value", [
+    ("epoch", "0"), ("step", None), ("steps", 1.5), ("args", []), ("args", {"batch_size": 2}), ("meters", {"loss": 3}),
+    ("lr_scheduler", {}), ("optimizer", {"state": {"a": {}}, "groups": []}), ("optimizer", {"state": [], "groups": [{}]})])
+def test_a_strange_state_of_training_is_an_input_error(place, value):
+    check_training_state(TRAINING, "good.pkl")
+    with pytest.raises(InputError, match=f"bad.pkl: its state of the training is damaged.*{place}"):
+        check_training_state({**TRAINING, place: value}, "bad.pkl")

@@ -1,0 +1,169 @@
+"""Stopping in the middle of an epoch and going on: the same bits as without it; and whose folder it is."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+from test_main import REPO, assert_same_bits, log_of
+
+import datasets.loader
+from main import main
+from util.checkpoint import load_checkpoint, save_checkpoint
+from util.errors import InputError
+
+
+def run(coco, output, *flags):
+    # With this seed the training images are not cropped in the first two epochs, and so stay small.
+    main(tiny.arguments("--lr_drop", 1, "--seed", 47, "--epochs", 2, "--batch_size", 1, "--num_workers", 0, "--coco_path", coco,
+                        "--output_dir", output, *flags))
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return tiny.make_coco(tmp_path_factory.mktemp("coco"))
+
+
+@pytest.fixture(scope="module")
+def whole(coco, tmp_path_factory):
+    """The output folder of a training of two epochs of three batches, validated on four."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(coco, folder)
+    return folder
+
+
+@pytest.fixture
+def loading(monkeypatch):
+    """loading(n, number): sends this process the signal `number` while it loads its n-th batch. Counts batches."""
+    def install(n, number):
+        batches, load_batch = [], datasets.loader.load_batch
+
+        def counting(dataset, indices):
+            batches.append(indices)
+            if len(batches) == n:
+                os.kill(os.getpid(), number)
+            return load_batch(dataset, indices)
+        monkeypatch.setattr(datasets.loader, "load_batch", counting)
+        return batches
+    return install
+
+
+def assert_same_training(folder, whole):
+    assert log_of(folder) == log_of(whole)
+    parts, expected = (load_checkpoint(path / "checkpoint.pkl") for path in (folder, whole))
+    for key in expected.keys() - {"args"}:
+        assert_same_bits(parts[key], expected[key])
+
+
+# 2: in the first epoch; 5: in its validation; 9: in the second epoch; 11: in the last validation
+@pytest.mark.parametrize("n, epoch, step", [(2, -1, 2), (5, 0, 0), (9, 0, 2), (11, 1, 0)])
+def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(coco, whole, tmp_path, loading, capfd, n, epoch, step):
+    loading(n, signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        run(coco, tmp_path)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert f"--resume {tmp_path}/checkpoint.pkl" in capfd.readouterr().err.splitlines()[-1]
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pkl")
+    assert (checkpoint["epoch"], checkpoint["step"]) == (epoch, step)
+    again = loading(0, None)
+    run(coco, tmp_path, "--resume", tmp_path / "checkpoint.pkl")
+    assert_same_training(tmp_path, whole)
+    trained = 3 * (epoch + 1) + step
+    validated = 4 * len([line for line in range(2) if line >= (epoch if step == 0 else epoch + 1)])
+    assert len(again) == 6 - trained + validated, "what was used is not even loaded again"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_other_signals(coco, tmp_path, loading, capfd, number):
+    loading(1, number)
+    with pytest.raises(SystemExit) as stopped:
+        run(coco, tmp_path)
+    assert stopped.value.code == 128 + number
+    assert f"stopped by {number.name}: go on with python main.py" in capfd.readouterr().err
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "as before"
+
+
+def test_a_second_signal_acts_at_once(coco, tmp_path):
+    source = ("import os, signal\nfrom util.signals import StopRequest\nwith StopRequest() as stop:\n"
+              "    os.kill(os.getpid(), signal.SIGTERM)\n    print(stop.received.name, flush=True)\n"
+              "    os.kill(os.getpid(), signal.SIGTERM)\n    print('alive')")
+    done = subprocess.run([sys.executable, "-c", source], cwd=REPO, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "SIGTERM\n")
+
+
+def test_saving_every_two_steps(coco, whole, tmp_path):
+    saved = []
+
+    def remember(state, path, save=save_checkpoint):
+        saved.append((path.name, state.get("epoch"), state.get("step")))
+        save(state, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("util.output.save_checkpoint", remember)
+        run(coco, tmp_path, "--checkpoint_interval", 2)
+    assert [entry for entry in saved if entry[0] == "checkpoint.pkl"] == [
+        ("checkpoint.pkl", -1, 2), ("checkpoint.pkl", 0, 0), ("checkpoint.pkl", 0, 2), ("checkpoint.pkl", 1, 0)]
+    assert_same_training(tmp_path, whole)
+
+
+@pytest.mark.parametrize("flags, message", [(["--batch_size", 2], "batches per epoch 3 .now 1., --batch_size 1 .now 2."),
+                                            (["--seed", 48], "--seed 47 .now 48.")])
+def test_the_middle_of_an_epoch_needs_the_same_flags(coco, tmp_path, loading, flags, message):
+    loading(1, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        run(coco, tmp_path)
+    with pytest.raises(InputError, match=f"checkpoint.pkl: was saved in the middle of an epoch, with {message}"):
+        run(coco, tmp_path, "--resume", tmp_path / "checkpoint.pkl", *flags)
+
+
+def test_a_folder_with_a_training_is_not_overwritten(coco, whole, tmp_path):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=f"{whole} holds a training already .* --resume {whole}/checkpoint.pkl.* --overwrite"):
+        run(coco, whole)
+    with pytest.raises(InputError, match="give one of the two"):
+        run(coco, whole, "--resume", whole / "checkpoint.pkl", "--overwrite")
+    assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
+def test_overwrite_removes_the_training_before(coco, whole, tmp_path):
+    (tmp_path / "eval").mkdir()
+    for name in ("checkpoint.pkl", "checkpoint0099.pkl", "log.txt", "eval/050.pkl", "notes.txt", ".checkpoint.pkl.part"):
+        (tmp_path / name).write_text("old")
+    run(coco, tmp_path, "--overwrite")
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()} | {"notes.txt"}
+    assert_same_training(tmp_path, whole)
+
+
+def test_one_run_at_a_time_in_a_folder(coco, tmp_path):
+    source = "import sys; from pathlib import Path; from util.files import claim; claim(Path(sys.argv[1])); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", source, tmp_path], cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(InputError, match=f"--output_dir {tmp_path} is in use by another run"):
+            run(coco, tmp_path)
+        other.communicate(b"\n")
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / ".latest.pkl.part").touch()
+    with pytest.raises(InputError, match="no such folder"):
+        run(tmp_path / "nothing", tmp_path)
+    assert not list((tmp_path / "eval").iterdir()), "left-over files are removed"
+
+
+def test_a_damaged_checkpoint_names_the_newest_intact_one(tmp_path):
+    for number, name in enumerate(("checkpoint0001.pkl", "checkpoint0002.pkl", "checkpoint0003.pkl", "checkpoint.pkl")):
+        save_checkpoint({"model": {}}, tmp_path / name)
+        os.utime(tmp_path / name, (number, number))
+    for name in ("checkpoint.pkl", "checkpoint0003.pkl"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[5] ^= 1
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoint.pkl: the file is damaged .*, or take .*/checkpoint0002.pkl, the newest intact"):
+        load_checkpoint(tmp_path / "checkpoint.pkl")
+
+
+@pytest.mark.parametrize("name", ["KILL", "TERM"])
+def test_interrupted_trainings_end_as_the_undisturbed_one(name):
+    # in a process of its own, since Jittor ends one whose child is killed
+    done = subprocess.run([sys.executable, "-m", "tests.interrupt", "--times", "2", "--signal", name], cwd=REPO, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert f"2 x SIG{name}" in done.stdout, done.stdout
