@@ -27,6 +27,9 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
     data_loader.set_epoch(epoch, done)
     step = done
     for samples, targets in logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]", done):
+        if not targets:  # bad samples were skipped, and nothing is left
+            step += 1
+            continue
         # Dropout depends on seed, epoch and step only, so that a resumed run continues as if it had never stopped.
         jt.set_seed(random.Random(f"{seed}/{epoch}/{step}").getrandbits(31))
         losses = criterion(model(samples.to_jittor()), targets)
@@ -61,6 +64,8 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
     evaluator = CocoEvaluator(coco_gt, [name for name in ("bbox", "segm") if name in postprocessors])
     with jt.no_grad():
         for samples, targets in logger.log_every(data_loader, PRINT_FREQ, "Test:"):
+            if not targets:
+                continue
             outputs = model(samples.to_jittor())
             _, scalars = weighted_sum(criterion(outputs, targets), criterion.weight_dict)
             logger.update(**scalars)

@@ -73,6 +73,8 @@ def get_args_parser():
     group.add_argument("--coco_panoptic_path", type=str, help="folder with panoptic_train2017, panoptic_val2017 and "
                                                               "annotations, for --dataset_file coco_panoptic")
     group.add_argument("--remove_difficult", action="store_true", help="without effect, as in the original")
+    group.add_argument("--skip_bad_samples", action="store_true",
+                       help="leave out images and annotations that cannot be used, instead of stopping at the first")
     group.add_argument("--num_workers", default=2, type=int, help="processes that load images")
 
     group.add_argument("--shapes_train", default=4000, type=int, help="training images of the shapes")
@@ -155,7 +157,6 @@ def main(args):
 
     jt.set_global_seed(args.seed + get_rank())
     model, criterion, postprocessors = build_model(args)
-    jt.sync_all()  # draws the initial weights now, before a training step seeds the generator anew
     if resumed:
         load_model_state(model, resumed["model"], args.resume)
     elif args.frozen_weights:

@@ -1,28 +1,26 @@
-"""COCO detection data: reading the annotation file, checking it before any long work, and making the data set's items.
+"""COCO detection data: the items of the data set, from images and checked annotations (see annotations.py).
 
-Source: `datasets/coco.py` of the original; the checks are ours.
+Source: `datasets/coco.py` of the original.
 """
-import contextlib
-import io
-import json
-import math
-import os
 import random
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
 
 import datasets.transforms as T
 from datasets import NUM_CLASSES
+from datasets.annotations import load_coco, segmentation_to_rle
 from util.errors import InputError
 
 # What every image goes through last: ImageNet's mean and standard deviation, as the backbone's weights expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 
 MAX_SIZE = 1333  # the longer side that resizing aims at, pixels
+MAX_RATIO = 100  # of an image's sides; the training transforms would enlarge a flatter one to gigabytes
+# What Pillow may take a file for. It knows many more formats, one of which (EPS) runs a program on the file.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
 
 class CocoImages:
@@ -37,18 +35,20 @@ class CocoImages:
         transforms: called as `transforms(image, target, rng)`.
         seed: what the randomness derives from, with the epoch and the index.
         max_size: the longer side of the images after the transforms, about, in pixels.
+        skip_bad_samples: whether the loader leaves out items that raise InputError.
 
     Raises:
-        InputError: at `dataset[i]`, the image cannot be read.
+        InputError: at `dataset[i]`, the image or what belongs to it cannot be read.
     """
 
-    def __init__(self, img_folder, images, transforms, seed=0, max_size=MAX_SIZE):
+    def __init__(self, img_folder, images, transforms, seed=0, max_size=MAX_SIZE, skip_bad_samples=False):
         self.img_folder = Path(img_folder)
         self.images = {image["id"]: image for image in images}
         self.ids = sorted(self.images)
         self.transforms = transforms
         self.seed = seed
         self.max_size = max_size
+        self.skip_bad_samples = skip_bad_samples
         self.epoch = 0
 
     def __len__(self):
@@ -84,12 +84,17 @@ class CocoDetection(CocoImages):
     Raises InputError: the folder or the annotation file cannot be used.
     """
 
-    def __init__(self, img_folder, ann_file, transforms, return_masks, num_classes, **options):
-        self.coco = load_coco(Path(img_folder), Path(ann_file), return_masks, num_classes)
-        super().__init__(img_folder, self.coco.dataset["images"], transforms, **options)
+    def __init__(self, img_folder, ann_file, transforms, return_masks, num_classes, skip_bad_samples=False, **options):
+        self.coco = load_coco(Path(img_folder), Path(ann_file), return_masks, num_classes, skip_bad_samples)
+        self.ann_file = ann_file
+        super().__init__(img_folder, self.coco.dataset["images"], transforms, skip_bad_samples=skip_bad_samples, **options)
         self.prepare = ConvertCocoPolysToMask(return_masks)
 
     def target(self, image_id, image):
+        listed = self.images[image_id]
+        if self.prepare.return_masks and (listed["width"], listed["height"]) != image.size:
+            raise InputError(f"{self.img_folder / listed['file_name']}: is of {image.size[0]} x {image.size[1]} pixels, but of "
+                             f"{listed['width']} x {listed['height']} in {self.ann_file}; correct width and height there")
         return self.prepare(image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]})[1]
 
 
@@ -97,14 +102,19 @@ def read_image(path):
     """The image in RGB, as stored: an EXIF orientation is not applied, since COCO's boxes are of the stored image.
 
     Raises:
-        InputError: the file is missing, damaged or no image.
+        InputError: the file is missing, damaged, no image, or one that is too large or too flat.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: cannot be read as an image (no such file); add it, or remove it from the annotation file")
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # damaged, to Pillow
-        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file, or remove it from the "
-                         "annotation file") from error
+        with Image.open(path, formats=FORMATS) as image:
+            size = image.size
+            if max(size) <= MAX_RATIO * min(size):
+                return image.convert("RGB")
+    except Exception as error:  # Pillow raises almost any for damaged bytes
+        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file, or remove it from the annotation "
+                         "file") from error
+    raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; remove it from the annotation file")
 
 
 class ConvertCocoPolysToMask:
@@ -140,15 +150,6 @@ class ConvertCocoPolysToMask:
             segmentations = [ann["segmentation"] for ann, kept in zip(annotations, keep) if kept]
             result["masks"] = convert_coco_poly_to_mask(segmentations, height, width)
         return image, result
-
-
-def segmentation_to_rle(segmentation, height, width):
-    """A COCO segmentation (polygons, uncompressed or compressed RLE) as compressed RLE."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
 
 
 def convert_coco_poly_to_mask(segmentations, height, width):
@@ -192,138 +193,4 @@ def build(image_set, args):
         raise InputError(f"--coco_path {root}: no such folder; it should hold train2017, val2017 and annotations")
     return CocoDetection(root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json",
                          make_coco_transforms(image_set), args.masks, num_classes=NUM_CLASSES["coco"],
-                         seed=args.seed)
-
-
-def load_coco(img_folder, ann_file, return_masks, num_classes):
-    """Reads and checks the annotation file, fills in what may be missing, and returns pycocotools' index of it.
-
-    Raises:
-        InputError: the first fault found, with the remedy.
-    """
-    if not img_folder.is_dir():
-        raise InputError(f"{img_folder}: no such folder; put the images there")
-    data = read_json(ann_file)
-    check_images(data["images"], img_folder, ann_file)
-    check_annotations(data, ann_file, return_masks, num_classes)
-    fill_in_missing(data, ann_file)
-    coco = COCO()
-    coco.dataset = data
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
-
-
-def read_json(ann_file):
-    """The annotation file's dictionary, with the three lists that every COCO file has."""
-    if not ann_file.is_file():
-        raise InputError(f"{ann_file}: no such file; put the COCO annotations there")
-    try:
-        data = json.loads(ann_file.read_bytes())
-    except ValueError as error:  # broken syntax or broken UTF-8
-        raise InputError(f"{ann_file}: not a JSON file ({error}); get or export it again") from error
-    for key in ("images", "annotations", "categories"):
-        entries = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise InputError(f"{ann_file}: '{key}' should be a list of objects; export it in COCO's detection format")
-    return data
-
-
-def check_images(images, img_folder, ann_file):
-    """Every image has a unique id and a file on disk."""
-    if not images:
-        raise InputError(f"{ann_file}: lists no image; a data set needs one at least")
-    check_ids(images, "image", ann_file)
-    for image in images:
-        if not isinstance(image.get("file_name"), str):
-            raise InputError(f"{ann_file}: image {image['id']} has no file_name; add it")
-
-    # One listing per folder: asking for every file by itself takes minutes on network drives.
-    names = [os.path.split(image["file_name"]) for image in images]
-    present = {}
-    for folder in {folder for folder, _ in names}:
-        path = img_folder / folder
-        present[folder] = set(os.listdir(path)) if path.is_dir() else set()
-    missing = [os.path.join(folder, name) for folder, name in names if name not in present[folder]]
-    if missing:
-        raise InputError(f"{img_folder / missing[0]}: no such image; {len(missing)} of the {len(images)} images in "
-                         f"{ann_file} are missing: add them, or remove them from the annotation file")
-
-
-def check_annotations(data, ann_file, return_masks, num_classes):
-    """Every annotation has a unique id, a known image and category, a usable box and, if asked for, a segmentation."""
-    annotations = data["annotations"]
-    check_ids(data["categories"], "category", ann_file)
-    check_ids(annotations, "annotation", ann_file)
-
-    def refuse(ann, fault):
-        raise InputError(f"{ann_file}: annotation {ann['id']} of image {ann.get('image_id')}: {fault}")
-
-    images = {image["id"]: image for image in data["images"]}
-    for image in data["images"] if return_masks else ():
-        if not all(type(image.get(side)) is int for side in ("height", "width")):
-            raise InputError(f"{ann_file}: image {image['id']} has no height and width, which masks need; add them")
-    category_ids = {category["id"] for category in data["categories"]}
-    for ann in annotations:
-        if ann.get("image_id") not in images:
-            refuse(ann, "no image with this id is listed; add the image, or remove the annotation")
-        if ann.get("category_id") not in category_ids:
-            refuse(ann, f"category {ann.get('category_id')} is not listed; add it, or correct category_id")
-        if not 0 <= ann["category_id"] < num_classes:
-            refuse(ann, f"category_id {ann['category_id']} is not in 0..{num_classes - 1}; renumber the categories")
-        if not is_box(ann.get("bbox")):
-            refuse(ann, f"bbox {ann.get('bbox')} is not x, y, width, height with finite numbers and no negative size; "
-                        "correct or remove it")
-        if return_masks and not ann.get("segmentation"):
-            refuse(ann, "has no segmentation; add it, or train without --masks")
-        if return_masks and not is_segmentation(ann["segmentation"], images[ann["image_id"]]):
-            refuse(ann, "its segmentation is neither polygons of three points or more nor an RLE of the image's size; "
-                        "correct or remove it")
-
-
-def is_box(box):
-    return (isinstance(box, list) and len(box) == 4
-            and all(type(value) in (int, float) and math.isfinite(value) for value in box)
-            and box[2] >= 0 and box[3] >= 0)
-
-
-def is_segmentation(segmentation, image):
-    """Whether it is a list of polygons, each x, y, x, y, …, or an RLE, compressed or not, of the image's size."""
-    if isinstance(segmentation, list):
-        return all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-                   and all(type(value) in (int, float) and math.isfinite(value) for value in polygon)
-                   for polygon in segmentation)
-    return (isinstance(segmentation, dict) and segmentation.get("size") == [image["height"], image["width"]]
-            and isinstance(segmentation.get("counts"), (list, str)))
-
-
-def check_ids(entries, kind, ann_file):
-    """Every entry has a whole number of its own as id."""
-    ids = set()
-    for entry in entries:
-        number = entry.get("id")
-        if type(number) is not int or number in ids:
-            raise InputError(f"{ann_file}: {kind} id {number!r} is not a whole number of its own; renumber the ids")
-        ids.add(number)
-
-
-def fill_in_missing(data, ann_file):
-    """Adds what COCO's own files have but files made by users may lack: info, iscrowd and area (in pixels)."""
-    data.setdefault("info", {})
-    images = {image["id"]: image for image in data["images"]}
-    areas = crowds = 0
-    for ann in data["annotations"]:
-        if ann.get("iscrowd") is None:
-            ann["iscrowd"] = 0
-            crowds += 1
-        if ann.get("area") is None:
-            image = images[ann["image_id"]]
-            if ann.get("segmentation") and "height" in image and "width" in image:
-                rle = segmentation_to_rle(ann["segmentation"], image["height"], image["width"])
-                ann["area"] = float(coco_mask.area(rle))
-            else:
-                ann["area"] = float(ann["bbox"][2] * ann["bbox"][3])
-            areas += 1
-    if areas or crowds:
-        total = len(data["annotations"])
-        print(f"{ann_file}: filled in area of {areas} and iscrowd of {crowds} of {total} annotations")
+                         seed=args.seed, skip_bad_samples=args.skip_bad_samples)

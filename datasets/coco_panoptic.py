@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets import NUM_CLASSES
-from datasets.coco import CocoImages, check_ids, check_images, load_coco, make_coco_transforms, read_image, read_json
+from datasets.annotations import Faults, check_categories, check_images, id_fault, is_number, load_coco, read_json, short
+from datasets.coco import CocoImages, make_coco_transforms, read_image
 from util.errors import InputError
 
 
@@ -22,16 +23,21 @@ class CocoPanoptic(CocoImages):
     Raises InputError: the folders or the annotation file cannot be used; at `dataset[i]`, the image or its PNG cannot.
     """
 
-    def __init__(self, img_folder, ann_folder, ann_file, transforms, return_masks, num_classes, coco=None, **options):
+    def __init__(self, img_folder, ann_folder, ann_file, transforms, return_masks, num_classes, coco=None, skip_bad_samples=False,
+                 **options):
         self.ann_folder, self.ann_file = Path(ann_folder), Path(ann_file)
         self.coco = coco
         for folder, what in ((Path(img_folder), "images"), (self.ann_folder, "PNGs")):
             if not folder.is_dir():
                 raise InputError(f"{folder}: no such folder; put the {what} there")
         content = read_json(self.ann_file)
-        self.annotations = check_annotations(content, Path(img_folder), self.ann_folder, self.ann_file, num_classes)
+        faults = Faults(skip_bad_samples)
+        content["images"] = check_images(content["images"], Path(img_folder), self.ann_file, faults)
+        self.annotations = check_annotations(content, self.ann_folder, self.ann_file, num_classes, faults)
+        faults.report()
         self.return_masks = return_masks
-        super().__init__(img_folder, content["images"], transforms, **options)
+        images = [image for image in content["images"] if image["id"] in self.annotations]
+        super().__init__(img_folder, images, transforms, skip_bad_samples=skip_bad_samples, **options)
 
     def target(self, image_id, image):
         annotation = self.annotations[image_id]
@@ -79,13 +85,12 @@ def masks_to_boxes(masks):
     return boxes
 
 
-def check_annotations(content, img_folder, ann_folder, ann_file, num_classes):
-    """Every image has a file and one annotation with a PNG; its segments have ids of their own and known categories.
+def check_annotations(content, ann_folder, ann_file, num_classes, faults):
+    """A dictionary image id -> annotation, of the annotations whose PNG and segments can be used.
 
-    Returns a dictionary image id -> annotation. Raises InputError for the first fault found.
+    Raises InputError where no image has one, or, unless `faults` skips bad samples, for the first fault found.
     """
-    check_images(content["images"], img_folder, ann_file)
-    check_ids(content["categories"], "category", ann_file)
+    check_categories(content["categories"], ann_file)
     categories = {category["id"] for category in content["categories"]}
     if max(categories, default=0) >= num_classes:
         raise InputError(f"{ann_file}: category id {max(categories)} is not in 0..{num_classes - 1}; renumber the categories")
@@ -94,25 +99,41 @@ def check_annotations(content, img_folder, ann_folder, ann_file, num_classes):
     annotations = {}
     for annotation in content["annotations"]:
         image_id = annotation.get("image_id")
-
-        def refuse(fault):
-            raise InputError(f"{ann_file}: annotation of image {image_id}: {fault}")
-        if image_id not in known or image_id in annotations:
-            refuse("no image with this id is listed, or it has two annotations; correct image_id")
-        if annotation.get("file_name") not in names:
-            refuse(f"{ann_folder / str(annotation.get('file_name'))} is missing; put the PNG there")
-        if not isinstance(annotation.get("segments_info"), list):
-            refuse("has no segments_info; export it in COCO's panoptic format")
-        check_ids(annotation["segments_info"], f"segment (image {image_id})", ann_file)
-        for segment in annotation["segments_info"]:
-            if segment.get("category_id") not in categories:
-                refuse(f"segment {segment['id']} is of category {segment.get('category_id')}, which is not listed; add it")
-            segment.setdefault("iscrowd", 0)
-        annotations[image_id] = annotation
+        if type(image_id) is not int or image_id not in known or image_id in annotations:
+            fault = "no image with this id is listed, or it has two annotations; correct image_id"
+        else:
+            fault = annotation_fault(annotation, ann_folder, names, categories)
+        if fault:
+            faults(f"{ann_file}: annotation of image {short(image_id)}: {fault}")
+        else:
+            annotations[image_id] = annotation
     for image in content["images"]:
         if image["id"] not in annotations:
-            raise InputError(f"{ann_file}: image {image['id']} has no annotation; add it, or remove the image")
+            faults(f"{ann_file}: image {image['id']} has no annotation; add it, or remove the image")
+    if not annotations:
+        raise InputError(f"{ann_file}: no image has an annotation that can be used; add one")
     return annotations
+
+
+def annotation_fault(annotation, ann_folder, names, categories):
+    """What is wrong with an image's annotation, and the remedy; or None. names: files in ann_folder."""
+    name, segments = annotation.get("file_name"), annotation.get("segments_info")
+    if not isinstance(name, str) or name not in names:
+        return f"{ann_folder / str(name)} is missing; put the PNG there"
+    if not isinstance(segments, list) or not all(isinstance(segment, dict) for segment in segments):
+        return "has no segments_info; export it in COCO's panoptic format"
+    ids = set()
+    for segment in segments:
+        if fault := id_fault(segment.get("id"), ids, "segment"):
+            return fault
+        category = segment.get("category_id")
+        if type(category) is not int or category not in categories:
+            return f"segment {segment['id']} is of category {short(category)}, which is not listed; add it"
+        if "area" in segment and not is_number(segment["area"], 0, 2**63):
+            return f"segment {segment['id']} has the area {short(segment['area'])}; correct or remove it"
+        if segment.setdefault("iscrowd", 0) not in (0, 1):
+            return f"segment {segment['id']} has the iscrowd {short(segment['iscrowd'])}, neither 0 nor 1; correct it"
+    return None
 
 
 def build(image_set, args):
@@ -130,6 +151,7 @@ def build(image_set, args):
     num_classes = NUM_CLASSES["coco_panoptic"]
     coco = None
     if image_set == "val":
-        coco = load_coco(images / name, images / "annotations" / f"instances_{name}.json", args.masks, num_classes)
+        coco = load_coco(images / name, images / "annotations" / f"instances_{name}.json", args.masks, num_classes,
+                         args.skip_bad_samples)
     return CocoPanoptic(images / name, panoptic / f"panoptic_{name}", panoptic / "annotations" / f"panoptic_{name}.json",
-                        make_coco_transforms(image_set), args.masks, num_classes, coco, seed=args.seed)
+                        make_coco_transforms(image_set), args.masks, num_classes, coco, args.skip_bad_samples, seed=args.seed)

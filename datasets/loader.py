@@ -20,10 +20,13 @@ class DataLoader:
 
     samples: NestedTensor of NumPy arrays, tensors float32 [B, 3, H, W] and mask bool [B, H, W], True on padding.
     targets: list of B target dictionaries (see `datasets.coco.CocoDetection`).
+    Where the data set skips bad samples, a batch is smaller by those in it; without any sample left it is `(None, [])`. The
+    end of a pass prints how many were left out.
 
     Args:
-        dataset: has `__len__`, `__getitem__` and `max_size`, the longer side of its images in pixels, from which the
-            workers' memory follows; `set_epoch` sets its `epoch`.
+        dataset: has `__len__`, `__getitem__`, `skip_bad_samples` (whether items that raise InputError are left out) and
+            `max_size`, the longer side of its images in pixels, from which the workers' memory follows; `set_epoch` sets its
+            `epoch`.
         batch_size: images per batch.
         shuffle: whether each epoch has an order of its own, derived from `seed` and the epoch only.
         drop_last: whether an incomplete last batch is left out.
@@ -59,6 +62,15 @@ class DataLoader:
         self.start = start
 
     def __iter__(self):
+        skipped = []
+        for samples, targets, bad in self._batches():
+            skipped += bad
+            yield samples, targets
+        if skipped:
+            print(f"left out {len(skipped)} samples that cannot be used; the first: {skipped[0]}")
+
+    def _batches(self):
+        """Yields what `load_batch` returns for each batch of the pass."""
         order = self._order()[self.start:]
         if self.num_workers == 0:
             for indices in order:
@@ -80,9 +92,19 @@ class DataLoader:
 
 
 def load_batch(dataset, indices):
-    """Loads the items and pads them to one batch."""
-    images, targets = zip(*(dataset[index] for index in indices))
-    return nested_tensor_from_arrays(images), list(targets)
+    """Loads the items and pads them to one batch: (samples, targets, messages about the items that were left out)."""
+    items, skipped = [], []
+    for index in indices:
+        try:
+            items.append(dataset[index])
+        except InputError as error:
+            if not dataset.skip_bad_samples:
+                raise
+            skipped.append(str(error))
+    if not items:
+        return None, [], skipped
+    images, targets = zip(*items)
+    return nested_tensor_from_arrays(images), list(targets), skipped
 
 
 def ring_size(batch_size, max_size):
@@ -103,6 +125,7 @@ class Message(NamedTuple):
     """
     number: int
     targets: Optional[list] = None
+    skipped: tuple = ()
     input_error: Optional[str] = None
     traceback: Optional[str] = None
 
@@ -132,22 +155,24 @@ class BatchWorkers(jt.dataset.Dataset):
         """In the worker: loads a batch. A fault travels as data, since Jittor would interrupt the main process."""
         number = int(number)
         try:
-            samples, targets = load_batch(self.dataset, self.order[number])
+            samples, targets, skipped = load_batch(self.dataset, self.order[number])
         except InputError as error:
             return [Message(number, input_error=str(error))]
         except Exception:
             return [Message(number, traceback=traceback.format_exc())]
+        if samples is None:
+            return [Message(number, targets, skipped)]
         size = samples.tensors.nbytes + samples.mask.nbytes + sum(
             value.nbytes for target in targets for value in target.values() if isinstance(value, np.ndarray))
         if 2 * size > self.buffer_size:
             return [Message(number)]  # does not fit into the ring: left to the main process
-        return [Message(number, targets), samples.tensors, samples.mask]
+        return [Message(number, targets, skipped), samples.tensors, samples.mask]
 
     def collate_batch(self, batch):
         return batch[0]
 
     def receive(self, number):
-        """In the main process: waits for batch `number` and returns `(samples, targets)`.
+        """In the main process: waits for batch `number` and returns what `load_batch` did.
 
         Each worker sends its batches in rising order, so the one wanted is always the oldest of some worker.
         """
@@ -167,9 +192,10 @@ class BatchWorkers(jt.dataset.Dataset):
             raise InputError(message.input_error)
         if message.traceback is not None:
             raise RuntimeError(f"a data worker failed at batch {message.number}:\n{message.traceback}")
-        if tensors is None:
+        if message.targets is None:
             return load_batch(self.dataset, self.order[message.number])
-        return NestedTensor(tensors, mask), message.targets
+        samples = NestedTensor(tensors, mask) if message.targets else None
+        return samples, message.targets, message.skipped
 
     def _check_alive(self):
         for worker in self.workers:

@@ -99,7 +99,7 @@ def write_annotations(root, data):
 
 
 def arguments(root, **changes):
-    flags = {"dataset_file": "coco", "coco_path": str(root), "masks": False, "seed": 42}
+    flags = {"dataset_file": "coco", "coco_path": str(root), "masks": False, "seed": 42, "skip_bad_samples": False}
     return types.SimpleNamespace(**flags | changes)
 
 
@@ -244,7 +244,7 @@ def change(key, index, **values):
 FAULTS = [
     (change("images", 2, file_name="gone.jpg"), "val2017/gone.jpg: no such image; 1 of the 15 images"),
     (change("images", 2, file_name="nowhere/gone.jpg"), "nowhere/gone.jpg: no such image"),
-    (change("images", 2, file_name=None), "image 986 has no file_name"),
+    (change("images", 2, file_name=None), "image 986: has no file_name"),
     (change("images", 2, id="x"), "image id 'x'"),
     (change("images", 2, id=1000), "image id 1000"),
     (change("annotations", 3, image_id=5), "annotation 4 of image 5: no image"),

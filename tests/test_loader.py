@@ -18,7 +18,7 @@ class Numbers:
 
     def __init__(self, count, fails=None, error=None, side=20, pause=0):
         self.count, self.fails, self.error, self.side, self.pause = count, fails, error, side, pause
-        self.epoch, self.max_size = 0, side + 3
+        self.epoch, self.max_size, self.skip_bad_samples = 0, side + 3, False
 
     def __len__(self):
         return self.count

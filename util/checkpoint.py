@@ -259,7 +259,7 @@ def _misfits(expected, found):
 def _some(kind, names):
     """[] for no names, else [one phrase with their number and the first five]."""
     more = ", …" if len(names) > 5 else ""
-    return [f"{len(names)} {kind} ({', '.join(map(pickles.printable, names[:5]))}{more})"] if names else []
+    return [f"{len(names)} {kind} ({', '.join(name[:120] for name in names[:5])}{more})"] if names else []
 
 
 class _HashedWriter:
@@ -306,7 +306,7 @@ def _read_own(path):
             raise
         except Exception as error:
             # Only a forged file gets here, and it may raise almost any exception.
-            raise InputError(f"{path}: the file is damaged; copy it again ({type(error).__name__}: {pickles.printable(str(error))})") from error
+            raise InputError(f"{path}: the file is damaged; copy it again ({type(error).__name__}: {str(error)[:200]})") from error
 
 
 def _checksum_fault(path):

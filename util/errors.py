@@ -7,3 +7,7 @@ class InputError(Exception):
     The message is one line that names the file (or flag) and the remedy; `main.py` prints it without a
     traceback and exits with code 1. Faults of the program itself keep their own exceptions and tracebacks.
     """
+
+    def __str__(self):
+        # Names from a hostile file may hold what moves a terminal's cursor.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())

@@ -59,7 +59,7 @@ class MetricLogger:
 
     def averages(self):
         """The global average of every meter: what goes into log.txt."""
-        return {name: meter.global_avg for name, meter in self.meters.items()}
+        return {name: meter.global_avg for name, meter in self.meters.items() if meter.count}
 
     def state_dict(self):
         """Everything the meters hold, in plain containers."""
@@ -74,7 +74,7 @@ class MetricLogger:
             meter.total, meter.count = values["total"], values["count"]
 
     def __str__(self):
-        return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items())
+        return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items() if meter.count)
 
     def log_every(self, iterable, print_freq, header, done=0):
         """Yields the items of `iterable` and shows progress; `done` of its `len` items were used before.

@@ -27,11 +27,6 @@ class Pending:
         raise NotImplementedError
 
 
-def printable(text):
-    """The beginning of text, without what could move a terminal's cursor."""
-    return text[:120].encode("unicode_escape").decode()
-
-
 def check_keys(items):
     """Raises ValueError unless all items are scalars, which are hashed in a moment."""
     for item in items:
@@ -100,8 +95,8 @@ def load(file, path, names, persistent=None):
             words = tuple(argument.split(" ", 1)) if name == "GLOBAL" else (stack.pop(-2), stack.pop())
             check_keys(words)
             if words not in names:
-                raise InputError(f"{path}: refused, because the file names {printable('.'.join(map(str, words)))}, which weights "
-                                 "do not need; save its state dict alone, with arrays and plain containers")
+                raise InputError(f"{path}: refused, because the file names {'.'.join(map(str, words))[:120]}, which weights do "
+                                 "not need; save its state dict alone, with arrays and plain containers")
             stack.append(names[words])
         elif name in ("REDUCE", "NEWOBJ"):
             arguments = stack.pop()

@@ -54,7 +54,7 @@ def read_torch_file(path):
     except Exception as error:
         # Damaged bytes make pickle, zipfile and NumPy raise almost any exception there is.
         raise InputError(f"{path}: the file is truncated or damaged; download or copy it again "
-                         f"({type(error).__name__}: {pickles.printable(str(error))})") from error
+                         f"({type(error).__name__}: {str(error)[:200]})") from error
     raise InputError(f"{path}: not a PyTorch file, or damaged at its start; download or copy it again")
 
 

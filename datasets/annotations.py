@@ -1,0 +1,268 @@
+"""Reading COCO's annotation files, and checking them before any long work: nothing in them is trusted.
+
+A fault ends with one line that names file, id and remedy, or with --skip_bad_samples leaves out the sample.
+"""
+import contextlib
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from util.errors import InputError
+
+LARGEST = 1e7  # coordinate of a box, pixels
+FARTHEST = 1e6  # coordinate of a polygon's corner, and the length of its outline, pixels
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses an image
+
+
+class Faults:
+    """What becomes of a bad sample: called with a message, raises it as InputError, or keeps it where samples are skipped."""
+
+    def __init__(self, skip):
+        self.skip = skip
+        self.messages = []
+
+    def __call__(self, message):
+        if not self.skip:
+            raise InputError(message)
+        self.messages.append(message)
+
+    def report(self):
+        """Prints how many samples were left out, and the first of them."""
+        if self.messages:
+            print(f"left out {len(self.messages)} bad images and annotations:")
+            for message in self.messages[:5]:
+                print(f"  {InputError(message)}")
+
+
+def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
+    """Reads and checks the annotation file, fills in what may be missing, and returns pycocotools' index of it.
+
+    skip_bad_samples: leave out bad images and annotations, and print how many.
+
+    Raises:
+        InputError: the first fault found, with the remedy.
+    """
+    if not img_folder.is_dir():
+        raise InputError(f"{img_folder}: no such folder; put the images there")
+    data, faults = read_json(ann_file), Faults(skip_bad_samples)
+    data["images"] = check_images(data["images"], img_folder, ann_file, faults)
+    data["annotations"] = check_annotations(data, ann_file, return_masks, num_classes, faults)
+    faults.report()
+    fill_in_missing(data, ann_file)
+    coco = COCO()
+    coco.dataset = data
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def read_json(ann_file):
+    """The annotation file's dictionary, with the three lists that every COCO file has."""
+    if not ann_file.is_file():
+        raise InputError(f"{ann_file}: no such file; put the COCO annotations there")
+    try:
+        data = json.loads(ann_file.read_bytes())
+    except (ValueError, RecursionError) as error:  # broken syntax, broken UTF-8, or lists in lists without end
+        raise InputError(f"{ann_file}: not a JSON file ({error}); get or export it again") from error
+    for key in ("images", "annotations", "categories"):
+        entries = data.get(key) if isinstance(data, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise InputError(f"{ann_file}: '{key}' should be a list of objects; export it in COCO's detection format")
+    return data
+
+
+def check_images(images, img_folder, ann_file, faults):
+    """The images that have an id of their own, a possible size, and a file in the folder."""
+    if not images:
+        raise InputError(f"{ann_file}: lists no image; a data set needs one at least")
+    ids, present, good, missing = set(), {}, [], []
+    for image in images:
+        fault = id_fault(image.get("id"), ids, "image") or size_fault(image) or name_fault(image.get("file_name"))
+        if fault:
+            faults(f"{ann_file}: image {short(image.get('id'))}: {fault}")
+            continue
+        folder, name = os.path.split(image["file_name"])
+        if folder not in present:  # one listing per folder: asking for every file takes minutes on network drives
+            path = img_folder / folder
+            present[folder] = set(os.listdir(path)) if path.is_dir() else set()
+        (good if name in present[folder] else missing).append(image)
+    if missing and not faults.skip:
+        raise InputError(f"{img_folder / missing[0]['file_name']}: no such image; {len(missing)} of the {len(images)} images in "
+                         f"{ann_file} are missing: add them, or remove them from the annotation file")
+    for image in missing:
+        faults(f"{img_folder / image['file_name']}: no such image; add it, or remove it from {ann_file}")
+    if not good:
+        raise InputError(f"{ann_file}: none of its {len(images)} images can be used; the first: {faults.messages[0]}")
+    return good
+
+
+def check_annotations(data, ann_file, return_masks, num_classes, faults):
+    """The annotations with an id of their own, a known image and category, a usable box and, if asked for, a segmentation."""
+    check_categories(data["categories"], ann_file)
+    images = {image["id"]: image for image in data["images"]}
+    categories = {category["id"] for category in data["categories"]}
+    if return_masks:
+        for image in data["images"]:
+            if image.get("height") is None or image.get("width") is None:
+                raise InputError(f"{ann_file}: image {image['id']} has no height and width, which masks need; add them")
+    ids, good = set(), []
+    for ann in data["annotations"]:
+        if fault := annotation_fault(ann, ids, images, categories, num_classes, return_masks):
+            faults(f"{ann_file}: annotation {short(ann.get('id'))} of image {short(ann.get('image_id'))}: {fault}")
+        else:
+            good.append(ann)
+    return good
+
+
+def check_categories(categories, ann_file):
+    """Raises InputError for a category without an id of its own."""
+    ids = set()
+    for category in categories:
+        if fault := id_fault(category.get("id"), ids, "category"):
+            raise InputError(f"{ann_file}: {fault}")
+
+
+def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
+    """What is wrong with an annotation, and the remedy; or None. ids: those of the annotations before."""
+    if fault := id_fault(ann.get("id"), ids, "annotation"):
+        return fault
+    image = images.get(ann.get("image_id")) if type(ann.get("image_id")) is int else None
+    if image is None:
+        return "no image with this id is listed; add the image, or remove the annotation"
+    category = ann.get("category_id")
+    if type(category) is not int or category not in categories:
+        return f"category {short(category)} is not listed; add it, or correct category_id"
+    if not 0 <= category < num_classes:
+        return f"category_id {category} is not in 0..{num_classes - 1}; renumber the categories"
+    if not is_box(ann.get("bbox")):
+        return (f"bbox {short(ann.get('bbox'))} is not x, y, width, height with finite numbers and no negative size; "
+                "correct or remove it")
+    if ann.get("area") is not None and not is_number(ann["area"], 0, math.inf):
+        return f"area {short(ann['area'])} is not a number of pixels; correct or remove it"
+    if ann.get("iscrowd") not in (None, 0, 1):
+        return f"iscrowd {short(ann['iscrowd'])} is neither 0 nor 1; correct or remove it"
+    if return_masks and not ann.get("segmentation"):
+        return "has no segmentation; add it, or train without --masks"
+    if return_masks and not is_segmentation(ann["segmentation"], image):
+        return ("its segmentation is neither polygons of three points or more with numbers of pixels nor an RLE of the image's size; "
+                "correct or remove it")
+    return None
+
+
+def id_fault(number, ids, kind):
+    """What is wrong with an id, or None. Adds it to ids, those of its kind so far."""
+    if type(number) is not int or not -2**63 <= number < 2**63 or number in ids:
+        return f"{kind} id {short(number)} is not a whole number of its own; renumber the ids"
+    ids.add(number)
+    return None
+
+
+def size_fault(image):
+    sides = [image.get(side) for side in ("width", "height")]
+    if any(side is not None and (type(side) is not int or side < 1) for side in sides):
+        return f"width and height {short(sides)} are not numbers of pixels; correct or remove them"
+    if None not in sides and sides[0] * sides[1] > MAX_PIXELS:
+        return f"width and height {short(sides)} are more than {MAX_PIXELS:,} pixels; correct them, or make the image smaller"
+    return None
+
+
+def name_fault(name):
+    if not isinstance(name, str):
+        return "has no file_name; add it"
+    if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
+        return f"file_name {short(name)} leaves the folder of the images; give it relative to that folder"
+    return None
+
+
+def is_number(value, least, most):
+    """Whether it is an int or float from least to most; NaN is not."""
+    return type(value) in (int, float) and least <= value <= most
+
+
+def is_box(box):
+    return (isinstance(box, list) and len(box) == 4 and all(is_number(value, -LARGEST, LARGEST) for value in box)
+            and box[2] >= 0 and box[3] >= 0)
+
+
+def is_segmentation(segmentation, image):
+    """Whether it is a list of polygons, each x, y, x, y, …, or an RLE, compressed or not, that fits the image's size."""
+    width, height = image["width"], image["height"]
+    if isinstance(segmentation, list):
+        return all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+                   and all(is_number(value, -FARTHEST, FARTHEST) for value in polygon)
+                   and is_short(polygon) for polygon in segmentation)
+    if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
+        return False
+    counts = segmentation.get("counts")
+    runs = rle_runs(counts) if isinstance(counts, str) else counts
+    # pycocotools writes as many pixels as the runs say.
+    return (isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
+            and sum(runs) == height * width)
+
+
+def is_short(polygon):
+    """Whether the outline has a possible length: pycocotools walks along it in fifths of pixels and keeps each step."""
+    if len(polygon) * max(map(abs, polygon)) < FARTHEST:
+        return True
+    x, y = polygon[::2], polygon[1::2]
+    return sum(abs(x[i] - x[i - 1]) + abs(y[i] - y[i - 1]) for i in range(len(x))) < FARTHEST
+
+
+def rle_runs(counts):
+    """The lengths of the runs that a compressed RLE stands for, or None where it is none (COCO's `rleFrString`)."""
+    runs, value, shift = [], 0, 0
+    for code in counts.encode("utf-8", "surrogatepass"):
+        code -= 48
+        if not 0 <= code < 64 or shift > 30:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if code < 32:  # the last five bits, of which the first is the sign
+            value -= (code & 16) << shift - 4
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs if shift == 0 else None
+
+
+def segmentation_to_rle(segmentation, height, width):
+    """A COCO segmentation (polygons, uncompressed or compressed RLE) as compressed RLE."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def fill_in_missing(data, ann_file):
+    """Adds what COCO's own files have but files made by users may lack: info, iscrowd and area (in pixels)."""
+    data.setdefault("info", {})
+    images = {image["id"]: image for image in data["images"]}
+    areas = crowds = 0
+    for ann in data["annotations"]:
+        if ann.get("iscrowd") is None:
+            ann["iscrowd"] = 0
+            crowds += 1
+        if ann.get("area") is None:
+            image = images[ann["image_id"]]
+            sized = image.get("height") is not None and image.get("width") is not None
+            if ann.get("segmentation") and sized and is_segmentation(ann["segmentation"], image):
+                rle = segmentation_to_rle(ann["segmentation"], image["height"], image["width"])
+                ann["area"] = float(coco_mask.area(rle))
+            else:
+                ann["area"] = float(ann["bbox"][2] * ann["bbox"][3])
+            areas += 1
+    if areas or crowds:
+        total = len(data["annotations"])
+        print(f"{ann_file}: filled in area of {areas} and iscrowd of {crowds} of {total} annotations")
+
+
+def short(value):
+    """The beginning of a value from a file, as Python writes it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
