@@ -6,6 +6,7 @@ as PyTorch does by default, so that they see the data set of the current epoch a
 import signal
 import time
 import traceback
+from multiprocessing.util import Finalize
 from typing import NamedTuple, Optional
 
 import jittor as jt
@@ -13,6 +14,7 @@ import numpy as np
 
 from util.errors import InputError
 from util.misc import NestedTensor, nested_tensor_from_arrays
+from util.signals import children_ignore, die_with_parent
 
 
 class DataLoader:
@@ -149,10 +151,14 @@ class BatchWorkers(jt.dataset.Dataset):
         # What _init_workers reads: one Jittor batch is one item, which is one of our batches.
         self.real_len = self.batch_len = len(order)
         self.real_batch_size = 1
-        self._init_workers(np.arange(len(order)))
+        with children_ignore():
+            self._init_workers(np.arange(len(order)))
+        # Also at the exit of the process, where Python would wait for children that do not hear its SIGTERM.
+        self.end = Finalize(self, kill, [self.workers], exitpriority=1)
 
     def __getitem__(self, number):
         """In the worker: loads a batch. A fault travels as data, since Jittor would interrupt the main process."""
+        die_with_parent()
         number = int(number)
         try:
             samples, targets, skipped = load_batch(self.dataset, self.order[number])
@@ -204,8 +210,12 @@ class BatchWorkers(jt.dataset.Dataset):
                                    "if memory ran out, use fewer --num_workers or a smaller --batch_size")
 
     def close(self):
-        """Ends the workers, whatever they are doing and whatever signal handlers they inherited."""
-        for worker in self.workers:
-            worker.p.kill()
-        for worker in self.workers:
-            worker.p.join()
+        """Ends the workers, whatever they are doing."""
+        self.end()
+
+
+def kill(workers):
+    for worker in workers:
+        worker.p.kill()
+    for worker in workers:
+        worker.p.join()

@@ -38,7 +38,7 @@ def group_norm(num_features):
     return nn.GroupNorm(min(32, num_features // 2), num_features)
 
 
-NORMS = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d, "group": group_norm}
+NORMS = {"frozen": FrozenBatchNorm2d, "batch": ops.BatchNorm2d, "group": group_norm}
 
 
 def conv_norm(x, conv, norm, residual=None, relu=False):

@@ -5,6 +5,7 @@ Jittor looks for it, and oneDNN (Jittor calls it "mkl"), which Jittor downloads 
 settles both. It runs when `util` is imported, costs a few milliseconds once oneDNN is in place, and respects the
 environment variables `JITTOR_HOME`, `nvcc_path` and `use_mkl` where the user has set them.
 """
+import atexit
 import ctypes
 import fcntl
 import json
@@ -46,6 +47,7 @@ def select_device(name):
     name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda" without usable CUDA.
     """
     import jittor as jt
+    _end_compilers()
     usable = bool(jt.has_cuda) and jt.get_device_count() > 0
     if name == "cuda" and not usable:
         reason = cuda_obstacle() or f"Jittor found no CUDA (nvcc_path={os.environ.get('nvcc_path', 'unset')!r})"
@@ -91,6 +93,19 @@ def cuda_obstacle():
     if nvcc and not _cuda_runtime(nvcc).exists():
         return f"{nvcc} has no {_cuda_runtime(nvcc)}"
     return None
+
+
+def _end_compilers():
+    """Ends the processes that compiled Jittor's core when it was imported, which have nothing more to do.
+
+    A signal for the whole process group, as Ctrl-C is, would kill them while they hold the lock that Python waits for when it
+    ends them at the exit.
+    """
+    import jittor_utils
+    if jittor_utils.pool_size:
+        jittor_utils.pool_cleanup()
+        atexit.unregister(jittor_utils.pool_cleanup)
+        jittor_utils.pool_size = 0  # it would start them anew
 
 
 def _keep_freed_memory():

@@ -1,7 +1,10 @@
 """Ending a run in good order when the machine is taken away, as Slurm and Ctrl-C announce it."""
+import ctypes
 import os
+import platform
 import signal
 import sys
+from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -14,6 +17,7 @@ class StopRequest:
 
     def __init__(self):
         self.received = None
+        self.process = os.getpid()
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._remember) for number in SIGNALS}
@@ -24,6 +28,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number, _frame):
+        if os.getpid() != self.process:  # a child, as of panopticapi's pool, which ends its processes with SIGTERM
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.received = signal.Signals(number)
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
@@ -33,3 +40,20 @@ class StopRequest:
         """Ends the process with one line and the exit code that shells give to the signal, 128 + its number."""
         print(f"stopped by {self.received.name}: {message}", file=sys.stderr, flush=True)
         sys.exit(128 + self.received)
+
+
+@contextmanager
+def children_ignore():
+    """Processes forked within the block are deaf to SIGNALS, which a terminal and Slurm send to all of a run's processes."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def die_with_parent():
+    """Has the system kill this process when its parent ends, however that happens (on Linux)."""
+    if platform.system() == "Linux":
+        set_parent_death_signal = 1  # sys/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

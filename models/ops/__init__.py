@@ -94,6 +94,24 @@ def softmax(x, mask=None):
     return nn.softmax(x, dim=-1)
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d, but its running variance is PyTorch's: n / (n - 1) times that of the batch of n values per channel."""
+
+    def execute(self, x):
+        before = self.running_var.clone()
+        y = super().execute(x)
+        if self.is_train:
+            taken = self.running_var - before * (1 - self.momentum)  # the batch's variance times the momentum
+            self.running_var.update(self.running_var + taken * (unbiased(x) - 1))
+        return y
+
+
+def unbiased(x):
+    """n / (n - 1) for the n values that a channel of x [B, C, H, W] has."""
+    n = x.numel() // x.shape[1]
+    return n / max(1, n - 1)
+
+
 class Dropout(nn.Dropout):
     """nn.Dropout; its randomness comes from Jittor's generator."""
 
@@ -111,10 +129,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 def norm(x, layer, residual=None, relu=False):
-    """A normalisation layer of x [B, C, H, W], the sum with the residual, ReLU; one operator for nn.BatchNorm2d in training."""
-    if _on_onednn() and isinstance(layer, nn.BatchNorm2d) and layer.is_train and not jt.in_mpi:
+    """A normalisation layer of x [B, C, H, W], the sum with the residual, ReLU; one operator for BatchNorm2d in training."""
+    if _on_onednn() and isinstance(layer, BatchNorm2d) and layer.is_train and not jt.in_mpi:
         y, mean, variance = _BatchNorm(layer.eps, relu)(x, layer.weight, layer.bias, residual)
-        for running, now in ((layer.running_mean, mean), (layer.running_var, variance)):
+        for running, now in ((layer.running_mean, mean), (layer.running_var, variance * unbiased(x))):
             running.update(running + (now.detach() - running) * layer.momentum)
         return y
     return _finish(layer(x), residual, relu)

@@ -94,7 +94,7 @@ def train(case, steps):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_max_norm)
         optimizer.step()
-    return {"losses": np.array(values)}
+    return {"losses": np.array(values), **{name: value.numpy() for name, value in model.named_buffers() if "running" in name}}
 
 
 if __name__ == "__main__":

@@ -45,9 +45,14 @@ def check_gradients(case, theirs, mine, measured):
     measured("gradients, relative L2", f"{case} ({len(distances)} parameters)", max(distances.values()), 1e-3)
 
 
-@pytest.mark.parametrize("case, steps", [("resnet50", 20), ("pre-norm", 20), ("masks-frozen", 10)])
+@pytest.mark.parametrize("case, steps", [("resnet50", 20), ("pre-norm", 20), ("masks-frozen", 10), ("tiny", 10)])
 def test_training_steps(case, steps, original, measured):
-    theirs, mine = original("run_model.py", "--steps", steps, case)["losses"], ours.train(case, steps)["losses"]
+    theirs, mine = original("run_model.py", "--steps", steps, case), ours.train(case, steps)
+    statistics = theirs.keys() - {"losses"}
+    assert statistics == mine.keys() - {"losses"}
+    measured(f"BatchNorm's statistics after {steps} training steps, relative L2", case,
+             max(np.linalg.norm(mine[n] - theirs[n]) / np.linalg.norm(theirs[n]) for n in statistics), 1e-5)
+    theirs, mine = theirs["losses"], mine["losses"]
     measured(f"loss at each of {steps} training steps, relative", case, np.abs(mine / theirs - 1).max(), 1e-3)
     assert theirs[-2] < theirs[0], "the steps must train, or they would compare nothing"
 
