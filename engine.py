@@ -25,10 +25,9 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
     logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
     logger.load_state_dict(meters or {})
     data_loader.set_epoch(epoch, done)
-    step = done
-    for samples, targets in logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]", done):
+    batches = logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]", done)
+    for step, (samples, targets) in enumerate(batches, start=done):
         if not targets:  # bad samples were skipped, and nothing is left
-            step += 1
             continue
         # Dropout depends on seed, epoch and step only, so that a resumed run continues as if it had never stopped.
         jt.set_seed(random.Random(f"{seed}/{epoch}/{step}").getrandbits(31))
@@ -42,9 +41,8 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
             optimizer.clip_grad_norm(max_norm)
         optimizer.step()
         logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])
-        step += 1
         if after_step:
-            after_step(step, logger)
+            after_step(step + 1, logger)
     print("Averaged stats:", logger)
     return logger.averages()
 

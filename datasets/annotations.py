@@ -28,16 +28,17 @@ class Faults:
         self.messages = []
 
     def __call__(self, message):
+        error = InputError(message)
         if not self.skip:
-            raise InputError(message)
-        self.messages.append(message)
+            raise error
+        self.messages.append(str(error))
 
     def report(self):
         """Prints how many samples were left out, and the first of them."""
         if self.messages:
             print(f"left out {len(self.messages)} bad images and annotations:")
             for message in self.messages[:5]:
-                print(f"  {InputError(message)}")
+                print(f"  {message}")
 
 
 def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):

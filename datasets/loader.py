@@ -153,8 +153,9 @@ class BatchWorkers(jt.dataset.Dataset):
         self.real_batch_size = 1
         with children_ignore():
             self._init_workers(np.arange(len(order)))
-        # Also at the exit of the process, where Python would wait for children that do not hear its SIGTERM.
-        self.end = Finalize(self, kill, [self.workers], exitpriority=1)
+        # Ends the workers, whatever they are doing. Also at the exit of the process, where Python would wait for children that
+        # do not hear its SIGTERM.
+        self.close = Finalize(self, kill, [self.workers], exitpriority=1)
 
     def __getitem__(self, number):
         """In the worker: loads a batch. A fault travels as data, since Jittor would interrupt the main process."""
@@ -208,10 +209,6 @@ class BatchWorkers(jt.dataset.Dataset):
             if not worker.p.is_alive():
                 raise RuntimeError(f"a data worker (process {worker.p.pid}) died with exit code {worker.p.exitcode}; "
                                    "if memory ran out, use fewer --num_workers or a smaller --batch_size")
-
-    def close(self):
-        """Ends the workers, whatever they are doing."""
-        self.end()
 
 
 def kill(workers):

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
 
 import util  # noqa: F401  prepares the process before the first import of jittor
 
@@ -14,6 +15,12 @@ COCO = Path(os.environ.get("DETR_TEST_COCO", REPO.parent / "shared" / "data" / "
 def coco_path():
     """A folder of real COCO images in COCO's layout."""
     return COCO
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """A folder of three training and four validation images, small enough for tests that train (see `tiny.make_coco`)."""
+    return tiny.make_coco(tmp_path_factory.mktemp("coco"))
 
 
 def pytest_collection_modifyitems(config, items):

@@ -68,11 +68,11 @@ def tensor(numel=6, offset=0, size=(6,), stride=(1,), key="0", times=1, pid=None
     return b"\x80\x02}" + push("model") + b"}" + b"".join(push(str(i)) + one + b"s" for i in range(times)) + b"s."
 
 
-def array(shape=(2,), dtype="f4", content=bytes(8), state=(3, "<", None, None, None, -1, -1, 0), version=1):
+def array(shape=(2,), dtype="f4", content=bytes(8), state=(3, "<", None, None, None, -1, -1, 0)):
     """A pickle of {"model": {"a": array}} in NumPy's way."""
     kind = b"cnumpy\ndtype\n(" + push(dtype, False, True) + b"tR" + push(state) + b"b"
     return (b"\x80\x04}" + push("model") + b"}" + push("a") + b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n"
-            + push((0,)) + push(b"b", protocol=3) + b"tR(" + push(version, shape) + kind + push(False)
+            + push((0,)) + push(b"b", protocol=3) + b"tR(" + push(1, shape) + kind + push(False)
             + push(content, protocol=3) + b"tbss.")
 
 

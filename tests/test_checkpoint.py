@@ -8,6 +8,7 @@ from pathlib import Path
 import jittor as jt
 import numpy as np
 import pytest
+from same import assert_same
 
 from util import checkpoint as module
 from util.checkpoint import (load_backbone, load_checkpoint, load_model_state, load_optimizer_state, model_state,
@@ -25,23 +26,6 @@ def tree():
             "args": {"lr": 1e-4, "resume": "", "masks": False, "none": None}, "scalar": np.float64(0.1)}
 
 
-def assert_equal(found, expected):
-    assert type(found) is type(expected)
-    if isinstance(expected, dict):
-        assert list(found) == list(expected)
-        for key in expected:
-            assert_equal(found[key], expected[key])
-    elif isinstance(expected, np.ndarray):
-        assert found.dtype == expected.dtype
-        np.testing.assert_array_equal(found, expected)
-    elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected)
-        for pair in zip(found, expected):
-            assert_equal(*pair)
-    else:
-        assert found == expected
-
-
 class Net(jt.nn.Module):
     def __init__(self):
         self.first = jt.nn.Linear(3, 4)
@@ -55,14 +39,14 @@ class Net(jt.nn.Module):
 def test_round_trip_is_exact_and_jittor_reads_it(tmp_path):
     path = tmp_path / "checkpoint.pkl"
     save_checkpoint(tree(), path)
-    assert_equal(load_checkpoint(path), tree())
-    assert_equal(jt.load(str(path)), tree())
+    assert_same(load_checkpoint(path), tree())
+    assert_same(jt.load(str(path)), tree())
     assert os.listdir(tmp_path) == ["checkpoint.pkl"]
 
 
 def test_what_jittor_saved_is_read(tmp_path):
     jt.save(tree(), str(tmp_path / "jittor.pkl"))
-    assert_equal(load_checkpoint(tmp_path / "jittor.pkl"), tree())
+    assert_same(load_checkpoint(tmp_path / "jittor.pkl"), tree())
 
 
 @pytest.mark.parametrize("value", [Path("/"), object(), np.array([{}], object), print, np.ma.zeros(2)])
@@ -71,7 +55,7 @@ def test_what_a_checkpoint_cannot_hold_is_a_type_error_and_leaves_the_old_file(t
     save_checkpoint(tree(), path)
     with pytest.raises(TypeError, match="a checkpoint cannot hold a"):
         save_checkpoint({"model": {}, "value": value}, path)
-    assert_equal(load_checkpoint(path), tree())
+    assert_same(load_checkpoint(path), tree())
     assert os.listdir(tmp_path) == ["checkpoint.pkl"]
 
 
@@ -88,7 +72,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
               "except InputError as error: print(error)")
     done = subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True)
     assert f"{path}: cannot be written (File too large)" in done.stdout, done.stderr
-    assert_equal(load_checkpoint(path), tree())
+    assert_same(load_checkpoint(path), tree())
     assert os.listdir(tmp_path) == ["checkpoint.pkl"]
 
 
@@ -148,8 +132,8 @@ def test_pytorch_files_are_known_by_content_with_and_without_a_model_key(tmp_pat
     state = {"a": np.ones((2, 2), np.float32)}
     write_torch_file(state, tmp_path / "bare.pkl")
     write_torch_file({"model": state, "epoch": 3}, tmp_path / "whole.bin")
-    assert_equal(load_checkpoint(tmp_path / "bare.pkl"), {"model": state})
-    assert_equal(load_checkpoint(str(tmp_path / "whole.bin")), {"model": state, "epoch": 3})
+    assert_same(load_checkpoint(tmp_path / "bare.pkl"), {"model": state})
+    assert_same(load_checkpoint(str(tmp_path / "whole.bin")), {"model": state, "epoch": 3})
 
 
 @pytest.mark.parametrize("content", [[1], {"model": 3}, {"model": {}}, {"epoch": 3}, {"model": {"a": 1.0}}])
@@ -179,7 +163,7 @@ def test_model_state_goes_back_exactly_and_in_place():
     assert list(state) == ["first.weight", "first.bias", "second.weight", "second.bias"]
     variables = dict(other.named_parameters())
     load_model_state(other, {**state, "bn.num_batches_tracked": np.array(3)}, "file")
-    assert_equal(model_state(other), state)
+    assert_same(model_state(other), state)
     assert all(var is variables[name] for name, var in other.named_parameters())
     assert [name for name, var in variables.items() if var.is_stop_grad()] == ["first.bias"]
     state["first.weight"][:] = 0
@@ -206,7 +190,7 @@ def test_a_state_that_does_not_fit_is_listed_in_one_line_and_changes_nothing():
         "weights.pth: does not fit the model: 1 missing (second.bias); "
         "7 unexpected (extra0, extra1, extra2, extra3, extra4, …); "
         "1 of another shape (second.weight [2, 5] instead of [2, 4]); 1 not of floating point (first.bias)")
-    assert_equal(model_state(net), before)
+    assert_same(model_state(net), before)
 
 
 def adamw(net):
@@ -235,10 +219,10 @@ def test_an_optimizer_resumes_to_the_last_bit(tmp_path):
     again.param_groups[0]["lr"] = 99.0
     load_model_state(resumed, checkpoint["model"], "half.pkl")
     load_optimizer_state(again, checkpoint["optimizer"], "half.pkl")
-    assert_equal(optimizer_state(again), checkpoint["optimizer"])
+    assert_same(optimizer_state(again), checkpoint["optimizer"])
     train(resumed, again, 3, start=3)
-    assert_equal(model_state(resumed), model_state(net))
-    assert_equal(optimizer_state(again), optimizer_state(optimizer))
+    assert_same(model_state(resumed), model_state(net))
+    assert_same(optimizer_state(again), optimizer_state(optimizer))
     moment = optimizer_state(again)["state"]["second.weight"]
     assert moment["step"] == 6 and moment["exp_avg"].any() and moment["exp_avg_sq"].any()
 
@@ -260,9 +244,9 @@ def test_a_backbone_loads_torchvisions_file_without_its_classifier(tmp_path):
     path = tmp_path / "backbone.pth"
     write_torch_file({**state, "fc.weight": np.ones((9, 2), np.float32), "bn.num_batches_tracked": np.array(1)}, path)
     load_backbone(body, str(path), "resnet50")
-    assert_equal(model_state(body), state)
+    assert_same(model_state(body), state)
     load_backbone(body, "none", "resnet50")
-    assert_equal(model_state(body), state)
+    assert_same(model_state(body), state)
     write_torch_file({**state, "layer5.weight": np.ones(1, np.float32)}, path)
     with pytest.raises(InputError, match="backbone.pth: .*1 unexpected"):
         load_backbone(body, str(path), "resnet50")
@@ -294,7 +278,7 @@ def test_the_command_writes_a_pytorch_file(tmp_path):
     save_checkpoint(tree(), source)
     done = convert(source, target)
     assert done.returncode == 0, done.stderr
-    assert_equal(read_torch_file(target), {"model": tree()["model"]})
+    assert_same(read_torch_file(target), {"model": tree()["model"]})
 
 
 def test_the_command_reports_errors_in_one_line(tmp_path):
@@ -305,4 +289,4 @@ def test_the_command_reports_errors_in_one_line(tmp_path):
     save_checkpoint(tree(), source)
     done = convert(source, tmp_path / "." / "checkpoint.pkl")
     assert done.returncode == 1 and "is the input itself" in done.stderr
-    assert_equal(load_checkpoint(source), tree())
+    assert_same(load_checkpoint(source), tree())

@@ -88,7 +88,7 @@ def test_clipping_bounds_the_norm_of_the_gradient():
     np.testing.assert_array_equal(applied[1e6], applied[0])
 
 
-def test_dropout_depends_on_seed_and_epoch_only():
+def test_dropout_depends_on_seed_epoch_and_step_only():
     def loss_in(epoch, draws):
         args = tiny.arguments("--dropout", 0.3)
         jt.set_global_seed(0)

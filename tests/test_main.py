@@ -11,6 +11,7 @@ import jittor as jt
 import numpy as np
 import pytest
 import tiny
+from same import assert_same
 
 from main import get_args_parser, main, parse_args
 from util.checkpoint import load_checkpoint, save_checkpoint
@@ -22,11 +23,6 @@ REPO = Path(__file__).parents[1]
 def run(*flags):
     # With this seed the training images are not cropped in the first two epochs, and so stay small.
     main(tiny.arguments("--lr_drop", 1, "--seed", 47, *flags))
-
-
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    return tiny.make_coco(tmp_path_factory.mktemp("coco"))
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +45,6 @@ def resumed(coco, tmp_path_factory):
 
 def log_of(folder):
     return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-
-
-def assert_same_bits(found, expected):
-    assert type(found) is type(expected)
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key in expected:
-            assert_same_bits(found[key], expected[key])
-    elif isinstance(expected, np.ndarray):
-        np.testing.assert_array_equal(found, expected)
-    else:
-        assert found == expected
 
 
 def test_files_of_a_training(trained):
@@ -92,7 +76,7 @@ def test_resuming_continues_to_the_last_bit(trained, resumed):
     assert log_of(resumed) == log_of(trained)
     whole, parts = (load_checkpoint(folder / "checkpoint.pkl") for folder in (trained, resumed))
     for key in ("model", "optimizer", "lr_scheduler", "epoch"):
-        assert_same_bits(parts[key], whole[key])
+        assert_same(parts[key], whole[key])
     first = load_checkpoint(trained / "checkpoint0000.pkl")["model"]
     assert any((first[name] != array).any() for name, array in whole["model"].items()), "the second epoch trains"
 
@@ -101,7 +85,7 @@ def test_evaluating_the_checkpoint_gives_the_trainings_figures(coco, trained, tm
     run("--coco_path", coco, "--output_dir", tmp_path, "--eval", "--resume", trained / "checkpoint.pkl")
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "eval.pkl", "detections_bbox.json", "predictions.png"}
     found, expected = (load_figures(path) for path in (tmp_path / "eval.pkl", trained / "eval" / "latest.pkl"))
-    assert_same_bits(found, expected)
+    assert_same(found, expected)
     detections = json.loads((tmp_path / "detections_bbox.json").read_text())
     assert detections == json.loads((trained / "detections_bbox.json").read_text())
     assert len(detections) == len(tiny.SIZES) * 10, "images x queries"
@@ -275,7 +259,7 @@ def test_demo_trains_evaluates_and_draws(tmp_path, capsys):
     assert {"curves.png", "predictions.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     main(parse_args([*flags, "--eval", "--resume", str(tmp_path / "out" / "checkpoint.pkl"),
                      "--output_dir", str(tmp_path / "eval")]))
-    assert_same_bits(load_figures(tmp_path / "eval" / "eval.pkl"), load_figures(tmp_path / "out" / "eval" / "latest.pkl"))
+    assert_same(load_figures(tmp_path / "eval" / "eval.pkl"), load_figures(tmp_path / "out" / "eval" / "latest.pkl"))
 
 
 def test_cuda_is_an_error_where_there_is_none(coco, monkeypatch):

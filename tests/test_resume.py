@@ -5,24 +5,17 @@ import subprocess
 import sys
 
 import pytest
-import tiny
-from test_main import REPO, assert_same_bits, log_of
+import test_main
+from interrupt import assert_same_training
+from test_main import REPO
 
 import datasets.loader
-from main import main
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.errors import InputError
 
 
 def run(coco, output, *flags):
-    # With this seed the training images are not cropped in the first two epochs, and so stay small.
-    main(tiny.arguments("--lr_drop", 1, "--seed", 47, "--epochs", 2, "--batch_size", 1, "--num_workers", 0, "--coco_path", coco,
-                        "--output_dir", output, *flags))
-
-
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory):
-    return tiny.make_coco(tmp_path_factory.mktemp("coco"))
+    test_main.run("--epochs", 2, "--batch_size", 1, "--num_workers", 0, "--coco_path", coco, "--output_dir", output, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +40,6 @@ def loading(monkeypatch):
         monkeypatch.setattr(datasets.loader, "load_batch", counting)
         return batches
     return install
-
-
-def assert_same_training(folder, whole):
-    assert log_of(folder) == log_of(whole)
-    parts, expected = (load_checkpoint(path / "checkpoint.pkl") for path in (folder, whole))
-    for key in expected.keys() - {"args"}:
-        assert_same_bits(parts[key], expected[key])
 
 
 # 2: in the first epoch; 5: in its validation; 9: in the second epoch; 11: in the last validation
@@ -166,5 +152,5 @@ def test_a_damaged_checkpoint_names_the_newest_intact_one(tmp_path):
 def test_interrupted_trainings_end_as_the_undisturbed_one(name):
     # in a process of its own, since Jittor ends one whose child is killed
     done = subprocess.run([sys.executable, "-m", "tests.interrupt", "--times", "2", "--signal", name], cwd=REPO, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     assert f"2 x SIG{name}" in done.stdout, done.stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from util import pickles
-from util.download import download, user_cache
+from util.download import MAX_BYTES, download, user_cache
 from util.errors import InputError
 from util.files import replacing
 from util.torch_file import is_torch_file, read_torch_file, write_torch_file
@@ -31,7 +31,6 @@ IMAGENET_WEIGHTS = {
 # A `.pkl` is what `jt.save` writes: a pickle, its SHA-1, and this mark.
 _MARK = b"HCAJSLHD"
 _TRAILER = 20 + len(_MARK)
-MAX_BYTES = 4 << 30
 
 
 class _DType(pickles.Pending):
@@ -179,7 +178,7 @@ def load_optimizer_state(optimizer, state, source):
 
 def check_training_state(checkpoint, source):
     """Raises InputError, which names source, unless all that a resumed training needs beside weights is there and of its type."""
-    number, numbers = (int, float), {str: (int, float)}
+    number = (int, float)
     moments = {"step": int, "exp_avg": np.ndarray, "exp_avg_sq": np.ndarray}
     group = {"names": [str], "lr": number, "weight_decay": number, "betas": (tuple, list), "eps": number}
     form = {"epoch": int, "step": int, "lr_scheduler": {"step_size": int, "gamma": number, "last_epoch": int},
@@ -188,7 +187,7 @@ def check_training_state(checkpoint, source):
         form.update(steps=int, args={"batch_size": int, "seed": int},
                     meters={str: {"deque": [number], "total": number, "count": int}})
     elif "train_stats" in checkpoint:
-        form["train_stats"] = numbers
+        form["train_stats"] = {str: number}
     if fault := _misform(checkpoint, form):
         raise InputError(f"{source}: its state of the training is damaged or of another version of the program ({fault}); take "
                          "another checkpoint, or only its weights, with util.checkpoint")

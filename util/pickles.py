@@ -8,7 +8,7 @@ import pickletools
 
 from util.errors import InputError
 
-MOST_INSTRUCTIONS = 1_000_000  # DETR-R101 with its optimizer has 50 thousand
+MOST_INSTRUCTIONS = 1_000_000  # DETR-R101 with its optimizer has 35 thousand
 _LARGEST_INT = 2**128  # the magic number of PyTorch's legacy files has 77 bits
 _SCALARS = (str, bytes, int, float, bool, type(None))
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING",
@@ -37,6 +37,7 @@ def check_keys(items):
 
 class OrderedDict(dict):
     """Stands for the one of `collections`; what is set on it beside its items (a state dict's `_metadata`) is left out."""
+    memo_keys = ()
 
     def __init__(self, items=()):
         super().__init__(zip(check_keys([key for key, _ in items]), [value for _, value in items]))
@@ -108,7 +109,7 @@ def load(file, path, names, persistent=None):
             if not isinstance(stack[-1], (Pending, OrderedDict)):
                 raise ValueError("an object has an unexpected state")
             pending, stack[-1] = stack[-1], stack[-1].build(state)
-            for key in getattr(pending, "memo_keys", ()):
+            for key in pending.memo_keys:
                 memo[key] = stack[-1]
         elif name == "BINPERSID" and persistent:
             stack[-1] = persistent(stack[-1])

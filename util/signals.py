@@ -1,5 +1,6 @@
 """Ending a run in good order when the machine is taken away, as Slurm and Ctrl-C announce it."""
 import ctypes
+import functools
 import os
 import platform
 import signal
@@ -52,6 +53,7 @@ def children_ignore():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@functools.cache
 def die_with_parent():
     """Has the system kill this process when its parent ends, however that happens (on Linux)."""
     if platform.system() == "Linux":

@@ -98,11 +98,12 @@ class BatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d, but its running variance is PyTorch's: n / (n - 1) times that of the batch of n values per channel."""
 
     def execute(self, x):
+        if not self.is_train:
+            return super().execute(x)
         before = self.running_var.clone()
         y = super().execute(x)
-        if self.is_train:
-            taken = self.running_var - before * (1 - self.momentum)  # the batch's variance times the momentum
-            self.running_var.update(self.running_var + taken * (unbiased(x) - 1))
+        taken = self.running_var - before * (1 - self.momentum)  # the batch's variance times the momentum
+        self.running_var.update(self.running_var + taken * (unbiased(x) - 1))
         return y
 
 
