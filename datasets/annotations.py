@@ -56,6 +56,7 @@ def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=
     data["annotations"] = check_annotations(data, ann_file, return_masks, num_classes, faults)
     faults.report()
     fill_in_missing(data, ann_file)
+    renumber_zero(data, ann_file)
     coco = COCO()
     coco.dataset = data
     with contextlib.redirect_stdout(io.StringIO()):
@@ -261,6 +262,15 @@ def fill_in_missing(data, ann_file):
     if areas or crowds:
         total = len(data["annotations"])
         print(f"{ann_file}: filled in area of {areas} and iscrowd of {crowds} of {total} annotations")
+
+
+def renumber_zero(data, ann_file):
+    """Gives the annotation with the id 0 another one, because pycocotools takes a match with 0 for no match."""
+    for ann in data["annotations"]:
+        if ann["id"] == 0:
+            ann["id"] = 1 + max(other["id"] for other in data["annotations"])
+            print(f"{ann_file}: the annotation id 0, with which COCO's evaluation counts a found object as missed, is "
+                  f"{ann['id']} here")
 
 
 def short(value):

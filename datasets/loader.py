@@ -36,8 +36,8 @@ class DataLoader:
         seed: what the order derives from.
 
     Raises:
-        InputError: no batch at all; while iterating, what the data set raises.
-        RuntimeError: while iterating, another fault in a worker, or a worker that died.
+        InputError: no batch at all; while iterating, what the data set raises, or a worker that died.
+        RuntimeError: while iterating, another fault in a worker.
     """
 
     def __init__(self, dataset, batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0):
@@ -207,8 +207,8 @@ class BatchWorkers(jt.dataset.Dataset):
     def _check_alive(self):
         for worker in self.workers:
             if not worker.p.is_alive():
-                raise RuntimeError(f"a data worker (process {worker.p.pid}) died with exit code {worker.p.exitcode}; "
-                                   "if memory ran out, use fewer --num_workers or a smaller --batch_size")
+                raise InputError(f"a data worker (process {worker.p.pid}) died with exit code {worker.p.exitcode}; "
+                                 "if memory ran out, use fewer --num_workers or a smaller --batch_size")
 
 
 def kill(workers):

@@ -26,11 +26,11 @@ FLAGS = """--dataset_file shapes --shapes_train 48 --shapes_val 6 --shapes_size 
            --batch_size 4 --epochs 4 --lr_drop 2 --device cpu --checkpoint_interval 2""".split()
 
 
-def start(folder, shapes, log):
-    """A training, or the rest of it, as a process group of its own."""
+def start(folder, shapes, log, *flags):
+    """A training, or the rest of it, as a process group of its own. flags: more of main.py's, which win."""
     checkpoint = folder / "checkpoint.pkl"
     resume = ["--resume", str(checkpoint)] if checkpoint.exists() else []
-    command = [sys.executable, "main.py", *FLAGS, "--coco_path", str(shapes), "--output_dir", str(folder), *resume]
+    command = [sys.executable, "main.py", *FLAGS, "--coco_path", str(shapes), "--output_dir", str(folder), *resume, *flags]
     return subprocess.Popen(command, cwd=REPO, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -80,10 +80,10 @@ def assert_same_training(folder, expected):
     assert not left, left
 
 
-def finish(folder, shapes):
+def finish(folder, shapes, *flags):
     """An undisturbed run. Returns its exit code, 0."""
     with tempfile.TemporaryFile("w+") as log:
-        code = start(folder, shapes, log).wait()
+        code = start(folder, shapes, log, *flags).wait()
         log.seek(0)
         assert code == 0, log.read()[-2000:]
     return code

@@ -6,8 +6,10 @@ import types
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.cocoeval import COCOeval
 
 from datasets import NUM_CLASSES, build_dataset, get_coco_api_from_dataset
 from datasets.coco import CocoDetection
@@ -197,6 +199,21 @@ def test_missing_area_iscrowd_and_info_are_filled_in(tmp_path, capsys):
     assert coco.anns[first["id"]]["area"] == pytest.approx(first["bbox"][2] * first["bbox"][3] / 2, rel=0.1)
     assert coco.anns[second["id"]]["area"] == 1
     assert coco.dataset["info"] == {}
+
+
+def test_the_annotation_id_0_is_no_missed_object(tmp_path, capsys):
+    path = tiny.make_coco(tmp_path) / "annotations" / "instances_val2017.json"
+    data = json.loads(path.read_text())
+    for number, ann in enumerate(data["annotations"]):
+        ann["id"] = number
+    path.write_text(json.dumps(data))
+    coco = get_coco_api_from_dataset(build_dataset("val", arguments(tmp_path)))
+    assert "the annotation id 0" in capsys.readouterr().out
+    evaluation = COCOeval(coco, coco.loadRes([{**ann, "score": 1} for ann in data["annotations"]]), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
 
 
 def test_nothing_is_printed_for_a_complete_file(coco_folder, capsys):

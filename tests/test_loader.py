@@ -170,7 +170,7 @@ def test_killed_worker_is_reported(idle):
     next(batches)
     time.sleep(0.3)
     os.kill(min(child.pid for child in children() - before), signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="died with exit code -9"):
+    with pytest.raises(InputError, match="died with exit code -9"):
         for _ in batches:
             pass
 

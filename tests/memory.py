@@ -1,0 +1,99 @@
+"""Trains a small model for thousands of steps on images of varying sizes, evaluates it on thousands, and draws its memory:
+
+    python -m tests.memory [--steps 3000] [--images 2000] [--coco_path PATH] [--out memory.png]
+
+The program itself runs, on real images with the original's transforms; its memory is read from outside, whenever it prints.
+"""
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+REPO = Path(__file__).resolve().parents[1]
+FLAGS = """--backbone tiny --backbone_norm batch --backbone_weights none --enc_layers 1 --dec_layers 2 --hidden_dim 64 --nheads 8
+           --dim_feedforward 128 --num_queries 20 --batch_size 2 --epochs 1 --device cpu""".split()
+PROGRESS = re.compile(r"^(Epoch|Test):.*?\[ *(\d+)/\d+\]")
+FIRST = 500  # where memory should have come to its end
+
+
+def repeat_coco(source, folder, counts):
+    """A folder like COCO's, in which the images of source are listed again and again. counts: image set -> images."""
+    for image_set, count in counts.items():
+        name = f"instances_{image_set}2017.json"
+        data = json.loads((source / "annotations" / name).read_text())
+        images, annotations = [], []
+        for number in range(count):
+            image = data["images"][number % len(data["images"])]
+            images.append({**image, "id": number})
+            annotations += [{**ann, "id": len(annotations) + i, "image_id": number} for i, ann in enumerate(
+                (ann for ann in data["annotations"] if ann["image_id"] == image["id"]), 1)]
+        (folder / "annotations").mkdir(parents=True, exist_ok=True)
+        (folder / "annotations" / name).write_text(json.dumps({**data, "images": images, "annotations": annotations}))
+        (folder / f"{image_set}2017").symlink_to((source / f"{image_set}2017").resolve())
+
+
+def memory(pid):
+    """Resident memory of the process and, shared pages by parts, of its data workers; GB."""
+    def read(process, file, key):
+        return next(int(line.split()[1]) for line in Path(f"/proc/{process}/{file}").read_text().splitlines()
+                    if line.startswith(key)) / 2**20
+    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return read(pid, "status", "VmRSS:"), sum(read(worker, "smaps_rollup", "Pss:") for worker in workers)
+
+
+def measure(coco):
+    """Runs the program: {"Epoch" or "Test": [(batches done, GB, GB of the workers)]}."""
+    curves = {"Epoch": [], "Test": []}
+    process = subprocess.Popen([sys.executable, "main.py", *FLAGS, "--coco_path", str(coco)], cwd=REPO, text=True, bufsize=1,
+                               stdout=subprocess.PIPE)
+    for line in process.stdout:
+        if match := PROGRESS.match(line):
+            part, batch = match.groups()
+            curves[part].append((int(batch), *memory(process.pid)))
+    if process.wait():
+        raise RuntimeError(f"main.py ended with exit code {process.returncode}")
+    return curves
+
+
+def draw(path, parts):
+    """parts: title -> (name of a unit, [(units done, GB, GB of the workers)])."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    for axes, (title, (unit, curve)) in zip(figure.subplots(1, len(parts)), parts.items()):
+        done, main, workers = zip(*curve)
+        axes.plot(done, main, label="the program")
+        axes.plot(done, workers, label="its two data workers")
+        axes.axvline(FIRST, color="black", linestyle=":", alpha=0.5)
+        axes.set(title=title, xlabel=unit, ylabel="resident memory, GB", ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--coco_path", type=Path, default=REPO.parent / "shared" / "data" / "coco_tiny")
+    parser.add_argument("--out", type=Path, default="memory.png")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        repeat_coco(args.coco_path, Path(folder), {"train": 2 * args.steps, "val": args.images})
+        curves = measure(Path(folder))
+    parts = {"training": ("steps of 2 images", curves["Epoch"]),
+             "evaluation": ("images", [(2 * batch, *rest) for batch, *rest in curves["Test"]])}
+    print(f"| after | program, GB | against {FIRST} | workers, GB |\n| --- | --- | --- | --- |")
+    for title, (unit, curve) in parts.items():
+        start = next(gigabytes for done, gigabytes, _ in curve if done >= FIRST)
+        marked = [next(row for row in curve if row[0] >= mark) for mark in (0, FIRST, 1000, 2000, 3000) if mark <= curve[-1][0]]
+        for done, gigabytes, workers in [*marked, curve[-1]]:
+            print(f"| {done} {unit} ({title}) | {gigabytes:.3f} | {gigabytes / start - 1:+.1%} | {workers:.3f} |")
+    draw(args.out, parts)
+
+
+if __name__ == "__main__":
+    main()
