@@ -209,6 +209,7 @@ Final AP:
 
 
 def versions():
+    """The machine, and what runs on it: read before the report's own pictures change the working tree."""
     theirs = run(ORACLE_PYTHON, "-c", "import importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in "
                  "('python-detr', 'torch', 'torchvision', 'numpy', 'pycocotools')))").strip()
     mine = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jittor", "numpy", "pycocotools"))
@@ -225,7 +226,7 @@ def main():
     parser.add_argument("--coco_path", type=Path, default=ROOT.parent / "shared" / "data" / "coco_tiny")
     parser.add_argument("--parts", nargs="+", choices=["table", "steps", "demo"], default=["table", "steps", "demo"])
     args = parser.parse_args()
-    start, out = time.time(), args.out.resolve()
+    start, machine, out = time.time(), versions(), args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     sections = []
     with tempfile.TemporaryDirectory() as folder:
@@ -245,7 +246,7 @@ def main():
 Written by `{command}` on {datetime.date.today()} in {(time.time() - start) / 60:.0f} minutes; nothing in it is typed by hand.
 The original runs in an interpreter of its own (`tests/oracle/make_env.sh`).
 
-{versions()}
+{machine}
 
 {chr(10).join(sections)}""")
 
