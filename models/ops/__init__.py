@@ -9,8 +9,6 @@ In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R5
   convolution is a matrix product (41 : 64), a 3x3 one with stride 1 Winograd's F(4x4, 3x3) (41 : 79), any other the product
   of its weights and the pixels under its window (3x3 with stride 2: 86 : 89), and what follows (bias, residual, ReLU) is
   done while the result is in the cache.
-- `linear`: Jittor computes it, and its own convolution, as plain operators in which it recognises the pattern while it
-  compiles. That happens in several threads, changes the graph without a lock, and has crashed in a training's first step.
 - `relu` (6 : 10), `max_pool` (35 : 98): on all cores, in one pass.
 - `softmax`: mask, exponential and sum in one pass over each row (5 : 57).
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
@@ -30,7 +28,8 @@ from jittor import nn
 SOURCE = Path(__file__).with_name("kernels.h")
 # Jittor copies the header at each call, so it is short; the digest has Jittor compile anew when the file changes.
 HEADER = f'#include "{SOURCE}"  // {hashlib.sha1(SOURCE.read_bytes()).hexdigest()}'
-LEAST_CHANNELS = 32  # for Winograd, whose matrices are those of the channels
+# Fewer channels make matrices too small for sgemm: with 1 instead of 32 a step of the demo takes 72 ms instead of 65.
+LEAST_CHANNELS = 32
 
 
 def bmm(a, b):
@@ -50,31 +49,19 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
     """
     outputs, channels, *kernel = weight.shape
     square = all(a == b for a, b in (kernel, stride, padding, dilation))
-    if _on_onednn() and square:
+    if _on_onednn() and square and min(outputs, channels * kernel[0] ** 2) >= LEAST_CHANNELS:
         place = kernel[0], stride[0], padding[0], dilation[0]
         if place == (1, 1, 0, 1):
             return _Conv1x1(relu)(x, weight, scale, bias, residual)
-        if place == (3, 1, 1, 1) and min(outputs, channels) >= LEAST_CHANNELS:
+        if place == (3, 1, 1, 1) and channels >= LEAST_CHANNELS:
             return _Conv3x3(relu)(x, weight, scale, bias, residual)
-        if place == (3, 1, place[3], place[3]) and min(outputs, channels) >= LEAST_CHANNELS:
+        if place == (3, 1, place[3], place[3]) and channels >= LEAST_CHANNELS:
             # Every n-th pixel of every n-th row is an image of its own, of a convolution without dilation.
             residual = None if residual is None else _split(residual, place[3])
             return _join(_Conv3x3(relu)(_split(x, place[3]), weight, scale, bias, residual), place[3], *x.shape[2:])
         return _ConvAny(relu, *place[1:])(x, weight, scale, bias, residual)
     weight = weight if scale is None else weight * scale.reshape(-1, 1, 1, 1)
     return _finish(nn.conv2d(x, weight, bias, stride, padding, dilation), residual, relu)
-
-
-def linear(x, weight, bias):
-    """x [..., n], weight [m, n], bias [m] -> [..., m], float32."""
-    return _Linear()(x, weight, bias) if _on_onednn() else nn.linear(x, weight, bias)
-
-
-class Linear(nn.Linear):
-    """nn.Linear."""
-
-    def execute(self, x):
-        return linear(x, self.weight, self.bias)
 
 
 def conv(x, layer):
@@ -222,26 +209,6 @@ def _sgemm(a, b, ta, tb):
             detr::sgemm('{ta}', '{tb}', m, n, k, in0_p + i * m * k, in0_shape2, in1_p + i * k * n, in1_shape2, 0.f,
                         out0_p + i * m * n, n);
     """)
-
-
-class _Linear(jt.Function):
-
-    def execute(self, x, weight, bias):
-        self.saved = x, weight
-        return _code([*x.shape[:-1], weight.shape[0]], [x, weight, bias],
-                     "detr::linear(in0_p, in1_p, in2_p, out0_p, out0->num / in2->num, in1_shape1, in1_shape0);")
-
-    def grad(self, d):
-        x, weight = self.saved
-        return (_code(x.shape, [d, weight], """
-                    const int64_t m = in1_shape0, n = in1_shape1, rows = in0->num / m;
-                    detr::sgemm('N', 'N', rows, n, m, in0_p, m, in1_p, n, 0.f, out0_p, n);
-                """),
-                _code(weight.shape, [d, x], """
-                    const int64_t m = out0_shape0, n = out0_shape1, rows = in0->num / m;
-                    detr::sgemm('T', 'N', m, n, rows, in0_p, m, in1_p, n, 0.f, out0_p, n);
-                """),
-                d.reshape(-1, d.shape[-1]).sum(0))
 
 
 class _Conv(jt.Function):

@@ -29,13 +29,6 @@ inline float* scratch(int slot, num size) {
 
 inline num ceil_div(num a, num b) { return (a + b - 1) / b; }  // a > -b
 
-// y [rows, co] = x [rows, ci] . w^T [ci, co] + bias
-inline void linear(const float* x, const float* w, const float* bias, float* y, num rows, num ci, num co) {
-    #pragma omp parallel for
-    for (num i = 0; i < rows; i++) std::copy(bias, bias + co, y + i * co);
-    sgemm('N', 'T', rows, co, ci, x, ci, w, ci, 1.f, y, co);
-}
-
 // What follows a convolution, each where it is not null or wanted: y = scale * y + bias, of one number per channel, then
 // y += residual, y = max(y, 0)
 struct After {
