@@ -151,7 +151,7 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as root:
         root = Path(root)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", root], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", root], check=True)
         try:
             expected, shapes = root / "undisturbed", root / "shapes"
             finish(expected, shapes)
