@@ -2,15 +2,17 @@
 
     python -m tests.faults
 
-Each fault strikes after the second of four epochs. Then it is mended, the training goes on from its last intact checkpoint, and its end is
-compared with that of an undisturbed one to the last bit. SIGKILL and SIGTERM at any moment: see interrupt.py; hostile files:
-hostile.py and test_hostile_data.py.
+Each fault strikes after the second of four epochs. Then it is mended, the training goes on from its last intact
+checkpoint, and its end is compared with that of an undisturbed one to the last bit. SIGKILL and SIGTERM at any moment: see
+interrupt.py; hostile files: hostile.py and test_hostile_data.py.
 """
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.interrupt import assert_same_training, finish, start
@@ -18,17 +20,14 @@ from util.checkpoint import load_checkpoint
 from util.errors import InputError
 
 
+@dataclass
 class Training:
-    """A training that runs, in a folder and on images of its own.
-
-    folder, shapes: Paths; process: a Popen of a process group; flags: more flags with which it goes on.
-    """
-
-    def __init__(self, folder, shapes, process):
-        self.folder = folder
-        self.shapes = shapes
-        self.process = process
-        self.flags = []
+    """A training that runs, in a folder and on images of its own, and what a fault leaves for the attempt to go on."""
+    folder: Path
+    shapes: Path
+    process: subprocess.Popen  # the leader of a process group
+    flags: list = field(default_factory=list)  # with which the training goes on
+    said: str = ""  # by the program about a damaged checkpoint
 
 
 def full_disk(training):
@@ -47,7 +46,7 @@ def folder_gone(training):
     return lambda: away.rename(training.folder)
 
 
-def folder_is_a_file(training):
+def log_is_a_folder(training):
     """log.txt is replaced by a folder"""
     (training.folder / "log.txt").rename(training.folder / "log.old")
     (training.folder / "log.txt").mkdir()
@@ -58,15 +57,15 @@ def folder_is_a_file(training):
     return mend
 
 
-def image_gone(training):
+def images_gone(training):
     """all images vanish"""
     images, away = training.shapes / "train2017", training.shapes / "away"
     images.rename(away)
     return lambda: away.rename(images)
 
 
-def image_damaged(training):
-    """an image is cut off"""
+def images_damaged(training):
+    """all images are cut off"""
     whole = {path: path.read_bytes() for path in (training.shapes / "train2017").iterdir()}
     for path, content in whole.items():
         path.write_bytes(content[:len(content) // 2])
@@ -123,7 +122,7 @@ def kill(training):
     training.process.wait()
 
 
-FAULTS = [full_disk, folder_gone, folder_is_a_file, image_gone, image_damaged, worker_killed, signal_twice, terminal_closed,
+FAULTS = [full_disk, folder_gone, log_is_a_folder, images_gone, images_damaged, worker_killed, signal_twice, terminal_closed,
           checkpoint_damaged, checkpoint_cut]
 
 
@@ -137,12 +136,13 @@ def strike(fault, folder, shapes, expected):
         mend = fault(training)
         code = training.process.wait(100)
         log.seek(0)
-        said = getattr(training, "said", None) or (log.read().strip().splitlines() or [""])[-1]
+        said = training.said or (log.read().strip().splitlines() or [""])[-1]
     if mend:
         mend()
-    before = load_checkpoint((training.flags or [0, folder / "checkpoint.pkl"])[1])
+    before = load_checkpoint(training.flags[1] if training.flags else folder / "checkpoint.pkl")
     finish(folder, shapes, *training.flags)
     assert_same_training(folder, expected)
+    shutil.rmtree(folder)  # for the disk is small
     place = f"epoch {before['epoch'] + 1}, step {before['step']}"
     return fault.__doc__, code, said.replace(str(folder.parent), "…"), f"nothing before {place}"
 
