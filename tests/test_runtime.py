@@ -248,11 +248,11 @@ def test_the_announcement_depends_on_the_cache(tmp_path, monkeypatch, capsys):
     assert first.count("\n") == later.count("\n") == 1
 
 
-def test_devices_on_a_machine_without_cuda():
+def test_devices_on_a_machine_without_cuda_and_no_threads_that_compile():
     code = ("from util.errors import InputError\n"
             "from util.runtime import select_device\n"
             "import jittor as jt\n"
-            "found = [select_device('auto'), jt.flags.use_cuda, select_device('cpu')]\n"
+            "found = [select_device('auto'), jt.flags.use_cuda, select_device('cpu'), jt.flags.use_parallel_op_compiler]\n"
             "try: select_device('cuda')\n"
             "except InputError as error: found.append(str(error))\n"
             "print(found)")
@@ -260,7 +260,7 @@ def test_devices_on_a_machine_without_cuda():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     *found, message = eval(done.stdout)
-    assert found == ["cpu", 0, "cpu"]
+    assert found == ["cpu", 0, "cpu", 0]
     assert message.startswith("--device cuda: ") and message.endswith("; use --device cpu")
 
 

@@ -3,7 +3,7 @@
 Two things keep a plain `import jittor` from working on many machines: an `nvcc` whose CUDA runtime library is not where
 Jittor looks for it, and oneDNN (Jittor calls it "mkl"), which Jittor downloads from one university server. `prepare`
 settles both. It runs when `util` is imported, costs a few milliseconds once oneDNN is in place, and respects the
-environment variables `JITTOR_HOME`, `nvcc_path` and `use_mkl` where the user has set them.
+environment variables `JITTOR_HOME`, `nvcc_path`, `use_mkl` and `use_parallel_op_compiler` where the user has set them.
 """
 import atexit
 import ctypes
@@ -28,13 +28,16 @@ JITTOR_SERVER = ("cg.cs.tsinghua.edu.cn", 443)
 def prepare():
     """Hide a CUDA that cannot work and put oneDNN where Jittor looks. Does nothing once Jittor is imported.
 
-    May set `nvcc_path` and `use_mkl` in `os.environ`, and prints a line on stderr where that costs speed.
+    May set these variables in `os.environ`, and prints a line on stderr where that costs speed.
     Raises OSError where the Jittor home cannot be written.
     """
     if "jittor_utils" in sys.modules:
         return
     _keep_freed_memory()
     _flush_subnormals()
+    # Jittor compiles a step's operators in several threads, which change its graph (edges, what is to be freed) without a
+    # lock: now and then a first step crashed. In turn takes longer, once.
+    os.environ.setdefault("use_parallel_op_compiler", "0")
     if "nvcc_path" not in os.environ:
         _hide_broken_cuda()
     if os.environ.get("use_mkl", "1") == "1":
