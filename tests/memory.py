@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 REPO = Path(__file__).resolve().parents[1]
-FLAGS = """--backbone tiny --backbone_norm batch --backbone_weights none --enc_layers 1 --dec_layers 2 --hidden_dim 64 --nheads 8
+FLAGS = """--backbone tiny --backbone_norm batch --backbone_weights none --enc_layers 1 --dec_layers 1 --hidden_dim 64 --nheads 1
            --dim_feedforward 128 --num_queries 20 --batch_size 2 --epochs 1 --device cpu""".split()
 PROGRESS = re.compile(r"^(Epoch|Test):.*?\[ *(\d+)/\d+\]")
 FIRST = 500  # where memory should have come to its end
