@@ -5,6 +5,7 @@
 The program itself runs, on real images with the original's transforms; its memory is read from outside, whenever it prints.
 """
 import argparse
+import contextlib
 import json
 import re
 import subprocess
@@ -42,8 +43,11 @@ def memory(pid):
     def read(process, file, key):
         return next(int(line.split()[1]) for line in Path(f"/proc/{process}/{file}").read_text().splitlines()
                     if line.startswith(key)) / 2**20
-    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return read(pid, "status", "VmRSS:"), sum(read(worker, "smaps_rollup", "Pss:") for worker in workers)
+    workers = 0
+    for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):  # it has come to its end
+            workers += read(worker, "smaps_rollup", "Pss:")
+    return read(pid, "status", "VmRSS:"), workers
 
 
 def measure(coco):
@@ -55,6 +59,8 @@ def measure(coco):
         if match := PROGRESS.match(line):
             part, batch = match.groups()
             curves[part].append((int(batch), *memory(process.pid)))
+            if int(batch) % 100 == 0:
+                print(f"{part} {batch}: {curves[part][-1][1]:.3f} GB", file=sys.stderr)
     if process.wait():
         raise RuntimeError(f"main.py ended with exit code {process.returncode}")
     return curves
