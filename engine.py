@@ -7,6 +7,7 @@ import jittor as jt
 from datasets.coco_eval import CocoEvaluator
 from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
+from util.runtime import give_back_memory
 
 PRINT_FREQ = 10
 
@@ -40,6 +41,7 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)
         optimizer.step()
+        give_back_memory()
         logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])
         if after_step:
             after_step(step + 1, logger)
@@ -76,6 +78,7 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
                 panoptic_evaluator.update([
                     {**segments, "image_id": target["image_id"], "file_name": f"{target['image_id']:012}.png"}
                     for target, segments in zip(targets, postprocessors["panoptic"](outputs, sizes, orig_sizes))])
+            give_back_memory()
             if after_step:
                 after_step()
     print("Averaged stats:", logger)

@@ -60,6 +60,18 @@ def select_device(name):
     return device
 
 
+def give_back_memory():
+    """To be called between two steps: what Jittor's allocator keeps goes to the C library, on the CPU.
+
+    Jittor keeps the pieces into which it has split memory for one batch, and they fit the less the more image sizes have been
+    seen: it took ever more. The C library joins them. With CUDA they stay, because freeing there waits for the device.
+    """
+    import jittor as jt
+    if not jt.flags.use_cuda:
+        jt.sync_all()
+        jt.gc()
+
+
 def jittor_home():
     """The folder (Path) under which Jittor keeps `.cache/jittor`, found as Jittor finds it, but without creating it."""
     config = Path.home() / ".cache" / "jittor" / "config.json"
@@ -117,7 +129,7 @@ def _keep_freed_memory():
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(trim_threshold, -1)  # never
 
 
 def _flush_subnormals():
