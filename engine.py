@@ -7,7 +7,7 @@ import jittor as jt
 from datasets.coco_eval import CocoEvaluator
 from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
-from util.runtime import give_back_memory
+from util.runtime import StepMemory
 
 PRINT_FREQ = 10
 
@@ -25,6 +25,7 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
     logger.add_meter("lr", SmoothedValue(window_size=1, fmt="{value:.6f}"))
     logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
     logger.load_state_dict(meters or {})
+    memory = StepMemory()
     data_loader.set_epoch(epoch, done)
     batches = logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]", done)
     for step, (samples, targets) in enumerate(batches, start=done):
@@ -41,7 +42,7 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)
         optimizer.step()
-        give_back_memory()
+        memory.tidy()
         logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])
         if after_step:
             after_step(step + 1, logger)
@@ -61,6 +62,7 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
     model.eval()
     logger = MetricLogger()
     logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
+    memory = StepMemory()
     evaluator = CocoEvaluator(coco_gt, [name for name in ("bbox", "segm") if name in postprocessors])
     with jt.no_grad():
         for samples, targets in logger.log_every(data_loader, PRINT_FREQ, "Test:"):
@@ -78,7 +80,7 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
                 panoptic_evaluator.update([
                     {**segments, "image_id": target["image_id"], "file_name": f"{target['image_id']:012}.png"}
                     for target, segments in zip(targets, postprocessors["panoptic"](outputs, sizes, orig_sizes))])
-            give_back_memory()
+            memory.tidy()
             if after_step:
                 after_step()
     print("Averaged stats:", logger)

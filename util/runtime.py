@@ -60,16 +60,30 @@ def select_device(name):
     return device
 
 
-def give_back_memory():
-    """To be called between two steps: what Jittor's allocator keeps goes to the C library, on the CPU.
+class StepMemory:
+    """Keeps the memory flat over batches of many sizes; `tidy` is to be called after each of them.
 
-    Jittor keeps the pieces into which it has split memory for one batch, and they fit the less the more image sizes have been
-    seen: it took ever more. The C library joins them. With CUDA they stay, because freeing there waits for the device.
+    Jittor's allocator keeps freed memory in the pieces into which it was split for one batch, and takes more from the C library
+    where none fits: with every size it has seen it holds more. Here, when it holds more than a batch needs that starts without
+    such pieces, they go back to the C library, which joins them. With CUDA they stay: freeing would wait for the device.
     """
-    import jittor as jt
-    if not jt.flags.use_cuda:
+
+    def __init__(self):
+        self.need = 0
+        self.tidied = True
+
+    def tidy(self):
+        import jittor as jt
+        if jt.flags.use_cuda:
+            return
         jt.sync_all()
-        jt.gc()
+        held = jt.get_mem_info().total_cpu_used
+        if self.tidied:
+            self.need = max(self.need, held)
+            self.tidied = False
+        elif held > self.need:
+            jt.gc()
+            self.tidied = True
 
 
 def jittor_home():
