@@ -88,16 +88,19 @@ def main():
     parser.add_argument("--out", type=Path, default="memory.png")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        repeat_coco(args.coco_path, Path(folder), {"train": 2 * args.steps, "val": args.images})
+        repeat_coco(args.coco_path, Path(folder), {"train": 2 * (args.steps + 1), "val": args.images + 2})
         curves = measure(Path(folder))
     parts = {"training": ("steps of 2 images", curves["Epoch"]),
              "evaluation": ("images", [(2 * batch, *rest) for batch, *rest in curves["Test"]])}
-    print(f"| after | program, GB | against {FIRST} | workers, GB |\n| --- | --- | --- | --- |")
+    print(f"| after | program, GB | against {FIRST} | highest since the row above, GB | workers, GB |\n"
+          "| --- | --- | --- | --- | --- |")
     for title, (unit, curve) in parts.items():
         start = next(gigabytes for done, gigabytes, _ in curve if done >= FIRST)
-        marked = [next(row for row in curve if row[0] >= mark) for mark in (0, FIRST, 1000, 2000, 3000) if mark <= curve[-1][0]]
-        for done, gigabytes, workers in [*marked, curve[-1]]:
-            print(f"| {done} {unit} ({title}) | {gigabytes:.3f} | {gigabytes / start - 1:+.1%} | {workers:.3f} |")
+        marks = [mark for mark in (0, FIRST, 1000, 2000, 3000) if mark <= curve[-1][0]]
+        for before, mark in zip([-1, *marks], marks):
+            done, gigabytes, workers = next(row for row in curve if row[0] >= mark)
+            highest = max(row[1] for row in curve if before < row[0] <= done)
+            print(f"| {done} {unit} ({title}) | {gigabytes:.3f} | {gigabytes / start - 1:+.1%} | {highest:.3f} | {workers:.3f} |")
     draw(args.out, parts)
 
 

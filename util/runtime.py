@@ -65,10 +65,13 @@ class StepMemory:
 
     Jittor's allocator keeps freed memory in the pieces into which it was split for one batch, and takes more from the C library
     where none fits: with every size it has seen it holds more. Here, when it holds more than a batch needs that starts without
-    such pieces, they go back to the C library, which joins them. With CUDA they stay: freeing would wait for the device.
+    such pieces, they go back to the C library, which joins them; and every EVERY batches to the system, so that one large batch
+    does not hold its memory for days. With CUDA they stay: freeing would wait for the device.
     """
+    EVERY = 50
 
     def __init__(self):
+        self.batches = 0
         self.need = 0
         self.tidied = True
 
@@ -78,12 +81,18 @@ class StepMemory:
             return
         jt.sync_all()
         held = jt.get_mem_info().total_cpu_used
-        if self.tidied:
+        if self.batches % self.EVERY == 0:
+            jt.gc()
+            _return_freed_memory()
+            self.need = 0
+            self.tidied = True
+        elif self.tidied:
             self.need = max(self.need, held)
             self.tidied = False
         elif held > self.need:
             jt.gc()
             self.tidied = True
+        self.batches += 1
 
 
 def jittor_home():
@@ -144,6 +153,11 @@ def _keep_freed_memory():
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, -1)  # never
+
+
+def _return_freed_memory():
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _flush_subnormals():
