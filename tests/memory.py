@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
@@ -92,15 +93,16 @@ def main():
         curves = measure(Path(folder))
     parts = {"training": ("steps of 2 images", curves["Epoch"]),
              "evaluation": ("images", [(2 * batch, *rest) for batch, *rest in curves["Test"]])}
-    print(f"| after | program, GB | against {FIRST} | highest since the row above, GB | workers, GB |\n"
-          "| --- | --- | --- | --- | --- |")
+    print(f"| after | program, GB | against {FIRST} | since the row above: mean, GB | highest, GB | workers, GB |\n"
+          "| --- | --- | --- | --- | --- | --- |")
     for title, (unit, curve) in parts.items():
         start = next(gigabytes for done, gigabytes, _ in curve if done >= FIRST)
         marks = [mark for mark in (0, FIRST, 1000, 2000, 3000) if mark <= curve[-1][0]]
         for before, mark in zip([-1, *marks], marks):
             done, gigabytes, workers = next(row for row in curve if row[0] >= mark)
-            highest = max(row[1] for row in curve if before < row[0] <= done)
-            print(f"| {done} {unit} ({title}) | {gigabytes:.3f} | {gigabytes / start - 1:+.1%} | {highest:.3f} | {workers:.3f} |")
+            since = [row[1] for row in curve if before < row[0] <= done]
+            print(f"| {done} {unit} ({title}) | {gigabytes:.3f} | {gigabytes / start - 1:+.1%} | {fmean(since):.3f} "
+                  f"| {max(since):.3f} | {workers:.3f} |")
     draw(args.out, parts)
 
 
