@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -157,6 +158,7 @@ def main():
             finish(expected, shapes)
             for fault in FAULTS:
                 rows.append(strike(fault, root / fault.__name__, shapes, expected))
+                print(f"done: {fault.__doc__}", file=sys.stderr)
         finally:
             subprocess.run(["umount", "-l", root], check=True)
     print("| what happens after the second epoch | exit code | what the program says | what is lost |\n| --- | --- | --- | --- |")

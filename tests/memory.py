@@ -16,11 +16,15 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
+from engine import PRINT_FREQ
+from util.runtime import StepMemory
+
 REPO = Path(__file__).resolve().parents[1]
 FLAGS = """--backbone tiny --backbone_norm batch --backbone_weights none --enc_layers 1 --dec_layers 1 --hidden_dim 64 --nheads 1
            --dim_feedforward 128 --num_queries 20 --batch_size 2 --epochs 1 --device cpu""".split()
 PROGRESS = re.compile(r"^(Epoch|Test):.*?\[ *(\d+)/\d+\]")
 FIRST = 500  # where memory should have come to its end
+MARKS = (0, FIRST, 1000, 2000, 3000)
 
 
 def repeat_coco(source, folder, counts):
@@ -93,16 +97,20 @@ def main():
         curves = measure(Path(folder))
     parts = {"training": ("steps of 2 images", curves["Epoch"]),
              "evaluation": ("images", [(2 * batch, *rest) for batch, *rest in curves["Test"]])}
-    print(f"| after | program, GB | against {FIRST} | since the row above: mean, GB | highest, GB | workers, GB |\n"
-          "| --- | --- | --- | --- | --- | --- |")
+    print("Memory goes back to the system at intervals: what is held then, the mean and the highest since the row above, in GB.")
+    print(f"| after | held | against {FIRST} | mean | highest | workers |\n| --- | --- | --- | --- | --- | --- |")
     for title, (unit, curve) in parts.items():
-        start = next(gigabytes for done, gigabytes, _ in curve if done >= FIRST)
-        marks = [mark for mark in (0, FIRST, 1000, 2000, 3000) if mark <= curve[-1][0]]
-        for before, mark in zip([-1, *marks], marks):
-            done, gigabytes, workers = next(row for row in curve if row[0] >= mark)
-            since = [row[1] for row in curve if before < row[0] <= done]
-            print(f"| {done} {unit} ({title}) | {gigabytes:.3f} | {gigabytes / start - 1:+.1%} | {fmean(since):.3f} "
-                  f"| {max(since):.3f} | {workers:.3f} |")
+        batch = curve[1][0] // PRINT_FREQ  # units in one
+        held_first = None
+        for before, mark in zip(MARKS, MARKS[1:]):
+            since = [row for row in curve[:-1] if before <= row[0] < mark]  # the last one comes after the end
+            if not since:
+                break
+            held = fmean(row[1] for row in since if row[0] // batch % StepMemory.EVERY == 0)
+            held_first = held_first or held
+            _, main, workers = zip(*since)
+            print(f"| {mark} {unit} ({title}) | {held:.3f} | {held / held_first - 1:+.1%} | {fmean(main):.3f} | {max(main):.3f} "
+                  f"| {workers[-1]:.3f} |")
     draw(args.out, parts)
 
 
