@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from engine import PRINT_FREQ
@@ -99,6 +100,7 @@ def main():
              "evaluation": ("images", [(2 * batch, *rest) for batch, *rest in curves["Test"]])}
     print("Memory goes back to the system at intervals: what is held then, the mean and the highest since the row above, in GB.")
     print(f"| after | held | against {FIRST} | mean | highest | workers |\n| --- | --- | --- | --- | --- | --- |")
+    trends = []
     for title, (unit, curve) in parts.items():
         batch = curve[1][0] // PRINT_FREQ  # units in one
         held_first = None
@@ -111,6 +113,12 @@ def main():
             _, main, workers = zip(*since)
             print(f"| {mark} {unit} ({title}) | {held:.3f} | {held / held_first - 1:+.1%} | {fmean(main):.3f} | {max(main):.3f} "
                   f"| {workers[-1]:.3f} |")
+        done, held = np.array([row[:2] for row in curve[:-1] if row[0] >= FIRST and row[0] // batch % StepMemory.EVERY == 0]).T
+        (slope, _), covariance = np.polyfit(done, held, 1, cov=True)
+        growth = np.array([slope, covariance[0, 0] ** 0.5]) * (done[-1] - done[0]) / held.mean()
+        trends.append(f"{title}: held memory from {FIRST} {unit} on, by a straight line: {growth[0]:+.1%} ± {growth[1]:.1%} at "
+                      f"{done[-1]:.0f} (single readings differ by {held.std() / held.mean():.1%})")
+    print("\n".join(["", *trends]))
     draw(args.out, parts)
 
 
