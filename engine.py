@@ -5,6 +5,7 @@ import random
 import jittor as jt
 
 from datasets.coco_eval import CocoEvaluator
+from util import dist
 from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
 from util.runtime import StepMemory
@@ -18,6 +19,7 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
     max_norm: clip the global norm of the gradients to it; 0 does not clip.
     done, meters: steps of this epoch that were trained before, and the meters' state after them.
     after_step: called with the number of steps done and the MetricLogger after each step.
+    What is logged is the mean over the processes. A step for which one of them has no sample is left out by all.
     Raises InputError when the loss is not finite, before the weights are touched.
     """
     model.train()
@@ -29,12 +31,14 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
     data_loader.set_epoch(epoch, done)
     batches = logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]", done)
     for step, (samples, targets) in enumerate(batches, start=done):
-        if not targets:  # bad samples were skipped, and nothing is left
+        if not all(dist.all_gather(len(targets))):  # bad samples were skipped, and nothing is left
             continue
-        # Dropout depends on seed, epoch and step only, so that a resumed run continues as if it had never stopped.
-        jt.set_seed(random.Random(f"{seed}/{epoch}/{step}").getrandbits(31))
+        # Dropout depends on seed, epoch and batch only, so that a resumed run continues as if it had never stopped.
+        batch = step * dist.get_world_size() + dist.get_rank()
+        jt.set_seed(random.Random(f"{seed}/{epoch}/{batch}").getrandbits(31))
         losses = criterion(model(samples.to_jittor()), targets)
         loss, scalars = weighted_sum(losses, criterion.weight_dict)
+        scalars = dist.reduce_dict(scalars)
         if not math.isfinite(scalars["loss"]):
             raise InputError(f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last checkpoint is "
                              "intact; resume from it with a smaller --lr, or check the annotations")
@@ -55,6 +59,8 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
 
     coco_gt: COCO with the ground truth; panoptic_evaluator: a PanopticEvaluator, for a model with that postprocessor;
     after_step: called after each batch.
+    Each process takes its part of the batches; the main process gets all of their results, the others an empty dictionary of
+    averages.
     Returns (averages, evaluator): the losses' averages, and the figures under `coco_eval_bbox` (12 of COCO),
     `coco_eval_masks` (12), `PQ_all`, `PQ_th`, `PQ_st`, as far as the model has them; and the CocoEvaluator with the
     detections.
@@ -67,6 +73,9 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
     with jt.no_grad():
         for samples, targets in logger.log_every(data_loader, PRINT_FREQ, "Test:"):
             if not targets:
+                criterion.average_boxes(targets)  # as the other processes, which have a batch, do in the criterion
+                if after_step:
+                    after_step()
                 continue
             outputs = model(samples.to_jittor())
             _, scalars = weighted_sum(criterion(outputs, targets), criterion.weight_dict)
@@ -83,6 +92,12 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
             memory.tidy()
             if after_step:
                 after_step()
+    logger.synchronize_between_processes()
+    evaluator.synchronize_between_processes()
+    if panoptic_evaluator is not None:
+        panoptic_evaluator.synchronize_between_processes()
+    if not dist.is_main_process():
+        return {}, evaluator
     print("Averaged stats:", logger)
     evaluator.accumulate()
     evaluator.summarize()

@@ -1,14 +1,15 @@
 """Trains and evaluates DETR on COCO. `python main.py --help` lists the flags; the README explains them."""
 import argparse
+import math
 import shlex
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from util import runtime
-from util.checkpoint import check_training_state, load_backbone, load_checkpoint, load_model_state, load_optimizer_state
+from util import dist, runtime
+from util.checkpoint import (check_training_state, load_backbone, load_checkpoint, load_model_state, load_optimizer_state,
+                             weights_digest)
 from util.errors import InputError
 from util.files import claim, training_files
 from util.signals import StopRequest
@@ -131,7 +132,8 @@ def full_command(args):
 
 def main(args):
     check_args(args)
-    resumed = load_checkpoint(args.resume) if args.resume else None
+    with dist.main_process_first():
+        resumed = load_checkpoint(args.resume) if args.resume else None
     start_time = time.time()
     runtime.announce_compilation()
     device = runtime.select_device(args.device)
@@ -142,20 +144,19 @@ def main(args):
     from datasets.loader import DataLoader
     from engine import evaluate, train_one_epoch
     from models import build_model
-    from util.dist import get_rank
     from util.optim import StepLR
     from util.output import OutputFolder
 
-    dataset_val = build_dataset("val", args)
-    loader_val = DataLoader(dataset_val, args.batch_size, shuffle=False, drop_last=False,
-                            num_workers=args.num_workers, seed=args.seed)
+    loading = dict(num_workers=args.num_workers, seed=args.seed, rank=dist.get_rank(), world_size=dist.get_world_size())
+    with dist.main_process_first():
+        dataset_val = build_dataset("val", args)
+    loader_val = DataLoader(dataset_val, args.batch_size, shuffle=False, drop_last=False, **loading)
     coco_gt = get_coco_api_from_dataset(dataset_val)
     if not args.eval:
         dataset_train = build_dataset("train", args)
-        loader_train = DataLoader(dataset_train, args.batch_size, shuffle=True, drop_last=True,
-                                  num_workers=args.num_workers, seed=args.seed)
+        loader_train = DataLoader(dataset_train, args.batch_size, shuffle=True, drop_last=True, **loading)
 
-    jt.set_global_seed(args.seed + get_rank())
+    jt.set_global_seed(args.seed)
     model, criterion, postprocessors = build_model(args)
     if resumed:
         load_model_state(model, resumed["model"], args.resume)
@@ -163,9 +164,12 @@ def main(args):
         load_model_state(model.detr, load_checkpoint(args.frozen_weights)["model"], args.frozen_weights)
     else:
         detr = model.detr if args.masks else model
-        load_backbone(detr.backbone[0].body, args.backbone_weights, args.backbone)
+        with dist.main_process_first():
+            load_backbone(detr.backbone[0].body, args.backbone_weights, args.backbone)
+    dist.check_same(weights_digest(model), "the initial weights")
     n_parameters = sum(p.numel() for p in model.parameters() if not p.is_stop_grad())
-    print(f"device: {device}, trainable parameters: {n_parameters:,}, validation images: {len(dataset_val)}, "
+    processes = f" of each of {dist.get_world_size()} processes" * (dist.get_world_size() > 1)
+    print(f"device{processes}: {device}, trainable parameters: {n_parameters:,}, validation images: {len(dataset_val)}, "
           f"ready after {time.time() - start_time:.0f} s")
 
     output = OutputFolder(args.output_dir, args.overwrite)
@@ -181,17 +185,19 @@ def main(args):
 
     optimizer = build_optimizer(model, args)
     lr_scheduler = StepLR(optimizer, args.lr_drop)
-    start = load_training(resumed, optimizer, lr_scheduler, len(loader_train), args) if resumed else Start(args.start_epoch)
+    start = load_training(resumed, optimizer, lr_scheduler, len(dataset_train), args) if resumed else Start(args.start_epoch)
 
     def save_step(step, logger):
         """After each step: saves where it is time to, and ends the run where a signal asked for that."""
-        if stop.received or (args.checkpoint_interval and step % args.checkpoint_interval == 0):
-            output.save_training(model, optimizer, lr_scheduler, args, epoch - 1, step, steps=len(loader_train),
+        stopping = stop.agree()
+        if stopping or (args.checkpoint_interval and step % args.checkpoint_interval == 0):
+            output.save_training(model, optimizer, lr_scheduler, args, epoch - 1, step, images=len(dataset_train),
                                  meters=logger.state_dict())
-        stop_here()
+        if stopping:
+            stop.exit(how_to_go_on(args))
 
     def stop_here():
-        if stop.received:
+        if stop.agree():
             stop.exit(how_to_go_on(args))
 
     def evaluate_epoch(epoch, train_stats):
@@ -252,7 +258,7 @@ def check_args(args):
             require_panopticapi()
     if args.dataset_file != "shapes" and not args.coco_path:
         raise InputError("--coco_path is missing: give the folder with train2017, val2017 and annotations")
-    if args.output_dir:
+    if args.output_dir and dist.is_main_process():
         check_output_dir(args)
 
 
@@ -286,34 +292,37 @@ class Start(NamedTuple):
     train_stats: Optional[dict] = None  # averages of the epoch before, where it was trained to its end
 
 
-def load_training(resumed, optimizer, lr_scheduler, steps, args):
-    """Takes optimizer, schedule and position from a checkpoint. steps: batches per epoch. Returns a Start."""
+def load_training(resumed, optimizer, lr_scheduler, images, args):
+    """Takes optimizer, schedule and position from a checkpoint. images: how many there are to train on. Returns a Start."""
     optimizer_state = resumed.get("optimizer")
     if not isinstance(optimizer_state, dict) or "groups" not in optimizer_state:  # weights alone, or a checkpoint of the original
         print(f"{args.resume}: only the weights are taken; training starts at epoch {args.start_epoch}")
         return Start(args.start_epoch)
     check_training_state(resumed, args.resume)
-    if resumed["step"]:
-        now = {"batches per epoch": steps, "--batch_size": args.batch_size, "--seed": args.seed}
-        then = {"batches per epoch": resumed["steps"], "--batch_size": resumed["args"]["batch_size"],
+    processes, step = dist.get_world_size(), resumed["step"]
+    if resumed["processes"] != processes:
+        print(f"{args.resume}: was saved by a training of {resumed['processes']} processes and goes on with {processes}: a "
+              f"step now takes {processes * args.batch_size} images")
+        step = math.ceil(step * resumed["processes"] / processes)  # nothing is trained twice
+    if step:
+        now = {"training images": images, "--batch_size": args.batch_size, "--seed": args.seed}
+        then = {"training images": resumed["images"], "--batch_size": resumed["args"]["batch_size"],
                 "--seed": resumed["args"]["seed"]}
         if changed := [f"{name} {then[name]} (now {now[name]})" for name in now if now[name] != then[name]]:
             raise InputError(f"{args.resume}: was saved in the middle of an epoch, with {', '.join(changed)}: "
                              "resume with the same data and flags")
     load_optimizer_state(optimizer, resumed["optimizer"], args.resume)
     lr_scheduler.load_state_dict(resumed["lr_scheduler"])
-    return Start(resumed["epoch"] + 1, resumed["step"], resumed.get("meters"), resumed.get("train_stats"))
+    return Start(resumed["epoch"] + 1, step, resumed.get("meters"), resumed.get("train_stats"))
 
 
 def how_to_go_on(args):
     if not args.output_dir:
         return "nothing is saved without --output_dir"
     again = argparse.Namespace(**{**vars(args), "resume": str(Path(args.output_dir) / "checkpoint.pkl"), "overwrite": False})
-    return f"go on with {full_command(again)}"
+    return "go on with " + f"mpirun -np {dist.get_world_size()} " * (dist.get_world_size() > 1) + full_command(again)
 
 
 if __name__ == "__main__":
-    try:
+    with dist.job():
         main(parse_args())
-    except InputError as error:
-        sys.exit(f"error: {error}")

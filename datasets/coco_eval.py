@@ -10,6 +10,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from util import dist
+
 
 class CocoEvaluator:
     """Collects predictions, then computes and prints the COCO figures.
@@ -42,6 +44,15 @@ class CocoEvaluator:
         for iou_type, results in self.results.items():
             for image_id, prediction in new.items():
                 results.extend(PREPARE[iou_type](image_id, prediction))
+
+    def synchronize_between_processes(self):
+        """The main process takes the predictions of all processes, in the order of the image ids."""
+        everyones = dist.gather((self.img_ids, self.results))
+        if everyones is None:
+            return
+        self.img_ids = set().union(*(img_ids for img_ids, _ in everyones))
+        self.results = {iou_type: sorted((result for _, results in everyones for result in results[iou_type]),
+                                         key=lambda result: result["image_id"]) for iou_type in self.results}
 
     def accumulate(self):
         """Matches all detections with the ground truth of the images seen and accumulates precision and recall."""

@@ -24,37 +24,42 @@ class DataLoader:
     targets: list of B target dictionaries (see `datasets.coco.CocoDetection`).
     Where the data set skips bad samples, a batch is smaller by those in it; without any sample left it is `(None, [])`. The
     end of a pass prints how many were left out.
+    Of `world_size` processes that load the same data set each gets every so many-th batch, as many as the others: with
+    `drop_last` a last round of too few batches is left out, else it is `(None, [])` for those who go without.
 
     Args:
         dataset: has `__len__`, `__getitem__`, `skip_bad_samples` (whether items that raise InputError are left out) and
             `max_size`, the longer side of its images in pixels, from which the workers' memory follows; `set_epoch` sets its
             `epoch`.
-        batch_size: images per batch.
+        batch_size: images per batch of each process.
         shuffle: whether each epoch has an order of its own, derived from `seed` and the epoch only.
-        drop_last: whether an incomplete last batch is left out.
+        drop_last: whether an incomplete last batch, or round of batches, is left out.
         num_workers: processes that load; 0 loads in this process.
         seed: what the order derives from.
+        rank, world_size: number of this process, and number of processes.
 
     Raises:
         InputError: no batch at all; while iterating, what the data set raises, or a worker that died.
         RuntimeError: while iterating, another fault in a worker.
     """
 
-    def __init__(self, dataset, batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0):
+    def __init__(self, dataset, batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0, rank=0, world_size=1):
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.seed = seed
+        self.rank, self.world_size = rank, world_size
         self.set_epoch(0)
         if len(self) == 0:
+            processes = f" for each of {world_size} processes" * (world_size > 1)
             raise InputError(f"--batch_size {batch_size}: the data set has only {len(dataset)} images, less than one "
-                             "batch; use a smaller batch or more images")
+                             f"batch{processes}; use a smaller batch or more images")
 
     def __len__(self):
-        """Number of batches."""
-        full, rest = divmod(len(self.dataset), self.batch_size)
+        """Number of batches, of each process."""
+        full, rest = divmod(len(self.dataset), self.batch_size * self.world_size)
         return full + (rest > 0 and not self.drop_last)
 
     def set_epoch(self, epoch, start=0):
@@ -86,11 +91,13 @@ class DataLoader:
             workers.close()
 
     def _order(self):
-        """List of index lists, one for each batch."""
+        """List of index lists, one for each batch of this process."""
         count = len(self.dataset)
         indices = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else range(count)
         indices = [int(index) for index in indices]
-        return [indices[i * self.batch_size:(i + 1) * self.batch_size] for i in range(len(self))]
+        starts = range(self.rank * self.batch_size, len(self) * self.world_size * self.batch_size,
+                       self.world_size * self.batch_size)
+        return [indices[start:start + self.batch_size] for start in starts]
 
 
 def load_batch(dataset, indices):

@@ -6,11 +6,12 @@ import json
 import tempfile
 from pathlib import Path
 
+from util import dist
 from util.errors import InputError
 
 
 class PanopticEvaluator:
-    """Writes the predicted PNGs into a folder, then computes and prints PQ, SQ and RQ.
+    """The main process writes the predicted PNGs into a folder, then computes and prints PQ, SQ and RQ.
 
     Args:
         ann_file: panoptic JSON with the ground truth.
@@ -29,13 +30,22 @@ class PanopticEvaluator:
             output_dir = self._temporary.name
         self.output_dir = Path(output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.unwritten = []
         self.predictions = []
 
     def update(self, predictions):
         """predictions: dictionaries with image_id, file_name, png_string (bytes) and segments_info."""
+        if not dist.is_main_process():
+            self.unwritten += predictions
+            return
         for prediction in predictions:
             (self.output_dir / prediction["file_name"]).write_bytes(prediction["png_string"])
             self.predictions.append({key: value for key, value in prediction.items() if key != "png_string"})
+
+    def synchronize_between_processes(self):
+        """The main process takes and writes the predictions of the others."""
+        for predictions in dist.gather(self.unwritten) or ():
+            self.update(predictions)
 
     def summarize(self):
         """Prints the figures and returns them: All, Things, Stuff with pq, sq, rq in 0..1 and n, and per_class."""

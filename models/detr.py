@@ -4,7 +4,7 @@ import numpy as np
 from jittor import nn
 
 from datasets import NUM_CLASSES
-from util import box_ops
+from util import box_ops, dist
 from util.misc import NestedTensor, nested_tensor_from_arrays
 
 from . import ops
@@ -110,7 +110,7 @@ class SetCriterion(nn.Module):
         indices = [self.matcher(*layer, targets) for layer in zip(host_logits, host_boxes)]
         classes, target_boxes, matched = self._dense_targets(indices, targets, host_logits.shape)
 
-        num_boxes = max(sum(len(target["labels"]) for target in targets), 1)
+        num_boxes = self.average_boxes(targets)
         per_layer = {
             "loss_ce": self.loss_labels(logits, classes),
             "cardinality_error": self.cardinality_error(host_logits, targets),
@@ -122,6 +122,10 @@ class SetCriterion(nn.Module):
         if "pred_masks" in outputs:
             losses.update(self.loss_masks(outputs["pred_masks"], indices[0], targets, num_boxes))
         return losses
+
+    def average_boxes(self, targets):
+        """Mean over the processes of the number of their objects, at least 1. Every process has to take part."""
+        return max(np.mean(dist.all_gather(sum(len(target["labels"]) for target in targets))), 1)
 
     def _dense_targets(self, indices, targets, shape):
         """What each query should predict: classes int32 [L, B, Q], boxes float32 [L, B, Q, 4], matched float32 [L, B, Q].

@@ -52,7 +52,7 @@ def test_files_of_a_training(trained):
     assert files == {"checkpoint.pkl", "checkpoint0000.pkl", "checkpoint0001.pkl", "eval/latest.pkl", "eval/000.pkl",
                      ".lock", "log.txt", "detections_bbox.json", "curves.png", "predictions.png"}
     checkpoint = load_checkpoint(trained / "checkpoint.pkl")
-    assert set(checkpoint) == {"model", "optimizer", "lr_scheduler", "epoch", "step", "train_stats", "args"}
+    assert set(checkpoint) == {"model", "optimizer", "lr_scheduler", "epoch", "step", "processes", "train_stats", "args"}
     assert checkpoint["epoch"] == 1 and load_checkpoint(trained / "checkpoint0000.pkl")["epoch"] == 0
     assert checkpoint["args"]["num_queries"] == 10
     precision = jt.load(str(trained / "eval" / "latest.pkl"))["precision"]

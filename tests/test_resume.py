@@ -93,7 +93,7 @@ def test_saving_every_two_steps(coco, whole, tmp_path):
     assert_same_training(tmp_path, whole)
 
 
-@pytest.mark.parametrize("flags, message", [(["--batch_size", 2], "batches per epoch 3 .now 1., --batch_size 1 .now 2."),
+@pytest.mark.parametrize("flags, message", [(["--batch_size", 2], "--batch_size 1 .now 2."),
                                             (["--seed", 48], "--seed 47 .now 48.")])
 def test_the_middle_of_an_epoch_needs_the_same_flags(coco, tmp_path, loading, flags, message):
     loading(1, signal.SIGTERM)

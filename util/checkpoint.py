@@ -115,6 +115,11 @@ def model_state(model):
     return {name: var.numpy() for name, var in model.named_parameters()}
 
 
+def weights_digest(model):
+    """Hex digits that are the same for the same weights, bit by bit."""
+    return hashlib.sha1(b"".join(array.tobytes() for array in model_state(model).values())).hexdigest()
+
+
 def load_model_state(model, state, source):
     """Copy state (name -> float array) into the model's Vars in place; which of them train does not change.
 
@@ -181,10 +186,10 @@ def check_training_state(checkpoint, source):
     number = (int, float)
     moments = {"step": int, "exp_avg": np.ndarray, "exp_avg_sq": np.ndarray}
     group = {"names": [str], "lr": number, "weight_decay": number, "betas": (tuple, list), "eps": number}
-    form = {"epoch": int, "step": int, "lr_scheduler": {"step_size": int, "gamma": number, "last_epoch": int},
+    form = {"epoch": int, "step": int, "processes": int, "lr_scheduler": {"step_size": int, "gamma": number, "last_epoch": int},
             "optimizer": {"state": {str: moments}, "groups": [group]}}
     if checkpoint.get("step"):
-        form.update(steps=int, args={"batch_size": int, "seed": int},
+        form.update(images=int, args={"batch_size": int, "seed": int},
                     meters={str: {"deque": [number], "total": number, "count": int}})
     elif "train_stats" in checkpoint:
         form["train_stats"] = {str: number}

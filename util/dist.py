@@ -1,10 +1,131 @@
-"""Which process this is, under MPI or alone."""
-import jittor as jt
+"""What the processes of one training, started by Open MPI's `mpirun`, say to each other. Alone, all of it is trivial.
+
+The gradients are Jittor's business: `Optimizer.backward` averages them over the processes. Here are the few things beside them,
+on Jittor's MPI broadcast of arrays. All functions but the getters have to be called by all processes, in the same order.
+
+Source: the role of the distributed part of `util/misc.py` in the original.
+"""
+import os
+import pickle
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
+
+from util.errors import InputError
+
+
+def get_world_size():
+    """Number of processes. mpirun tells it in the environment: Jittor, which may compile for minutes, need not be imported."""
+    return int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
 
 
 def get_rank():
-    return jt.rank
+    """Number of this process among all."""
+    return int(os.environ.get("OMPI_COMM_WORLD_RANK", 0))
+
+
+def get_local_rank():
+    """Number of this process among those of its machine, which is the number of its GPU."""
+    return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
 
 
 def is_main_process():
     return get_rank() == 0
+
+
+def broadcast(value, root=0):
+    """The value, anything that pickles, that the process `root` has."""
+    if get_world_size() == 1:
+        return value
+    content = _broadcast_bytes(pickle.dumps(value) if get_rank() == root else b"", root)
+    return value if get_rank() == root else pickle.loads(content)
+
+
+def _broadcast_bytes(content, root):
+    from jittor import mpi
+    size = np.frombuffer(len(content).to_bytes(8, "little"), np.uint8).copy()  # Jittor would make int32 of an int64
+    mpi.broadcast(size, root)
+    data = np.frombuffer(content, np.uint8).copy() if get_rank() == root else np.empty(size.view(np.int64)[0], np.uint8)
+    mpi.broadcast(data, root)
+    return data.tobytes()
+
+
+def all_gather(value):
+    """List of the values, anything that pickles, of all processes, by rank."""
+    return [broadcast(value, root) for root in range(get_world_size())]
+
+
+def gather(value):
+    """In the main process the list of all processes' values, anything that pickles, by rank; None in the others."""
+    if get_world_size() == 1:
+        return [value]
+    everyones = []
+    for root in range(get_world_size()):
+        content = _broadcast_bytes(pickle.dumps(value) if get_rank() == root else b"", root)
+        if is_main_process():
+            everyones.append(pickle.loads(content))
+    return everyones if is_main_process() else None
+
+
+def reduce_dict(values):
+    """The means over the processes of a dictionary of floats that has the same keys everywhere (original: `reduce_dict`)."""
+    everyones = all_gather(values)
+    return {name: sum(each[name] for each in everyones) / len(everyones) for name in values}
+
+
+def barrier():
+    """Returns when all processes have come here."""
+    all_gather(None)
+
+
+def check_same(value, what):
+    """Raises RuntimeError unless all processes have the same value; what: its name."""
+    everyones = all_gather(value)
+    if others := [rank for rank, each in enumerate(everyones) if each != everyones[0]]:
+        raise RuntimeError(f"{what} of process {', '.join(map(str, others))} differ from those of process 0")
+
+
+@contextmanager
+def main_process_first():
+    """The others enter the block when the main process has left it, and of them first one on each machine.
+
+    For what only one has to do, because the others find it done: downloads, files that are drawn.
+    """
+    mine = 0 if is_main_process() else 1 if get_local_rank() == 0 else 2
+    for turn in range(3):
+        if turn == mine:
+            yield
+        barrier()
+
+
+@contextmanager
+def job():
+    """Within the block only the main process prints, and one that fails ends the whole job.
+
+    An InputError becomes one line and exit code 1. Under MPI a process that fails leaves at once: a usual exit would wait for
+    the others, which wait for it. mpirun ends them then.
+    """
+    if not is_main_process():
+        sys.stdout = open(os.devnull, "w")
+    try:
+        yield
+    except InputError as error:
+        if get_world_size() == 1:
+            sys.exit(f"error: {error}")
+        _leave(f"error: {error}")
+    except Exception:
+        if get_world_size() == 1:
+            raise
+        import traceback
+        _leave(traceback.format_exc())
+
+
+def _leave(message):
+    if not is_main_process():
+        time.sleep(2)  # most faults are everyone's; then the main process ends the job here, and says it once
+        message = f"process {get_rank()}: {message}"
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)

@@ -7,6 +7,8 @@ from collections import defaultdict, deque
 import numpy as np
 from tqdm import tqdm
 
+from util import dist
+
 
 class SmoothedValue:
     """A series of numbers: its last `window_size` values, and the average of all of them."""
@@ -60,6 +62,13 @@ class MetricLogger:
     def averages(self):
         """The global average of every meter: what goes into log.txt."""
         return {name: meter.global_avg for name, meter in self.meters.items() if meter.count}
+
+    def synchronize_between_processes(self):
+        """Takes all processes' values into the averages; the windows stay this process's."""
+        everyones = dist.all_gather({name: (meter.total, meter.count) for name, meter in self.meters.items()})
+        for name in {name: None for each in everyones for name in each}:
+            total, count = np.sum([each.get(name, (0, 0)) for each in everyones], axis=0)
+            self.meters[name].total, self.meters[name].count = float(total), int(count)
 
     def state_dict(self):
         """Everything the meters hold, in plain containers."""

@@ -3,8 +3,8 @@ import json
 from pathlib import Path
 
 from datasets.panoptic_eval import PanopticEvaluator
+from util import dist
 from util.checkpoint import model_state, optimizer_state, save_checkpoint
-from util.dist import is_main_process
 from util.files import replacing, training_files
 from util.pictures import plot_predictions
 from util.plot_utils import plot_curves, read_log
@@ -18,7 +18,7 @@ class OutputFolder:
 
     def __init__(self, path, overwrite=False):
         self.path = Path(path)
-        self.active = bool(path) and is_main_process()
+        self.active = bool(path) and dist.is_main_process()
         if not self.active:
             return
         if overwrite:
@@ -32,15 +32,15 @@ class OutputFolder:
         epoch: the last epoch that was trained to its end; step: batches of the next one that were trained since; more: plain
         containers to save with them.
         """
-        if not self.active:
-            return
-        names = ["checkpoint.pkl"]
-        if step == 0 and ((epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0):
-            names.append(f"checkpoint{epoch:04}.pkl")
-        state = {"model": model_state(model), "optimizer": optimizer_state(optimizer), "lr_scheduler": lr_scheduler.state_dict(),
-                 "epoch": epoch, "step": step, "args": vars(args), **more}
-        for name in names:
-            save_checkpoint(state, self.path / name)
+        if self.active:
+            names = ["checkpoint.pkl"]
+            if step == 0 and ((epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0):
+                names.append(f"checkpoint{epoch:04}.pkl")
+            state = {"model": model_state(model), "optimizer": optimizer_state(optimizer), "lr_scheduler": lr_scheduler.state_dict(),
+                     "epoch": epoch, "step": step, "processes": dist.get_world_size(), "args": vars(args), **more}
+            for name in names:
+                save_checkpoint(state, self.path / name)
+        dist.barrier()  # nobody goes on, or ends the run, before the checkpoint is there
 
     def save_evaluation(self, evaluator, dataset, names):
         """Writes the detections in COCO's result format, pycocotools' precision and recall arrays under `names`, and
@@ -65,8 +65,8 @@ class OutputFolder:
         return PanopticEvaluator(dataset.ann_file, dataset.ann_folder, folder)
 
     def lacks(self, epoch):
-        """Whether log.txt should have a line of this epoch and has none."""
-        return self.active and all(line["epoch"] != epoch for line in self.logs)
+        """Whether log.txt should have a line of this epoch and has none: the main process's answer, in all."""
+        return dist.broadcast(self.active and all(line["epoch"] != epoch for line in self.logs))
 
     def log_epoch(self, train_stats, test_stats, epoch, n_parameters):
         """Draws curves.png and adds one JSON line to log.txt: train_…, test_…, epoch, n_parameters."""

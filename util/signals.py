@@ -7,6 +7,8 @@ import signal
 import sys
 from contextlib import contextmanager
 
+from util import dist
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -35,11 +37,19 @@ class StopRequest:
         self.received = signal.Signals(number)
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        os.write(2, f"{self.received.name}: the run stops after this step\n".encode())  # print may be interrupted in print
+        if dist.is_main_process():
+            os.write(2, f"{self.received.name}: the run stops after this step\n".encode())  # print may be interrupted in print
+
+    def agree(self):
+        """The signal that any of the processes has received, or None: the same answer in all, which have to ask together."""
+        agreed = next(filter(None, dist.all_gather(self.received)), None)
+        self.received = agreed or self.received
+        return agreed
 
     def exit(self, message):
         """Ends the process with one line and the exit code that shells give to the signal, 128 + its number."""
-        print(f"stopped by {self.received.name}: {message}", file=sys.stderr, flush=True)
+        if dist.is_main_process():
+            print(f"stopped by {self.received.name}: {message}", file=sys.stderr, flush=True)
         sys.exit(128 + self.received)
 
 

@@ -108,8 +108,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def unbiased(x):
-    """n / (n - 1) for the n values that a channel of x [B, C, H, W] has."""
-    n = x.numel() // x.shape[1]
+    """n / (n - 1) for the n values that a channel of x [B, C, H, W] has in all processes."""
+    n = x.numel() // x.shape[1] * jt.world_size
     return n / max(1, n - 1)
 
 
