@@ -156,6 +156,23 @@ def make_batch(case, seed=0, small=False):
     return images, targets
 
 
+def make_share(seed, rank, batch_size):
+    """The batch of one of several processes, as make_batch's: images of one size, and another number of objects for each
+    process, none for the first.
+    """
+    rng = np.random.default_rng([seed, rank, batch_size])
+    images, targets = [], []
+    for image in range(batch_size):
+        coarse = rng.random((3, 8, 12)) * 4 - 2
+        images.append(np.ascontiguousarray(np.kron(coarse, np.ones((1, 8, 8))) + rng.random((3, 64, 96)) - 0.5, np.float32))
+        n = rank * (2 + image)
+        size = 0.05 + 0.5 * rng.random((n, 2))
+        centre = size / 2 + (1 - size) * rng.random((n, 2))
+        targets.append({"labels": rng.integers(1, 91, n).astype(np.int64),
+                        "boxes": np.concatenate([centre, size], 1).astype(np.float32).reshape(n, 4)})
+    return images, targets
+
+
 def make_panoptic_outputs(images=4, queries=30):
     """What a model with masks returns: blobs at places of their own, most with a class it is sure of, some of them stuff.
 

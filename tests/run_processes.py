@@ -1,0 +1,117 @@
+"""What test_dist.py runs under mpirun, one part each; the main process writes the result.
+
+    mpirun -np N python tests/run_processes.py {train,messages} OUT.npz [--batch_size B] [--steps S]
+    python tests/run_processes.py alone OUT.npz --processes N [--batch_size B] [--steps S]
+
+`train` takes steps as engine.py does; `alone` computes in one process what they should be, by the definition: the mean over
+the processes of each one's loss, whose number of boxes is the mean over the processes.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent), str(Path(__file__).parent / "oracle")]
+import numpy as np
+
+from util import dist  # first, because it prepares the process for the import of jittor
+import jittor as jt
+import ours
+import recipe
+import tiny
+
+from engine import train_one_epoch
+from main import build_optimizer
+from util.misc import nested_tensor_from_arrays
+
+CASE = "resnet18"
+
+
+def train(batch_size, steps):
+    """Losses as they are logged, weights after the first step, and the gradients of that step, before they are clipped."""
+    args, model, criterion, _ = ours.build(CASE)
+    optimizer = build_optimizer(model, args)
+    result = {"losses": []}
+
+    def after_step(step, logger):
+        result["losses"].append(logger.meters["loss"].value)
+        if step == 1:
+            result.update(first_step(model, optimizer))
+    batches = tiny.Batches()
+    for step in range(steps):
+        images, targets = recipe.make_share(step % recipe.TRAINING_BATCHES, dist.get_rank(), batch_size)
+        batches.append((nested_tensor_from_arrays(images), targets))
+    train_one_epoch(model, criterion, batches, optimizer, 0, 0, args.clip_max_norm, after_step=after_step)
+    return result
+
+
+def alone(batch_size, steps, processes):
+    args, model, criterion, _ = ours.build(CASE)
+    model.train()
+    optimizer = build_optimizer(model, args)
+    result = {"losses": []}
+    for step in range(steps):
+        shares = [recipe.make_share(step % recipe.TRAINING_BATCHES, rank, batch_size) for rank in range(processes)]
+        mean = max(np.mean([sum(len(target["labels"]) for target in targets) for _, targets in shares]), 1)
+        criterion.average_boxes = lambda targets: mean
+        losses = [ours.loss_of(model, criterion, *share) for share in shares]
+        loss = sum(losses[1:], losses[0]) / processes
+        result["losses"].append(loss.item())
+        optimizer.backward(loss)
+        optimizer.clip_grad_norm(args.clip_max_norm)
+        optimizer.step()
+        jt.sync_all()
+        if step == 0:
+            result.update(first_step(model, optimizer))
+    return result
+
+
+def first_step(model, optimizer):
+    """The gradients as the optimizer's averages keep them, a tenth of the clipped ones; and the weights."""
+    averages = {f"grad/{name}": average.numpy() for group in optimizer.param_groups
+                for name, average in zip(group["names"], group["m"])}
+    return {**averages, **{f"weight/{name}": var.numpy() for name, var in model.named_parameters()}}
+
+
+def messages():
+    """What every process gets from each function of util.dist; asserted here, since only one process writes."""
+    rank, count = dist.get_rank(), dist.get_world_size()
+    assert (jt.rank, jt.world_size, jt.mpi.local_rank()) == (rank, count, dist.get_local_rank())
+    value = {"rank": rank, "text": "é" * 1000 * rank, "array": np.arange(3 * rank), "huge": 2 ** 70}
+    for root in range(count):
+        found = dist.broadcast(value, root)
+        assert found["text"] == "é" * 1000 * root and len(found["array"]) == 3 * root and found["huge"] == 2 ** 70
+    assert [each["rank"] for each in dist.all_gather(value)] == list(range(count))
+    gathered = dist.gather(value)
+    assert [each["rank"] for each in gathered] == list(range(count)) if rank == 0 else gathered is None
+    assert dist.reduce_dict({"a": rank, "b": 1.5}) == {"a": (count - 1) / 2, "b": 1.5}
+    dist.check_same("same", "words")
+    try:
+        dist.check_same(rank // 2, "numbers")
+        raise AssertionError("not noticed")
+    except RuntimeError as error:
+        assert str(error).startswith("numbers of process 2")
+    turns = Path(sys.argv[2]).with_suffix(".turns")
+    with dist.main_process_first():
+        with open(turns, "a") as file:
+            file.write(str(rank))
+    assert turns.read_text()[0] == "0" and len(turns.read_text()) == count
+    return {"processes": count}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", choices=["train", "alone", "messages"])
+    parser.add_argument("out")
+    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--processes", type=int)
+    options = parser.parse_args()
+    with dist.job():
+        if options.part == "train":
+            result = train(options.batch_size, options.steps)
+        elif options.part == "alone":
+            result = alone(options.batch_size, options.steps, options.processes)
+        else:
+            result = messages()
+        if dist.is_main_process():
+            np.savez(options.out, **result)
