@@ -156,7 +156,7 @@ def main(args):
         dataset_train = build_dataset("train", args)
         loader_train = DataLoader(dataset_train, args.batch_size, shuffle=True, drop_last=True, **loading)
 
-    jt.set_global_seed(args.seed)
+    jt.set_global_seed(args.seed, different_seed_for_mpi=False)
     model, criterion, postprocessors = build_model(args)
     if resumed:
         load_model_state(model, resumed["model"], args.resume)
