@@ -88,12 +88,15 @@ class MetricLogger:
     def log_every(self, iterable, print_freq, header, done=0):
         """Yields the items of `iterable` and shows progress; `done` of its `len` items were used before.
 
-        On a terminal this is a bar with eta and losses; elsewhere a line every `print_freq` items, as the original's.
+        On a terminal this is a bar with eta and losses; elsewhere, and with several processes, a line every `print_freq`
+        items, as the original's.
         """
         total = len(iterable)
         iter_time, data_time = SmoothedValue(fmt="{avg:.4f}"), SmoothedValue(fmt="{avg:.4f}")
         start = end = time.time()
-        with tqdm(total=total, desc=header, file=sys.stdout, disable=None, dynamic_ncols=True, initial=done) as bar:
+        # mpirun gives every process a terminal of its own, even where its own output goes into a file.
+        disable = True if dist.get_world_size() > 1 else None
+        with tqdm(total=total, desc=header, file=sys.stdout, disable=disable, dynamic_ncols=True, initial=done) as bar:
             for i, item in enumerate(iterable, done):
                 data_time.update(time.time() - end)
                 yield item
