@@ -132,10 +132,10 @@ def full_command(args):
 
 def main(args):
     check_args(args)
+    runtime.announce_compilation()
     with dist.main_process_first():
         resumed = load_checkpoint(args.resume) if args.resume else None
     start_time = time.time()
-    runtime.announce_compilation()
     device = runtime.select_device(args.device)
 
     # Jittor may compile for minutes when it is imported: --help, wrong flags and a wrong --resume answer before that.

@@ -166,6 +166,12 @@ def test_a_fault_of_one_process_ends_the_job_with_its_error(trained, shapes, tmp
         assert code == 1 and output.count(message) == 1, output
 
 
+def test_jittor_without_mpi_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "use_mpi", "0")
+    code, output = finish(mpirun(2, "main.py", *FLAGS, "--coco_path", tmp_path / "shapes"), 120)
+    assert code == 1 and output.count("error: mpirun started several processes, but Jittor would have no MPI") == 1, output
+
+
 def test_a_fault_of_all_is_said_once(tmp_path):
     code, output = finish(mpirun(2, "main.py", "--coco_path", tmp_path / "none", "--backbone_weights", "none"), 120)
     assert code == 1 and output.count("error:") == 1 and "no such folder" in output, output

@@ -7,6 +7,7 @@ Source: the role of the distributed part of `util/misc.py` in the original.
 """
 import os
 import pickle
+import shutil
 import sys
 import time
 from contextlib import contextmanager
@@ -110,6 +111,7 @@ def job():
     if not is_main_process():
         sys.stdout = open(os.devnull, "w")
     try:
+        _check_mpi()
         yield
     except InputError as error:
         if get_world_size() == 1:
@@ -120,6 +122,14 @@ def job():
             raise
         import traceback
         _leave(traceback.format_exc())
+
+
+def _check_mpi():
+    """Raises InputError where Jittor, under mpirun, could not be imported for want of MPI."""
+    usable = os.environ.get("use_mpi", "1") == "1" and (os.environ.get("mpicc_path") or shutil.which("mpicc"))
+    if get_world_size() > 1 and not usable:
+        raise InputError("mpirun started several processes, but Jittor would have no MPI: install libopenmpi-dev, whose mpicc "
+                         "it needs, and do not set use_mpi=0")
 
 
 def _leave(message):
