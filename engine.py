@@ -1,4 +1,5 @@
 """One epoch of training, and evaluation."""
+import itertools
 import math
 import random
 
@@ -13,13 +14,16 @@ from util.runtime import StepMemory
 PRINT_FREQ = 10
 
 
-def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_norm=0, done=0, meters=None, after_step=None):
+def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_norm=0, done=0, meters=None, after_step=None,
+                    accum_steps=1):
     """Trains for one pass over `data_loader` and returns the epoch's averages, a dictionary of floats.
 
     max_norm: clip the global norm of the gradients to it; 0 does not clip.
     done, meters: steps of this epoch that were trained before, and the meters' state after them.
     after_step: called with the number of steps done and the MetricLogger after each step.
-    What is logged is the mean over the processes. A step for which one of them has no sample is left out by all.
+    accum_steps: batches that make one step, by the definition of as many processes: the mean of the batches' losses, whose number
+    of boxes is the mean over the batches.
+    What is logged is the mean over batches and processes. A step for which one of them has no sample is left out by all.
     Raises InputError when the loss is not finite, before the weights are touched.
     """
     model.train()
@@ -28,21 +32,25 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
     logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
     logger.load_state_dict(meters or {})
     memory = StepMemory()
-    data_loader.set_epoch(epoch, done)
-    batches = logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]", done)
-    for step, (samples, targets) in enumerate(batches, start=done):
-        if not all(dist.all_gather(len(targets))):  # bad samples were skipped, and nothing is left
+    data_loader.set_epoch(epoch, done * accum_steps)
+    for step, batches in enumerate(logger.log_every(Steps(data_loader, accum_steps), PRINT_FREQ, f"Epoch: [{epoch}]", done), done):
+        if not all(dist.all_gather(all(targets for _, targets in batches))):  # bad samples were skipped, and nothing is left
             continue
-        # Dropout depends on seed, epoch and batch only, so that a resumed run continues as if it had never stopped.
-        batch = step * dist.get_world_size() + dist.get_rank()
-        jt.set_seed(random.Random(f"{seed}/{epoch}/{batch}").getrandbits(31))
-        losses = criterion(model(samples.to_jittor()), targets)
-        loss, scalars = weighted_sum(losses, criterion.weight_dict)
-        scalars = dist.reduce_dict(scalars)
+        num_boxes = criterion.average_boxes(*[targets for _, targets in batches])
+        everyones = []
+        for share, (samples, targets) in enumerate(batches, accum_steps * (step * dist.get_world_size() + dist.get_rank())):
+            # Dropout depends on seed, epoch and batch only, so that a resumed run continues as if it had never stopped.
+            jt.set_seed(random.Random(f"{seed}/{epoch}/{share}").getrandbits(31))
+            losses = criterion(model(samples.to_jittor()), targets, num_boxes)
+            loss, scalars = weighted_sum(losses, criterion.weight_dict)
+            everyones.append(scalars)
+            optimizer.backward(loss if accum_steps == 1 else loss / accum_steps)
+            if accum_steps > 1:
+                jt.sync_all()  # the gradients now, so that no more than one batch's activations take memory
+        scalars = dist.reduce_dict({name: sum(each[name] for each in everyones) / accum_steps for name in everyones[0]})
         if not math.isfinite(scalars["loss"]):
             raise InputError(f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last checkpoint is "
                              "intact; resume from it with a smaller --lr, or check the annotations")
-        optimizer.backward(loss)
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)
         optimizer.step()
@@ -52,6 +60,22 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
             after_step(step + 1, logger)
     print("Averaged stats:", logger)
     return logger.averages()
+
+
+class Steps:
+    """The batches of a loader, in lists of as many as make one step."""
+
+    def __init__(self, data_loader, accum_steps):
+        self.data_loader = data_loader
+        self.accum_steps = accum_steps
+
+    def __len__(self):
+        return len(self.data_loader) // self.accum_steps
+
+    def __iter__(self):
+        batches = iter(self.data_loader)
+        while step := list(itertools.islice(batches, self.accum_steps)):
+            yield step
 
 
 def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_evaluator=None, after_step=None):

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from util import dist, runtime
-from util.checkpoint import (check_training_state, load_backbone, load_checkpoint, load_model_state, load_optimizer_state,
-                             weights_digest)
+from util.arguments import adopt_flags, check_args
+from util.checkpoint import (check_training_state, class_names, load_backbone, load_checkpoint, load_model_state,
+                             load_optimizer_state, published_names, weights_digest)
 from util.errors import InputError
-from util.files import claim, training_files
 from util.signals import StopRequest
-from datasets.panoptic_eval import require_panopticapi
+from datasets import EVAL_SIZE, MAX_SIZE, SCALES, check_names, count_classes, get_classes, get_num_classes
+from datasets.summary import print_summary
 
 
 def get_args_parser():
@@ -23,10 +24,15 @@ def get_args_parser():
     group.add_argument("--lr", default=1e-4, type=float)
     group.add_argument("--lr_backbone", default=1e-5, type=float, help="0 freezes the backbone")
     group.add_argument("--batch_size", default=2, type=int, help="images per process")
+    group.add_argument("--accum_steps", default=1, type=int,
+                       help="batches of a process that make one step, as if as many processes had one each")
     group.add_argument("--weight_decay", default=1e-4, type=float)
     group.add_argument("--epochs", default=300, type=int)
     group.add_argument("--lr_drop", default=200, type=int, help="epochs after which both learning rates fall to a tenth")
     group.add_argument("--clip_max_norm", default=0.1, type=float, help="global norm of the gradients; 0: no clipping")
+    group.add_argument("--finetune", default="", metavar="PATH",
+                       help="weights to begin from, of a model with other classes or queries: what fits is taken over")
+    group.add_argument("--freeze", default=[], nargs="+", choices=["backbone", "transformer"], help="parts that do not train")
 
     group = parser.add_argument_group("backbone")
     group.add_argument("--backbone", default="resnet50",
@@ -73,6 +79,16 @@ def get_args_parser():
                                                      "written there, or into the user's cache")
     group.add_argument("--coco_panoptic_path", type=str, help="folder with panoptic_train2017, panoptic_val2017 and "
                                                               "annotations, for --dataset_file coco_panoptic")
+    group.add_argument("--train_images", metavar="FOLDER", help="your own training images, in any layout")
+    group.add_argument("--train_ann", metavar="FILE", help="their annotations, a JSON in COCO's format")
+    group.add_argument("--val_images", metavar="FOLDER", help="your own validation images")
+    group.add_argument("--val_ann", metavar="FILE", help="their annotations")
+    group.add_argument("--num_classes", type=int,
+                       help="highest category id + 1; by default that of the data set or of your annotations")
+    group.add_argument("--img_scales", default=list(SCALES), nargs="+", type=int, metavar="PIXELS",
+                       help="shorter sides that training images are resized to, one of them at random")
+    group.add_argument("--eval_size", default=EVAL_SIZE, type=int, help="shorter side in evaluation and prediction, pixels")
+    group.add_argument("--max_size", default=MAX_SIZE, type=int, help="the longer side becomes no longer than about this, pixels")
     group.add_argument("--remove_difficult", action="store_true", help="without effect, as in the original")
     group.add_argument("--skip_bad_samples", action="store_true",
                        help="leave out images and annotations that cannot be used, instead of stopping at the first")
@@ -92,6 +108,11 @@ def get_args_parser():
                        help="steps between saves of checkpoint.pkl; 0: at the end of each epoch only")
     group.add_argument("--overwrite", action="store_true", help="remove the training that is in --output_dir")
     group.add_argument("--eval", action="store_true", help="only evaluate")
+    group.add_argument("--per_class", action="store_true", help="print the figures of each class after an evaluation")
+    group.add_argument("--predict", default=[], nargs="+", metavar="PATH",
+                       help="draw what the model of --resume detects in pictures: files, folders, globs")
+    group.add_argument("--threshold", default=0.7, type=float, help="least score of the detections of --predict")
+    group.add_argument("--attention", action="store_true", help="with --predict: draw where the model looks, too")
     group.add_argument("--demo", action="store_true",
                        help="set the flags of the demo, a small DETR trained on shapes; other flags given win over them")
     return parser
@@ -106,13 +127,19 @@ DEMO = dict(dataset_file="shapes", backbone="tiny", backbone_norm="batch", backb
 
 
 def parse_args(arguments=None):
-    """The flags of the command line (or of a list of strings), and with --demo those of the demo where none is given."""
+    """The flags of the command line (or of a list of strings), and with --demo those of the demo where none is given.
+
+    `given` are the names of those that the command line has.
+    """
     parser = get_args_parser()
     args = parser.parse_args(arguments)
+    unset = object()
+    only_given = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
     if args.demo:
         parser.set_defaults(**DEMO)
         args = parser.parse_args(arguments)
         print(f"--demo stands for: {full_command(args)}")
+    args.given = [name for name, value in vars(only_given).items() if value is not unset]
     return args
 
 
@@ -126,15 +153,19 @@ def full_command(args):
         if name == "aux_loss":
             words.append("--no_aux_loss")
         else:
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, values)]
     return shlex.join(["python", "main.py", *words])
 
 
 def main(args):
     check_args(args)
     runtime.announce_compilation()
+    source = args.resume or args.finetune
     with dist.main_process_first():
-        resumed = load_checkpoint(args.resume) if args.resume else None
+        loaded = load_checkpoint(source) if source else None
+    if loaded:
+        adopt_flags(args, loaded, source)
     start_time = time.time()
     device = runtime.select_device(args.device)
 
@@ -144,6 +175,7 @@ def main(args):
     from datasets.loader import DataLoader
     from engine import evaluate, train_one_epoch
     from models import build_model
+    from util.finetune import load_what_fits
     from util.optim import StepLR
     from util.output import OutputFolder
 
@@ -154,12 +186,23 @@ def main(args):
     coco_gt = get_coco_api_from_dataset(dataset_val)
     if not args.eval:
         dataset_train = build_dataset("train", args)
-        loader_train = DataLoader(dataset_train, args.batch_size, shuffle=True, drop_last=True, **loading)
+        loader_train = DataLoader(dataset_train, args.batch_size, shuffle=True, drop_last=True, accum_steps=args.accum_steps,
+                                  **loading)
+        print_summary("training data", dataset_train, args.num_queries)
+    print_summary("validation data", dataset_val, args.num_queries)
+    classes = get_classes(dataset_val) if args.eval else get_classes(dataset_train, dataset_val)
+    if args.resume:
+        check_names(classes, "the annotations", class_names(loaded, args.resume), args.resume)
+    if get_num_classes(args) is None:
+        args.num_classes = count_classes(classes, args.train_ann)
 
     jt.set_global_seed(args.seed, different_seed_for_mpi=False)
     model, criterion, postprocessors = build_model(args)
-    if resumed:
-        load_model_state(model, resumed["model"], args.resume)
+    if args.resume:
+        load_model_state(model, loaded["model"], args.resume)
+    elif args.finetune:
+        load_what_fits(model, loaded["model"], class_names(loaded, args.finetune) or published_names(loaded), classes,
+                       args.finetune)
     elif args.frozen_weights:
         load_model_state(model.detr, load_checkpoint(args.frozen_weights)["model"], args.frozen_weights)
     else:
@@ -185,14 +228,14 @@ def main(args):
 
     optimizer = build_optimizer(model, args)
     lr_scheduler = StepLR(optimizer, args.lr_drop)
-    start = load_training(resumed, optimizer, lr_scheduler, len(dataset_train), args) if resumed else Start(args.start_epoch)
+    start = load_training(loaded, optimizer, lr_scheduler, len(dataset_train), args) if args.resume else Start(args.start_epoch)
 
     def save_step(step, logger):
         """After each step: saves where it is time to, and ends the run where a signal asked for that."""
         stopping = stop.agree()
         if stopping or (args.checkpoint_interval and step % args.checkpoint_interval == 0):
-            output.save_training(model, optimizer, lr_scheduler, args, epoch - 1, step, images=len(dataset_train),
-                                 meters=logger.state_dict())
+            output.save_training(model, optimizer, lr_scheduler, args, epoch - 1, step, classes=classes,
+                                 images=len(dataset_train), meters=logger.state_dict())
         if stopping:
             stop.exit(how_to_go_on(args))
 
@@ -215,63 +258,12 @@ def main(args):
         for epoch in range(start.epoch, args.epochs):
             done, meters = (start.step, start.meters) if epoch == start.epoch else (0, None)
             train_stats = train_one_epoch(model, criterion, loader_train, optimizer, epoch, args.seed, args.clip_max_norm,
-                                          done, meters, save_step)
+                                          done, meters, save_step, args.accum_steps)
             lr_scheduler.step()
-            output.save_training(model, optimizer, lr_scheduler, args, epoch, train_stats=train_stats)
+            output.save_training(model, optimizer, lr_scheduler, args, epoch, classes=classes, train_stats=train_stats)
             evaluate_epoch(epoch, train_stats)
             stop_here()
     print(f"Training time {timedelta(seconds=int(time.time() - start_time))}")
-
-
-def check_args(args):
-    """Finds what is wrong with the flags alone, and an output folder that cannot be written.
-
-    Raises InputError.
-    """
-    for name, least in (("batch_size", 1), ("epochs", 1), ("lr_drop", 1), ("num_workers", 0), ("enc_layers", 0),
-                        ("dec_layers", 1), ("num_queries", 1), ("nheads", 1), ("start_epoch", 0), ("checkpoint_interval", 0),
-                        ("shapes_train", 1), ("shapes_val", 1), ("shapes_size", 32)):
-        if getattr(args, name) < least:
-            raise InputError(f"--{name} is {getattr(args, name)}: give {least} or more")
-    if args.hidden_dim < 4 or args.hidden_dim % 4 or args.hidden_dim % args.nheads:
-        raise InputError(f"--hidden_dim is {args.hidden_dim}: give a multiple of 4 and of --nheads ({args.nheads})")
-    if args.masks and (args.hidden_dim % 128 or args.nheads % 8):
-        raise InputError(f"--masks normalises channels in groups of eight: give a --hidden_dim (here {args.hidden_dim}) "
-                         f"that is a multiple of 128 and a multiple of 8 as --nheads (here {args.nheads})")
-    if not 0 <= args.dropout < 1:
-        raise InputError(f"--dropout is {args.dropout}: give a probability in [0, 1)")
-    if args.backbone == "tiny" and args.backbone_norm == "frozen":
-        raise InputError("--backbone tiny learns from nothing, which frozen BatchNorm cannot: use --backbone_norm batch")
-    if args.backbone_norm != "frozen" and args.lr_backbone == 0:
-        raise InputError(f"--backbone_norm {args.backbone_norm} trains the backbone: give --lr_backbone above 0")
-    if args.backbone_weights == "imagenet" and not args.resume and (
-            args.backbone == "tiny" or args.backbone_norm == "group"):
-        raise InputError(f"there are no ImageNet weights for --backbone {args.backbone} with --backbone_norm "
-                         f"{args.backbone_norm}: use --backbone_weights none")
-    if args.frozen_weights and not args.masks:
-        raise InputError("--frozen_weights trains the mask head only: give --masks too")
-    if args.dataset_file == "coco_panoptic":
-        if not args.coco_panoptic_path:
-            raise InputError("--coco_panoptic_path is missing: give the folder with panoptic_train2017, "
-                             "panoptic_val2017 and annotations")
-        if args.masks:
-            require_panopticapi()
-    if args.dataset_file != "shapes" and not args.coco_path:
-        raise InputError("--coco_path is missing: give the folder with train2017, val2017 and annotations")
-    if args.output_dir and dist.is_main_process():
-        check_output_dir(args)
-
-
-def check_output_dir(args):
-    """Takes the output folder for this run. Raises InputError where it cannot be used, or holds another training."""
-    folder = Path(args.output_dir)
-    claim(folder)
-    own = args.resume and Path(args.resume).resolve().parent == folder.resolve()
-    if args.overwrite and own:
-        raise InputError(f"--overwrite would remove {args.resume}, which --resume goes on from: give one of the two")
-    if not (args.eval or args.overwrite or own) and (old := training_files(folder)):
-        raise InputError(f"--output_dir {folder} holds a training already ({old[0].name}): go on from it with --resume "
-                         f"{folder}/checkpoint.pkl, give another folder, or --overwrite to remove it")
 
 
 def build_optimizer(model, args):
@@ -302,8 +294,7 @@ def load_training(resumed, optimizer, lr_scheduler, images, args):
     processes, step = dist.get_world_size(), resumed["step"]
     if resumed["processes"] != processes:
         print(f"{args.resume}: was saved by a training of {resumed['processes']} processes and goes on with {processes}: a "
-              f"step now takes {processes * args.batch_size} images")
-        step = math.ceil(step * resumed["processes"] / processes)  # nothing is trained twice
+              f"step now takes {processes * args.accum_steps * args.batch_size} images")
     if step:
         now = {"training images": images, "--batch_size": args.batch_size, "--seed": args.seed}
         then = {"training images": resumed["images"], "--batch_size": resumed["args"]["batch_size"],
@@ -311,6 +302,8 @@ def load_training(resumed, optimizer, lr_scheduler, images, args):
         if changed := [f"{name} {then[name]} (now {now[name]})" for name in now if now[name] != then[name]]:
             raise InputError(f"{args.resume}: was saved in the middle of an epoch, with {', '.join(changed)}: "
                              "resume with the same data and flags")
+        # Nothing is trained twice.
+        step = math.ceil(step * resumed["processes"] * resumed["args"]["accum_steps"] / (processes * args.accum_steps))
     load_optimizer_state(optimizer, resumed["optimizer"], args.resume)
     lr_scheduler.load_state_dict(resumed["lr_scheduler"])
     return Start(resumed["epoch"] + 1, step, resumed.get("meters"), resumed.get("train_stats"))
@@ -319,7 +312,8 @@ def load_training(resumed, optimizer, lr_scheduler, images, args):
 def how_to_go_on(args):
     if not args.output_dir:
         return "nothing is saved without --output_dir"
-    again = argparse.Namespace(**{**vars(args), "resume": str(Path(args.output_dir) / "checkpoint.pkl"), "overwrite": False})
+    again = argparse.Namespace(**{**vars(args), "resume": str(Path(args.output_dir) / "checkpoint.pkl"), "finetune": "",
+                                  "overwrite": False})
     return "go on with " + f"mpirun -np {dist.get_world_size()} " * (dist.get_world_size() > 1) + full_command(again)
 
 

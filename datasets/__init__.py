@@ -4,6 +4,48 @@ from util.errors import InputError
 
 # Highest category id + 1 of each data set: the class ids are the data set's own, never remapped.
 NUM_CLASSES = {"coco": 91, "coco_panoptic": 250, "shapes": 4}
+# The original's sizes in pixels: of the shorter side in training and in evaluation, and the longer one's that resizing aims at.
+SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+EVAL_SIZE = 800
+MAX_SIZE = 1333
+MOST_CLASSES = 10_000  # what a number of classes may follow from; a category id beyond is no numbering
+
+
+def get_num_classes(args):
+    """The number of classes that the flags fix, highest category id + 1; None for one's own data, whose files tell it."""
+    if args.num_classes is not None:
+        return args.num_classes
+    return None if args.train_ann or args.val_ann else NUM_CLASSES[args.dataset_file]
+
+
+def get_classes(*datasets):
+    """The classes of data sets that belong together, a dictionary category id -> name.
+
+    Raises:
+        InputError: they call the same id by different names.
+    """
+    classes = {}
+    for dataset in datasets:
+        check_names(dataset.classes, dataset.ann_file, classes, datasets[0].ann_file)
+        classes.update(dataset.classes)
+    return dict(sorted(classes.items()))
+
+
+def check_names(classes, source, others, other_source):
+    """Raises InputError where two dictionaries id -> name call an id by different names. source: where each is from."""
+    for number in classes.keys() & others.keys():
+        if classes[number] != others[number]:
+            raise InputError(f"{source}: class {number} is '{classes[number]}' there and '{others[number]}' in {other_source}; "
+                             "give the same classes the same ids")
+
+
+def count_classes(classes, source):
+    """The number of classes, highest id + 1, for a dictionary id -> name. Raises InputError for ids that are no numbering."""
+    most = max(classes, default=-1)
+    if not 0 <= most < MOST_CLASSES:
+        raise InputError(f"{source}: its highest category id is {most}, where the number of classes, which is that id + 1, should "
+                         f"be 1 to {MOST_CLASSES}; renumber the categories")
+    return most + 1
 
 
 def build_dataset(image_set, args):

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from util.errors import InputError
+from util.errors import InputError, printable
 
 LARGEST = 1e7  # coordinate of a box, pixels
 FARTHEST = 1e6  # coordinate of a polygon's corner, and the length of its outline, pixels
@@ -44,6 +44,7 @@ class Faults:
 def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
     """Reads and checks the annotation file, fills in what may be missing, and returns pycocotools' index of it.
 
+    num_classes: upper bound (exclusive) of the category ids, None for any.
     skip_bad_samples: leave out bad images and annotations, and print how many.
 
     Raises:
@@ -122,6 +123,11 @@ def check_annotations(data, ann_file, return_masks, num_classes, faults):
     return good
 
 
+def category_names(categories):
+    """A dictionary category id -> name, for categories with ids of their own."""
+    return {category["id"]: printable(str(category.get("name", f"class {category['id']}"))) for category in categories}
+
+
 def check_categories(categories, ann_file):
     """Raises InputError for a category without an id of its own."""
     ids = set()
@@ -140,8 +146,9 @@ def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
     category = ann.get("category_id")
     if type(category) is not int or category not in categories:
         return f"category {short(category)} is not listed; add it, or correct category_id"
-    if not 0 <= category < num_classes:
-        return f"category_id {category} is not in 0..{num_classes - 1}; renumber the categories"
+    if category < 0 or (num_classes is not None and category >= num_classes):
+        return (f"category_id {category} is not in 0..{'' if num_classes is None else num_classes - 1}; renumber the categories, or "
+                "give a larger --num_classes")
     if not is_box(ann.get("bbox")):
         return (f"bbox {short(ann.get('bbox'))} is not x, y, width, height with finite numbers and no negative size; "
                 "correct or remove it")

@@ -6,18 +6,17 @@ import random
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
-from datasets import NUM_CLASSES
-from datasets.annotations import load_coco, segmentation_to_rle
+from datasets import EVAL_SIZE, MAX_SIZE, SCALES, get_num_classes
+from datasets.annotations import category_names, load_coco, segmentation_to_rle
 from util.errors import InputError
 
 # What every image goes through last: ImageNet's mean and standard deviation, as the backbone's weights expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 
-MAX_SIZE = 1333  # the longer side that resizing aims at, pixels
 MAX_RATIO = 100  # of an image's sides; the training transforms would enlarge a flatter one to gigabytes
 # What Pillow may take a file for. It knows many more formats, one of which (EPS) runs a program on the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -26,7 +25,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 class CocoImages:
     """What data sets of COCO's layout share: images with targets, in the order of the sorted image ids.
 
-    A subclass has `target(image_id, image)`, the target before the transforms.
+    A subclass has `target(image_id, image)`, the target before the transforms; `classes`, a dictionary category id -> name; and
+    `list_boxes()`, what summary.py counts.
     What is random in an item derives from `seed`, `epoch` and the item's index only.
 
     Args:
@@ -56,8 +56,9 @@ class CocoImages:
 
     def __getitem__(self, index):
         image_id = self.ids[index]
-        path = self.img_folder / self.images[image_id]["file_name"]
-        image = read_image(path)
+        listed = self.images[image_id]
+        path = self.img_folder / listed["file_name"]
+        image = read_listed_image(self.img_folder, listed)
         try:
             target = self.target(image_id, image)
             return self.transforms(image, target, random.Random(f"{self.seed}/{self.epoch}/{index}"))
@@ -80,15 +81,22 @@ class CocoDetection(CocoImages):
       masks bool [n, H, W]  if `return_masks`.
 
     ann_file: COCO JSON with images, annotations and categories; return_masks: whether targets have masks; num_classes:
-    upper bound (exclusive) of the category ids; the rest as in CocoImages.
+    upper bound (exclusive) of the category ids, None for any; the rest as in CocoImages.
+    Attributes: coco, pycocotools' index of the annotations; classes, a dictionary category id -> name.
     Raises InputError: the folder or the annotation file cannot be used.
     """
 
     def __init__(self, img_folder, ann_file, transforms, return_masks, num_classes, skip_bad_samples=False, **options):
         self.coco = load_coco(Path(img_folder), Path(ann_file), return_masks, num_classes, skip_bad_samples)
         self.ann_file = ann_file
+        self.classes = category_names(self.coco.dataset["categories"])
         super().__init__(img_folder, self.coco.dataset["images"], transforms, skip_bad_samples=skip_bad_samples, **options)
         self.prepare = ConvertCocoPolysToMask(return_masks)
+
+    def list_boxes(self):
+        """A tuple (image id, category id, area in pixels) for each box that is not a crowd's."""
+        return [(ann["image_id"], ann["category_id"], ann["bbox"][2] * ann["bbox"][3])
+                for ann in self.coco.dataset["annotations"] if not ann["iscrowd"]]
 
     def target(self, image_id, image):
         listed = self.images[image_id]
@@ -98,23 +106,38 @@ class CocoDetection(CocoImages):
         return self.prepare(image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]})[1]
 
 
-def read_image(path):
-    """The image in RGB, as stored: an EXIF orientation is not applied, since COCO's boxes are of the stored image.
+def read_listed_image(img_folder, listed):
+    """The image that an annotation file lists, in RGB, in the orientation that its boxes are of.
+
+    COCO's boxes are of the image as it is stored, and its EXIF orientation is not applied. Annotation tools show it upright, and
+    then list width and height the other way round.
+    """
+    path = img_folder / listed["file_name"]
+    image = read_image(path)
+    if image.width != image.height and (listed.get("height"), listed.get("width")) == image.size:
+        return read_image(path, upright=True)
+    return image
+
+
+def read_image(path, upright=False, listed=True):
+    """The image in RGB, as stored, or with its EXIF orientation applied where it should be `upright`.
+
+    listed: whether it stands in an annotation file, which the messages say then.
 
     Raises:
         InputError: the file is missing, damaged, no image, or one that is too large or too flat.
     """
+    remedy = "remove it from the annotation file" if listed else "leave it out"
     if not path.is_file():
-        raise InputError(f"{path}: cannot be read as an image (no such file); add it, or remove it from the annotation file")
+        raise InputError(f"{path}: cannot be read as an image (no such file); add it, or {remedy}")
     try:
         with Image.open(path, formats=FORMATS) as image:
             size = image.size
             if max(size) <= MAX_RATIO * min(size):
-                return image.convert("RGB")
+                return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
     except Exception as error:  # Pillow raises almost any for damaged bytes
-        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file, or remove it from the annotation "
-                         "file") from error
-    raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; remove it from the annotation file")
+        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}") from error
+    raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; {remedy}")
 
 
 class ConvertCocoPolysToMask:
@@ -160,37 +183,48 @@ def convert_coco_poly_to_mask(segmentations, height, width):
     return masks
 
 
-def make_coco_transforms(image_set):
-    """The augmentation of 'train', or the plain resize of 'val', with the original's sizes."""
-    scales = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
+def make_coco_transforms(image_set, scales=SCALES, eval_size=EVAL_SIZE, max_size=MAX_SIZE):
+    """The augmentation of 'train', or the plain resize of 'val'.
 
+    scales, eval_size: the shorter side in pixels, in training one of several; max_size: about the longest the other one becomes.
+    The crop between two resizes keeps the proportion to the largest scale that it has in the original.
+    """
     if image_set == "train":
+        def share(of_800):
+            return round(of_800 * max(scales) / 800)
+
         return T.Compose([
             T.RandomHorizontalFlip(),
             T.RandomSelect(
-                T.RandomResize(scales, max_size=MAX_SIZE),
+                T.RandomResize(scales, max_size=max_size),
                 T.Compose([
-                    T.RandomResize([400, 500, 600]),
-                    T.RandomSizeCrop(384, 600),
-                    T.RandomResize(scales, max_size=MAX_SIZE),
+                    T.RandomResize([share(400), share(500), share(600)]),
+                    T.RandomSizeCrop(share(384), share(600)),
+                    T.RandomResize(scales, max_size=max_size),
                 ]),
             ),
             NORMALIZE,
         ])
     if image_set == "val":
-        return T.Compose([T.RandomResize([800], max_size=MAX_SIZE), NORMALIZE])
+        return T.Compose([T.RandomResize([eval_size], max_size=max_size), NORMALIZE])
     raise ValueError(f"unknown image set {image_set!r}")
 
 
 def build(image_set, args):
-    """COCO 2017 under `args.coco_path` (train2017/, val2017/, annotations/), for `image_set` 'train' or 'val'.
+    """COCO 2017 under `args.coco_path` (train2017/, val2017/, annotations/), or one's own data in COCO's format.
+
+    image_set: 'train' or 'val'. The latter's folders and files are `args.train_images`, `train_ann`, `val_images`, `val_ann`.
 
     Raises:
         InputError: see `CocoDetection`.
     """
-    root = Path(args.coco_path)
-    if not root.is_dir():
-        raise InputError(f"--coco_path {root}: no such folder; it should hold train2017, val2017 and annotations")
-    return CocoDetection(root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json",
-                         make_coco_transforms(image_set), args.masks, num_classes=NUM_CLASSES["coco"],
-                         seed=args.seed, skip_bad_samples=args.skip_bad_samples)
+    if args.train_ann or args.val_ann:
+        images, annotations = getattr(args, f"{image_set}_images"), getattr(args, f"{image_set}_ann")
+    else:
+        root = Path(args.coco_path)
+        if not root.is_dir():
+            raise InputError(f"--coco_path {root}: no such folder; it should hold train2017, val2017 and annotations")
+        images, annotations = root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json"
+    return CocoDetection(images, annotations, make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
+                         args.masks, get_num_classes(args), seed=args.seed, max_size=args.max_size,
+                         skip_bad_samples=args.skip_bad_samples)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import NUM_CLASSES
-from datasets.annotations import Faults, check_categories, check_images, id_fault, is_number, load_coco, read_json, short
+from datasets import get_num_classes
+from datasets.annotations import (Faults, category_names, check_categories, check_images, id_fault, is_number, load_coco, read_json,
+                                  short)
 from datasets.coco import CocoImages, make_coco_transforms, read_image
 from util.errors import InputError
 
@@ -20,6 +21,7 @@ class CocoPanoptic(CocoImages):
     ann_folder: folder of the PNGs; ann_file: panoptic JSON with images, annotations with segments_info, and categories;
     num_classes: upper bound (exclusive) of the category ids; coco: `pycocotools.coco.COCO` with the instances, for the
     COCO figures; the rest as in CocoImages.
+    Attributes: annotations, a dictionary image id -> annotation; classes, a dictionary category id -> name.
     Raises InputError: the folders or the annotation file cannot be used; at `dataset[i]`, the image or its PNG cannot.
     """
 
@@ -35,9 +37,15 @@ class CocoPanoptic(CocoImages):
         content["images"] = check_images(content["images"], Path(img_folder), self.ann_file, faults)
         self.annotations = check_annotations(content, self.ann_folder, self.ann_file, num_classes, faults)
         faults.report()
+        self.classes = category_names(content["categories"])
         self.return_masks = return_masks
         images = [image for image in content["images"] if image["id"] in self.annotations]
         super().__init__(img_folder, images, transforms, skip_bad_samples=skip_bad_samples, **options)
+
+    def list_boxes(self):
+        """A tuple (image id, category id, area in pixels) for each segment that is not a crowd."""
+        return [(image_id, segment["category_id"], segment.get("area", 0)) for image_id, annotation in self.annotations.items()
+                for segment in annotation["segments_info"] if not segment["iscrowd"]]
 
     def target(self, image_id, image):
         annotation = self.annotations[image_id]
@@ -148,10 +156,11 @@ def build(image_set, args):
     for flag, root in (("--coco_path", images), ("--coco_panoptic_path", panoptic)):
         if not root.is_dir():
             raise InputError(f"{flag} {root}: no such folder")
-    num_classes = NUM_CLASSES["coco_panoptic"]
+    num_classes = get_num_classes(args)
     coco = None
     if image_set == "val":
         coco = load_coco(images / name, images / "annotations" / f"instances_{name}.json", args.masks, num_classes,
                          args.skip_bad_samples)
     return CocoPanoptic(images / name, panoptic / f"panoptic_{name}", panoptic / "annotations" / f"panoptic_{name}.json",
-                        make_coco_transforms(image_set), args.masks, num_classes, coco, args.skip_bad_samples, seed=args.seed)
+                        make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size), args.masks, num_classes,
+                        coco, args.skip_bad_samples, seed=args.seed, max_size=args.max_size)

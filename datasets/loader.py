@@ -24,8 +24,9 @@ class DataLoader:
     targets: list of B target dictionaries (see `datasets.coco.CocoDetection`).
     Where the data set skips bad samples, a batch is smaller by those in it; without any sample left it is `(None, [])`. The
     end of a pass prints how many were left out.
-    Of `world_size` processes that load the same data set each gets every so many-th batch, as many as the others: with
-    `drop_last` a last round of too few batches is left out, else it is `(None, [])` for those who go without.
+    Of `world_size` processes that load the same data set each gets `accum_steps` batches in turn, as many as the others: with
+    `drop_last` a last round of too few batches is left out, else it is `(None, [])` for those who go without. So one process that
+    takes four batches for a step has those that four processes have.
 
     Args:
         dataset: has `__len__`, `__getitem__`, `skip_bad_samples` (whether items that raise InputError are left out) and
@@ -37,30 +38,37 @@ class DataLoader:
         num_workers: processes that load; 0 loads in this process.
         seed: what the order derives from.
         rank, world_size: number of this process, and number of processes.
+        accum_steps: batches of a process that make one step.
 
     Raises:
         InputError: no batch at all; while iterating, what the data set raises, or a worker that died.
         RuntimeError: while iterating, another fault in a worker.
     """
 
-    def __init__(self, dataset, batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0, rank=0, world_size=1):
+    def __init__(self, dataset, batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0, rank=0, world_size=1,
+                 accum_steps=1):
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.num_workers = num_workers
         self.seed = seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.accum_steps = rank, world_size, accum_steps
         self.set_epoch(0)
         if len(self) == 0:
+            steps = f" for each of --accum_steps {accum_steps}" * (accum_steps > 1)
             processes = f" for each of {world_size} processes" * (world_size > 1)
             raise InputError(f"--batch_size {batch_size}: the data set has only {len(dataset)} images, less than one "
-                             f"batch{processes}; use a smaller batch or more images")
+                             f"batch{steps}{processes}; use a smaller batch or more images")
 
     def __len__(self):
         """Number of batches, of each process."""
-        full, rest = divmod(len(self.dataset), self.batch_size * self.world_size)
-        return full + (rest > 0 and not self.drop_last)
+        full, rest = divmod(len(self.dataset), self._step_size())
+        return (full + (rest > 0 and not self.drop_last)) * self.accum_steps
+
+    def _step_size(self):
+        """Number of images of a step, of all processes."""
+        return self.world_size * self.accum_steps * self.batch_size
 
     def set_epoch(self, epoch, start=0):
         """Chooses the epoch of the next pass: its order, and what is random in the data set's items; and its first batch."""
@@ -95,8 +103,9 @@ class DataLoader:
         count = len(self.dataset)
         indices = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else range(count)
         indices = [int(index) for index in indices]
-        starts = range(self.rank * self.batch_size, len(self) * self.world_size * self.batch_size,
-                       self.world_size * self.batch_size)
+        first = self.rank * self.accum_steps
+        starts = [step * self._step_size() + batch * self.batch_size for step in range(len(self) // self.accum_steps)
+                  for batch in range(first, first + self.accum_steps)]
         return [indices[start:start + self.batch_size] for start in starts]
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import datasets.transforms as T
-from datasets import NUM_CLASSES
+from datasets import get_num_classes
 from datasets.coco import NORMALIZE, CocoDetection
 from util.download import user_cache
 from util.errors import InputError
@@ -43,7 +43,7 @@ def build(image_set, args):
     root = Path(args.coco_path) if args.coco_path else user_cache() / name
     write_shapes(root, counts, args.shapes_size)
     return CocoDetection(root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json",
-                         make_shapes_transforms(image_set), args.masks, NUM_CLASSES[NAME], seed=args.seed,
+                         make_shapes_transforms(image_set), args.masks, get_num_classes(args), seed=args.seed,
                          max_size=args.shapes_size)
 
 

@@ -3,7 +3,7 @@ import jittor as jt
 import numpy as np
 from jittor import nn
 
-from datasets import NUM_CLASSES
+from datasets import get_num_classes
 from util import box_ops, dist
 from util.misc import NestedTensor, nested_tensor_from_arrays
 
@@ -33,6 +33,15 @@ class DETR(nn.Module):
         self.input_proj = nn.Conv2d(backbone.stage_channels[-1], hidden_dim, kernel_size=1)
         self.backbone = backbone
         self.aux_loss = aux_loss
+
+    def train(self):
+        """Training mode; a backbone that does not train keeps the statistics of its BatchNorm too."""
+        super().train()
+        self.rest_backbone()
+
+    def rest_backbone(self):
+        if all(parameter.is_stop_grad() for parameter in self.backbone.parameters()):
+            self.backbone.eval()
 
     def execute(self, samples):
         """samples: NestedTensor of Vars, tensors [B, 3, H, W] and mask [B, H, W]; or a list of arrays [3, h, w].
@@ -95,9 +104,10 @@ class SetCriterion(nn.Module):
         self.weight_dict = weight_dict
         self.eos_coef = eos_coef
 
-    def execute(self, outputs, targets):
+    def execute(self, outputs, targets, num_boxes=None):
         """outputs: what DETR returns; targets: list of B dictionaries of NumPy arrays, `labels` [n] and `boxes` [n, 4].
 
+        num_boxes: what the losses of boxes and masks are divided by; by default that of these targets, see `average_boxes`.
         Returns a dictionary of scalars: loss_ce, loss_bbox, loss_giou as Vars, cardinality_error and class_error as
         floats, and all but class_error again for the i-th auxiliary output with the suffix `_i`.
         """
@@ -110,7 +120,7 @@ class SetCriterion(nn.Module):
         indices = [self.matcher(*layer, targets) for layer in zip(host_logits, host_boxes)]
         classes, target_boxes, matched = self._dense_targets(indices, targets, host_logits.shape)
 
-        num_boxes = self.average_boxes(targets)
+        num_boxes = self.average_boxes(targets) if num_boxes is None else num_boxes
         per_layer = {
             "loss_ce": self.loss_labels(logits, classes),
             "cardinality_error": self.cardinality_error(host_logits, targets),
@@ -123,9 +133,13 @@ class SetCriterion(nn.Module):
             losses.update(self.loss_masks(outputs["pred_masks"], indices[0], targets, num_boxes))
         return losses
 
-    def average_boxes(self, targets):
-        """Mean over the processes of the number of their objects, at least 1. Every process has to take part."""
-        return max(np.mean(dist.all_gather(sum(len(target["labels"]) for target in targets))), 1)
+    def average_boxes(self, *batches):
+        """Mean over the processes, and over each one's batches of a step, of the number of objects; at least 1.
+
+        batches: the targets of each. Every process has to take part, with as many batches.
+        """
+        counts = [sum(len(target["labels"]) for target in targets) for targets in batches]
+        return max(np.mean(dist.all_gather(counts)), 1)
 
     def _dense_targets(self, indices, targets, shape):
         """What each query should predict: classes int32 [L, B, Q], boxes float32 [L, B, Q, 4], matched float32 [L, B, Q].
@@ -214,9 +228,12 @@ class PostProcess:
 
 def build(args):
     """model, criterion and postprocessors, a dictionary with bbox and, with masks, segm and panoptic."""
-    num_classes = NUM_CLASSES[args.dataset_file]
+    num_classes = get_num_classes(args)
     model = DETR(build_backbone(args), build_transformer(args), num_classes, args.num_queries,
                  aux_loss=args.aux_loss)
+    for part in args.freeze:
+        for parameter in getattr(model, part).parameters():
+            parameter.stop_grad()
     weights = {"loss_ce": 1, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
     suffixes = [""] + [f"_{i}" for i in range(args.dec_layers - 1)] if args.aux_loss else [""]
     weight_dict = {name + suffix: weight for suffix in suffixes for name, weight in weights.items()}

@@ -39,8 +39,7 @@ class DETRsegm(nn.Module):
     def train(self):
         """Training mode; a frozen backbone keeps its statistics too."""
         super().train()
-        if self.freeze_detr:
-            self.detr.backbone.eval()
+        self.detr.rest_backbone()
 
     def execute(self, samples):
         """As DETR, and pred_masks: float32 [B, Q, H/4, W/4], logits."""

@@ -5,14 +5,18 @@ import jittor as jt
 import numpy as np
 import recipe
 
-from main import build_optimizer
+from main import build_optimizer, get_args_parser
 from models import build_model
 from util.checkpoint import load_model_state
 from util.misc import nested_tensor_from_arrays
 
 
+def arguments(case):
+    return argparse.Namespace(**{**vars(get_args_parser().parse_args([])), **recipe.flags(case)})
+
+
 def build(case):
-    args = argparse.Namespace(**recipe.flags(case))
+    args = arguments(case)
     model, criterion, postprocessors = build_model(args)
     weights = recipe.make_weights({name: tuple(p.shape) for name, p in model.state_dict().items()})
     load_model_state(model, weights, "the recipe")

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from datasets import NUM_CLASSES, build_dataset, get_coco_api_from_dataset
+from datasets import EVAL_SIZE, MAX_SIZE, NUM_CLASSES, SCALES, build_dataset, get_coco_api_from_dataset
 from datasets.coco import CocoDetection
 from util.errors import InputError
 
@@ -101,7 +101,8 @@ def write_annotations(root, data):
 
 
 def arguments(root, **changes):
-    flags = {"dataset_file": "coco", "coco_path": str(root), "masks": False, "seed": 42, "skip_bad_samples": False}
+    flags = {"dataset_file": "coco", "coco_path": str(root), "masks": False, "seed": 42, "skip_bad_samples": False, "num_classes": None,
+             "train_ann": None, "val_ann": None, "img_scales": SCALES, "eval_size": EVAL_SIZE, "max_size": MAX_SIZE}
     return types.SimpleNamespace(**flags | changes)
 
 

@@ -52,7 +52,8 @@ def test_files_of_a_training(trained):
     assert files == {"checkpoint.pkl", "checkpoint0000.pkl", "checkpoint0001.pkl", "eval/latest.pkl", "eval/000.pkl",
                      ".lock", "log.txt", "detections_bbox.json", "curves.png", "predictions.png"}
     checkpoint = load_checkpoint(trained / "checkpoint.pkl")
-    assert set(checkpoint) == {"model", "optimizer", "lr_scheduler", "epoch", "step", "processes", "train_stats", "args"}
+    assert set(checkpoint) == {"model", "optimizer", "lr_scheduler", "epoch", "step", "processes", "classes",
+                               "train_stats", "args"}
     assert checkpoint["epoch"] == 1 and load_checkpoint(trained / "checkpoint0000.pkl")["epoch"] == 0
     assert checkpoint["args"]["num_queries"] == 10
     precision = jt.load(str(trained / "eval" / "latest.pkl"))["precision"]
@@ -178,19 +179,31 @@ def without(source, target, name):
     return target
 
 
+def without_flags(source, target):
+    save_checkpoint({"model": load_checkpoint(source)["model"]}, target)
+    return target
+
+
 BAD_CHECKPOINTS = {  # name -> (flags from the checkpoint's path and a path to write, what the message says)
     "missing": (lambda good, path: ["--resume", path], r"bad\.pkl: cannot be read \(No such file"),
     "truncated": (lambda good, path: ["--resume", shorten(good, path)], r"bad\.pkl: .*truncated"),
     "incomplete": (lambda good, path: ["--resume", without(good, path, "class_embed.bias")],
                    r"bad\.pkl: does not fit the model: 1 missing \(class_embed\.bias\)"),
     "more layers": (lambda good, path: ["--resume", good, "--dec_layers", 3],
-                    r"checkpoint\.pkl: does not fit the model: \d+ missing \(transformer\.decoder\.layers\.2\."),
+                    r"--dec_layers is 3, but .*checkpoint\.pkl was trained with 2: leave the flag out, or .*--finetune"),
     "fewer layers": (lambda good, path: ["--resume", good, "--dec_layers", 1],
-                     r"checkpoint\.pkl: does not fit the model: \d+ unexpected \(transformer\.decoder\.layers\.1\."),
+                     r"--dec_layers is 1, but .*checkpoint\.pkl was trained with 2"),
     "another width": (lambda good, path: ["--resume", good, "--hidden_dim", 64],
-                      r"checkpoint\.pkl: .* of another shape \(.*32.* instead of .*64"),
+                      r"--hidden_dim is 64, but .*checkpoint\.pkl was trained with 32"),
     "another backbone": (lambda good, path: ["--resume", good, "--backbone", "resnet50"],
-                         r"checkpoint\.pkl: .* missing \(.*backbone\.0\.body\.layer1\.0\.conv3\.weight"),
+                         r"--backbone is resnet50, but .*checkpoint\.pkl was trained with resnet18"),
+    "weights of another backbone": (lambda good, path: ["--resume", without_flags(good, path), "--backbone", "resnet50"],
+                                    r"bad\.pkl: .* missing \(.*backbone\.0\.body\.layer1\.0\.conv3\.weight"),
+    "weights of another width": (lambda good, path: ["--resume", without_flags(good, path), "--hidden_dim", 64],
+                                 r"bad\.pkl: .* of another shape \(.*32.* instead of .*64"),
+    "weights of fewer layers": (lambda good, path: ["--resume", without_flags(good, path), "--dec_layers", 1],
+                                r"bad\.pkl: does not fit the model: \d+ unexpected \(transformer\.decoder\.layers\.1\."),
+    "other classes": (lambda good, path: ["--resume", good, "--num_classes", 90], "--num_classes is 90, but .* has 91 classes"),
     "other groups": (lambda good, path: ["--resume", good, "--lr_backbone", 0],
                      r"checkpoint\.pkl: its optimizer does not fit"),
     "backbone": (lambda good, path: ["--backbone_weights", path], r"bad\.pkl: cannot be read \(No such file"),
@@ -223,6 +236,17 @@ def test_bad_checkpoint_is_named_before_the_first_step(name, coco, trained, tmp_
     ("--dilation", None, "--dilation .*resnet18"),
     ("--backbone", "tiny", "--backbone tiny .*: use --backbone_norm batch"),
     ("--shapes_size", 31, "--shapes_size is 31"),
+    ("--accum_steps", 0, "--accum_steps is 0"),
+    ("--accum_steps", 4, "--batch_size 2: .* only 3 images, less than one batch for each of --accum_steps 4"),
+    ("--num_classes", 0, "--num_classes is 0"),
+    ("--num_classes", 90, r"category_id 90 is not in 0\.\.89; .*give a larger --num_classes"),
+    ("--img_scales", 31, "--img_scales has 31"),
+    ("--eval_size", 0, "--eval_size is 0"),
+    ("--max_size", 10, "--max_size is 10"),
+    ("--threshold", 1.5, "--threshold is 1.5"),
+    ("--freeze", "backbone", "--freeze would keep random weights"),
+    ("--finetune", "/nowhere/w.pkl", r"/nowhere/w\.pkl: cannot be read \(No such file"),
+    ("--train_images", "images", "--train_images needs --train_ann and --val_images and --val_ann too"),
 ])
 def test_wrong_flags_are_named(flag, value, message, coco):
     with pytest.raises(InputError, match=message):
@@ -233,6 +257,17 @@ def test_wrong_flags_are_named(flag, value, message, coco):
     (["--backbone_norm", "batch", "--lr_backbone", 0], "--backbone_norm batch trains the backbone"),
     (["--backbone_norm", "group", "--backbone_weights", "imagenet"], "no ImageNet weights .*--backbone_weights none"),
     (["--backbone_norm", "batch", "--backbone", "tiny", "--backbone_weights", "imagenet"], "no ImageNet weights .*tiny"),
+    (["--resume", "a.pkl", "--finetune", "b.pkl"], "--finetune .*--resume .*: give one of the two"),
+    (["--finetune", "b.pkl", "--eval"], "--finetune begins a training: to evaluate.*use --resume"),
+    (["--finetune", "b.pkl", "--masks", "--hidden_dim", 128, "--nheads", 8, "--frozen_weights", "c.pkl"], "--finetune begins"),
+    (["--eval", "--val_images", "a"], "--val_images needs --val_ann too: the images and annotations to evaluate on"),
+    (["--eval", "--val_images", "a", "--val_ann", "b"], "--val_images names your own data, and --coco_path another"),
+    (["--eval", "--val_images", "a", "--val_ann", "b", "--dataset_file", "shapes"], "--dataset_file shapes another data set"),
+    (["--dataset_file", "shapes", "--max_size", 100], "--max_size does not change the shapes"),
+    (["--dataset_file", "shapes", "--num_classes", 3], "--num_classes is 3: the shapes need 4"),
+    (["--predict", "a.jpg"], "--predict needs trained weights"),
+    (["--predict", "a.jpg", "--resume", "w.pkl"], "--predict needs a folder"),
+    (["--predict", "a.jpg", "--resume", "w.pkl", "--eval"], "--predict and --eval"),
 ])
 def test_flags_that_do_not_go_together_are_named(flags, message, coco):
     with pytest.raises(InputError, match=message):
@@ -246,8 +281,9 @@ def test_demo_sets_flags_that_others_win_over(capsys):
     assert "--epochs 3" in printed and "--pre_norm" in printed
     command = printed.split("--demo stands for: ")[1]
     again = parse_args(shlex.split(command)[2:])
-    assert {**vars(again), "demo": True} == vars(args)
-    assert parse_args([]) == get_args_parser().parse_args([]), "nothing is left of the demo"
+    assert args.given == ["epochs", "aux_loss", "output_dir", "demo"]
+    assert {**vars(again), "demo": True, "given": args.given} == vars(args)
+    assert vars(parse_args([])) == {**vars(get_args_parser().parse_args([])), "given": []}, "nothing is left of the demo"
 
 
 def test_demo_trains_evaluates_and_draws(tmp_path, capsys):

@@ -4,7 +4,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from main import get_args_parser
+from main import parse_args
 from util.misc import nested_tensor_from_arrays
 
 FLAGS = ["--backbone", "resnet18", "--backbone_weights", "none", "--enc_layers", "1", "--dec_layers", "2",
@@ -13,7 +13,7 @@ FLAGS = ["--backbone", "resnet18", "--backbone_weights", "none", "--enc_layers",
 
 def arguments(*flags):
     """The parsed flags of main.py for the tiny model; `flags` win over FLAGS."""
-    return get_args_parser().parse_args([*FLAGS, *map(str, flags)])
+    return parse_args([*FLAGS, *map(str, flags)])
 
 
 def make_batch(seed, sizes=((64, 96), (80, 64))):

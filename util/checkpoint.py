@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets import NUM_CLASSES
+from datasets.names import COCO, STUFF
 from util import pickles
 from util.download import MAX_BYTES, download, user_cache
-from util.errors import InputError
+from util.errors import InputError, printable
 from util.files import replacing
 from util.torch_file import is_torch_file, read_torch_file, write_torch_file
 
@@ -105,9 +107,31 @@ def load_checkpoint(source):
     strange = [str(name) for name, value in model.items()
                if not (isinstance(name, str) and isinstance(value, np.ndarray))]
     if strange:
-        raise InputError(f"{source}: its model is not a state dict: {_some('not a name with an array', strange)[0]}; "
+        raise InputError(f"{source}: its model is not a state dict: {summarize_names('not a name with an array', strange)[0]}; "
                          "give a file that holds the state dict itself or under the key 'model'")
     return {**checkpoint, "model": dict(model)}
+
+
+def class_names(checkpoint, source):
+    """The classes that a loaded checkpoint was saved with, a dictionary category id -> name; {} where it has none.
+
+    Raises InputError, which names source, where they are something else.
+    """
+    classes = checkpoint.get("classes", {})
+    if not isinstance(classes, dict) or not all(type(number) is int and isinstance(name, str) for number, name in classes.items()):
+        raise InputError(f"{source}: its classes are not a dictionary id -> name; the file is damaged, take another checkpoint")
+    return {number: printable(name) for number, name in classes.items()}
+
+
+def count_classes(checkpoint):
+    """The number of classes of a loaded checkpoint's class head, highest category id + 1; 0 where it has no such head."""
+    head = checkpoint["model"].get("class_embed.bias", checkpoint["model"].get("detr.class_embed.bias"))
+    return 0 if head is None else head.size - 1
+
+
+def published_names(checkpoint):
+    """The class names of COCO where the weights have as many classes as the original's published ones, else {}."""
+    return {NUM_CLASSES["coco"]: COCO, NUM_CLASSES["coco_panoptic"]: {**COCO, **STUFF}}.get(count_classes(checkpoint), {})
 
 
 def model_state(model):
@@ -132,7 +156,7 @@ def load_model_state(model, state, source):
              if name in variables or not name.endswith("num_batches_tracked")}
     problems = _misfits({name: var.shape for name, var in variables.items()},
                         {name: value.shape for name, value in state.items()})
-    problems += _some("not of floating point", [name for name, value in state.items() if value.dtype.kind != "f"])
+    problems += summarize_names("not of floating point", [name for name, value in state.items() if value.dtype.kind != "f"])
     if problems:
         raise InputError(f"{source}: does not fit the model: {'; '.join(problems)}")
     for name, var in variables.items():
@@ -189,7 +213,7 @@ def check_training_state(checkpoint, source):
     form = {"epoch": int, "step": int, "processes": int, "lr_scheduler": {"step_size": int, "gamma": number, "last_epoch": int},
             "optimizer": {"state": {str: moments}, "groups": [group]}}
     if checkpoint.get("step"):
-        form.update(images=int, args={"batch_size": int, "seed": int},
+        form.update(images=int, args={"batch_size": int, "accum_steps": int, "seed": int},
                     meters={str: {"deque": [number], "total": number, "count": int}})
     elif "train_stats" in checkpoint:
         form["train_stats"] = {str: number}
@@ -219,6 +243,12 @@ def load_backbone(body, spec, backbone_name):
             raise InputError(f"{error}, {alternatives}") from error
     state = load_checkpoint(source)["model"]
     load_model_state(body, {name: value for name, value in state.items() if not name.startswith("fc.")}, source)
+
+
+def summarize_names(kind, names):
+    """[] for no names, else [one phrase with their number and the first five]."""
+    more = ", …" if len(names) > 5 else ""
+    return [f"{len(names)} {kind} ({', '.join(name[:120] for name in names[:5])}{more})"] if names else []
 
 
 def main():
@@ -255,15 +285,9 @@ def _misfits(expected, found):
     """One phrase for each kind of difference between two dicts of name -> shape."""
     shapes = [f"{name} {list(found[name])} instead of {list(shape)}" for name, shape in expected.items()
               if name in found and tuple(found[name]) != tuple(shape)]
-    return (_some("missing", [name for name in expected if name not in found])
-            + _some("unexpected", [name for name in found if name not in expected])
-            + _some("of another shape", shapes))
-
-
-def _some(kind, names):
-    """[] for no names, else [one phrase with their number and the first five]."""
-    more = ", …" if len(names) > 5 else ""
-    return [f"{len(names)} {kind} ({', '.join(name[:120] for name in names[:5])}{more})"] if names else []
+    return (summarize_names("missing", [name for name in expected if name not in found])
+            + summarize_names("unexpected", [name for name in found if name not in expected])
+            + summarize_names("of another shape", shapes))
 
 
 class _HashedWriter:

@@ -9,5 +9,9 @@ class InputError(Exception):
     """
 
     def __str__(self):
-        # Names from a hostile file may hold what moves a terminal's cursor.
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+        return printable(super().__str__())
+
+
+def printable(text):
+    """The text without what moves a terminal's cursor, which names from a hostile file may hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

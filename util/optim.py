@@ -10,6 +10,13 @@ class AdamW(jt.optim.AdamW):
     """Jittor's AdamW, with its state under the same names, in one pass over the weights."""
 
     grad_scale = None
+    pending = False  # whether there are gradients that no step has used
+
+    def backward(self, loss, retain_graph=False):
+        """Adds the loss's gradients to those since the last step, which takes them together."""
+        super().backward(loss, retain_graph)
+        self.n_step -= self.pending  # Jittor counts every call, where the averages need the number of steps
+        self.pending = True
 
     def clip_grad_norm(self, max_norm):
         """Has the next step scale the gradients that `backward` left so that their global norm is at most `max_norm`.
@@ -33,6 +40,7 @@ class AdamW(jt.optim.AdamW):
                 for var, value in zip(variables, new):
                     var.update(value)
         self.grad_scale = None
+        self.pending = False
         self.post_step()
 
 

@@ -3,7 +3,7 @@ import colorsys
 
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets.coco import read_image
+from datasets.coco import read_listed_image
 
 GRID = (4, 3)  # columns and rows of the predictions
 CELL = 400  # side of a cell in pixels, into which an image is enlarged or shrunk
@@ -35,7 +35,7 @@ def plot_predictions(coco, img_folder, results, path):
 
 def _draw_cell(coco, img_folder, image_id, detections):
     """One image, enlarged or shrunk to fit into a cell, with its frames."""
-    image = read_image(img_folder / coco.imgs[image_id]["file_name"])
+    image = read_listed_image(img_folder, coco.imgs[image_id])
     scale = (CELL - 4) / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)

@@ -38,7 +38,7 @@ def evaluate(weights, folder, output_dir, case=CASE):
     """What `python main.py --eval` writes, in the form of run_evaluate.py."""
     flags = {"resnet18": ["--backbone", "resnet18"], "resnet50": [],
              "masks": ["--masks", "--enc_layers", "1", "--dec_layers", "2", "--num_queries", "20"]}[case]
-    main.main(main.get_args_parser().parse_args(
+    main.main(main.parse_args(
         ["--eval", "--no_aux_loss", "--batch_size", "2", "--coco_path", str(folder), "--resume", str(weights),
          "--output_dir", str(output_dir), *flags]))
     detections = json.loads((output_dir / "detections_bbox.json").read_text())

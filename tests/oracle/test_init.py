@@ -1,10 +1,8 @@
 """Fresh weights have the original's distributions, tensor by tensor."""
-import argparse
-
 import jittor as jt
 import numpy as np
 import pytest
-import recipe
+import ours
 
 from models import build_model
 
@@ -24,7 +22,7 @@ def test_initialisation(case, count, original, measured):
     """
     theirs = original("run_init.py", case)
     jt.set_global_seed(42)
-    mine = figures_of(build_model(argparse.Namespace(**recipe.flags(case)))[0])
+    mine = figures_of(build_model(ours.arguments(case))[0])
     assert len(mine) == count
     assert {name.removesuffix("/shape") for name in theirs if name.endswith("/shape")} == set(mine)
 

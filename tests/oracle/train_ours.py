@@ -78,10 +78,11 @@ class Recording:
     def __init__(self, criterion):
         self.criterion = criterion
         self.weight_dict = criterion.weight_dict
+        self.average_boxes = criterion.average_boxes
         self.losses = []
 
-    def __call__(self, outputs, targets):
-        losses = self.criterion(outputs, targets)
+    def __call__(self, *inputs):
+        losses = self.criterion(*inputs)
         self.losses.append(losses)
         return losses
 
