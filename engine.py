@@ -78,11 +78,12 @@ class Steps:
             yield step
 
 
-def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_evaluator=None, after_step=None):
+def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_evaluator=None, after_step=None,
+             per_class=False):
     """Runs the model over the validation set.
 
     coco_gt: COCO with the ground truth; panoptic_evaluator: a PanopticEvaluator, for a model with that postprocessor;
-    after_step: called after each batch.
+    after_step: called after each batch; per_class: print the figures of each class too.
     Each process takes its part of the batches; the main process gets all of their results, the others an empty dictionary of
     averages.
     Returns (averages, evaluator): the losses' averages, and the figures under `coco_eval_bbox` (12 of COCO),
@@ -125,6 +126,8 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
     print("Averaged stats:", logger)
     evaluator.accumulate()
     evaluator.summarize()
+    if per_class:
+        evaluator.print_per_class()
     stats = logger.averages()
     stats["coco_eval_bbox"] = evaluator.coco_eval["bbox"].stats.tolist()
     if "segm" in postprocessors:

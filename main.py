@@ -222,7 +222,8 @@ def main(args):
         return output.panoptic_evaluator(dataset_val) if "panoptic" in postprocessors else None
 
     if args.eval:
-        _, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt, panoptic_evaluator())
+        _, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt, panoptic_evaluator(),
+                                per_class=args.per_class)
         output.save_evaluation(evaluator, dataset_val, ["eval.pkl"])
         return
 
@@ -244,7 +245,8 @@ def main(args):
             stop.exit(how_to_go_on(args))
 
     def evaluate_epoch(epoch, train_stats):
-        test_stats, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt, panoptic_evaluator(), stop_here)
+        test_stats, evaluator = evaluate(model, criterion, postprocessors, loader_val, coco_gt, panoptic_evaluator(), stop_here,
+                                         args.per_class)
         output.save_evaluation(evaluator, dataset_val,
                                ["eval/latest.pkl"] + ([f"eval/{epoch:03}.pkl"] if epoch % 50 == 0 else []))
         output.log_epoch(train_stats, test_stats, epoch, n_parameters)

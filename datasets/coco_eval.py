@@ -5,6 +5,7 @@ detections and runs pycocotools once over the images seen, which gives the same 
 """
 import contextlib
 import io
+from collections import Counter
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -68,6 +69,31 @@ class CocoEvaluator:
         for iou_type, coco_eval in self.coco_eval.items():
             print(f"IoU metric: {iou_type}")
             coco_eval.summarize()
+
+    def print_per_class(self):
+        """Prints the figures of each class, the best first; after `accumulate`."""
+        for iou_type, coco_eval in self.coco_eval.items():
+            rows = self.per_class(iou_type)
+            width = max([len(row["name"]) for row in rows] + [5])
+            print(f"IoU metric of each class: {iou_type}\n{'class':<{width}}  boxes     AP   AP50   AP75")
+            for row in rows:
+                figures = "  ".join("    -" if row[key] is None else f"{row[key]:.3f}" for key in ("AP", "AP50", "AP75"))
+                print(f"{row['name']:<{width}}  {row['boxes']:>5}  {figures}")
+
+    def per_class(self, iou_type):
+        """A list of dictionaries, one for each class, sorted by AP: name, boxes (in the images seen, without crowds), AP, AP50 and
+        AP75 at 100 detections per image. The figures are None where there is no box.
+        """
+        params, precision = self.coco_eval[iou_type].params, self.coco_eval[iou_type].eval["precision"]
+        boxes = Counter(ann["category_id"] for ann in self.coco_gt.dataset["annotations"]
+                        if ann["image_id"] in self.img_ids and not ann["iscrowd"])
+        rows = []
+        for index, number in enumerate(params.catIds):
+            found = precision[:, :, index, 0, -1]  # IoU thresholds, recalls; -1 where there is no box
+            figures = {name: part.mean() if part.size and part.min() > -1 else None for name, part in (
+                ("AP", found), ("AP50", found[params.iouThrs == 0.5]), ("AP75", found[params.iouThrs == 0.75]))}
+            rows.append({"name": str(self.coco_gt.cats[number].get("name", f"class {number}")), "boxes": boxes[number], **figures})
+        return sorted(rows, key=lambda row: (row["AP"] is None, -(row["AP"] or 0), -row["boxes"]))
 
     def load_results(self, iou_type):
         # loadRes cannot take an empty list, and adds keys to the dictionaries it is given.

@@ -88,6 +88,32 @@ def test_clipping_bounds_the_norm_of_the_gradient():
     np.testing.assert_array_equal(applied[1e6], applied[0])
 
 
+@pytest.mark.parametrize("accum_steps", [2, 3])
+def test_steps_of_several_batches(accum_steps):
+    """The gradient is that of the mean of the batches' losses, with the mean number of boxes; the optimizer counts one step."""
+    batches = [tiny.make_batch(seed) for seed in range(accum_steps)]
+    batches[0][1][0].update(labels=np.array([5, 6, 7]), boxes=np.float32([[.5, .5, .2, .3], [.3, .4, .2, .3], [.6, .5, .4, .1]]))
+    batches[1][1][0].update(labels=np.zeros(0, np.int64), boxes=np.zeros((0, 4), np.float32))
+    mean = np.mean([sum(len(target["labels"]) for target in targets) for _, targets in batches])
+    model, criterion, optimizer = make()
+    model.train()
+    trained = [name for name, p in model.named_parameters() if not p.is_stop_grad()]
+    gradients = []
+    for samples, targets in batches:
+        losses = criterion(model(samples.to_jittor()), targets, mean)
+        loss = sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
+        gradients.append([g.numpy().astype(np.float64) for g in jt.grad(loss, [dict(model.named_parameters())[n] for n in trained])])
+    expected = dict(zip(trained, (sum(each) / accum_steps for each in zip(*gradients))))
+    seen = []
+    averages = train_one_epoch(model, criterion, tiny.Batches(batches), optimizer, 0, 0, after_step=lambda *now: seen.append(now[0]),
+                               accum_steps=accum_steps)
+    assert seen == [1] and optimizer.n_step == 1 and np.isfinite(averages["loss"])
+    found = {name: 10 * m.numpy() for group in optimizer.param_groups for name, m in zip(group["names"], group["m"])}
+    whole = np.sqrt(sum(np.square(value).sum() for value in expected.values()))
+    for name, value in expected.items():
+        assert np.linalg.norm(found[name] - value) <= 1e-5 * max(np.linalg.norm(value), 1e-3 * whole), name
+
+
 def test_dropout_depends_on_seed_epoch_and_step_only():
     def loss_in(epoch, draws):
         args = tiny.arguments("--dropout", 0.3)

@@ -201,3 +201,20 @@ def test_real_images_with_any_number_of_workers(coco_path):
     for loader in loaders:
         loader.set_epoch(2)
     assert_same(*map(collect, loaders))
+
+
+def test_batches_of_one_step_are_those_of_as_many_processes():
+    """With several processes too; a last round that is not whole is left out, and resuming starts at a step."""
+    data = [number for number in range(23)]
+
+    class Data(list):
+        skip_bad_samples, max_size = False, 32
+
+    def order(**place):
+        loader = DataLoader(Data(data), 2, shuffle=True, drop_last=True, seed=3, **place)
+        return loader._order()
+    processes = [order(rank=rank, world_size=4) for rank in range(4)]
+    rounds = [batch for step in zip(*processes) for batch in step]
+    assert order(accum_steps=4) == rounds and len(rounds) == 8
+    halves = [order(rank=rank, world_size=2, accum_steps=2) for rank in range(2)]
+    assert [*halves[0][:2], *halves[1][:2], *halves[0][2:], *halves[1][2:]] == rounds
