@@ -1,11 +1,20 @@
-"""One epoch of training, and evaluation."""
+"""One epoch of training, evaluation, and prediction."""
 import itertools
 import math
 import random
+from contextlib import nullcontext
 
 import jittor as jt
+import numpy as np
+from pycocotools import mask as coco_mask
 
+import datasets.transforms as T
+from datasets import EVAL_SIZE, MAX_SIZE
+from datasets.coco import NORMALIZE, upright
 from datasets.coco_eval import CocoEvaluator
+from models.attention import watch_attention
+from models.detr import PostProcess
+from models.segmentation import PostProcessSegm
 from util import dist
 from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
@@ -136,6 +145,52 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
         quality = panoptic_evaluator.summarize()
         stats.update(PQ_all=quality["All"], PQ_th=quality["Things"], PQ_st=quality["Stuff"])
     return stats, evaluator
+
+
+def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, attention=False):
+    """What a DETR, with or without masks, detects in pictures of any sizes, one after the other.
+
+    model: set to evaluation mode. images: paths, PIL images, or arrays uint8 [H, W, 3]; those of files and PIL are turned
+    upright as their EXIF orientation says. threshold: least score. size, max_size: of the shorter and the longer side that
+    the model gets, pixels.
+
+    Returns for each image a dictionary of NumPy arrays, the n detections with the highest score first:
+        scores float32 [n], labels int64 [n] (category ids), boxes float32 [n, 4] (x0, y0, x1, y1 in pixels of the image)
+        masks bool [n, H, W], where the model has them
+        decoder_attention float32 [n, h, w] and encoder_attention float32 [h, w, h, w], with `attention`: see `watch_attention`;
+            the latter, where the model has an encoder, as from each position to all
+    Raises InputError: a file that cannot be read.
+    """
+    model.eval()
+    detr = getattr(model, "detr", model)
+    transform = T.Compose([T.RandomResize([size], max_size), NORMALIZE])
+    results = []
+    for image in images:
+        image = upright(image)
+        array, _ = transform(image, {"boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0, np.float32)}, random.Random(0))
+        with jt.no_grad(), watch_attention(detr.transformer) if attention else nullcontext({}) as seen:
+            outputs = model([array])
+            [result] = PostProcess()(outputs, [(image.height, image.width)])
+        best = np.argsort(-result["scores"], kind="stable")
+        best = best[result["scores"][best] >= threshold]
+        result = {"scores": result["scores"][best], "labels": result["labels"][best].astype(np.int64), "boxes": result["boxes"][best]}
+        if "pred_masks" in outputs:
+            rles = PostProcessSegm().encode(outputs["pred_masks"].numpy()[0][best], array.shape[1:], array.shape[1:],
+                                            (image.height, image.width))
+            result["masks"] = coco_mask.decode(rles).transpose(2, 0, 1).astype(bool) if rles else np.zeros(
+                (0, image.height, image.width), bool)
+        if attention:
+            h, w = shape_of_map(seen["decoder"].shape[2], *array.shape[1:])
+            result["decoder_attention"] = seen["decoder"][0][best].reshape(-1, h, w)
+            if "encoder" in seen:
+                result["encoder_attention"] = seen["encoder"][0].reshape(h, w, h, w)
+        results.append(result)
+    return results
+
+
+def shape_of_map(length, height, width):
+    """(h, w) of the feature map of so many positions that a backbone with stride 32, or 16, makes of an image."""
+    return next((h, w) for h, w in ((-(-height // stride), -(-width // stride)) for stride in (32, 16)) if h * w == length)
 
 
 def weighted_sum(losses, weight_dict):

@@ -12,6 +12,7 @@ from util.arguments import adopt_flags, check_args
 from util.checkpoint import (check_training_state, class_names, load_backbone, load_checkpoint, load_model_state,
                              load_optimizer_state, published_names, weights_digest)
 from util.errors import InputError
+from util.predict import predict_pictures
 from util.signals import StopRequest
 from datasets import EVAL_SIZE, MAX_SIZE, SCALES, check_names, count_classes, get_classes, get_num_classes
 from datasets.summary import print_summary
@@ -178,6 +179,12 @@ def main(args):
     from util.finetune import load_what_fits
     from util.optim import StepLR
     from util.output import OutputFolder
+
+    if args.predict:
+        model, _, _ = build_model(args)
+        load_model_state(model, loaded["model"], args.resume)
+        predict_pictures(model, args, class_names(loaded, args.resume) or published_names(loaded))
+        return
 
     loading = dict(num_workers=args.num_workers, seed=args.seed, rank=dist.get_rank(), world_size=dist.get_world_size())
     with dist.main_process_first():

@@ -140,6 +140,15 @@ def read_image(path, upright=False, listed=True):
     raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; {remedy}")
 
 
+def upright(image):
+    """A path, a PIL image or an array uint8 [H, W, 3] as a PIL image in RGB, turned as its EXIF orientation says."""
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image).convert("RGB")
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    return read_image(Path(image), upright=True, listed=False)
+
+
 class ConvertCocoPolysToMask:
     """Turns an image's COCO annotations into a target of arrays.
 

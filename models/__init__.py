@@ -3,6 +3,11 @@ import util  # noqa: F401  prepares the process before the first import of jitto
 import jittor as jt
 
 from .detr import build
+from .hub import (detr_resnet50, detr_resnet50_dc5, detr_resnet50_dc5_panoptic, detr_resnet50_panoptic, detr_resnet101,
+                  detr_resnet101_dc5, detr_resnet101_panoptic)
+
+__all__ = ["build_model", "detr_resnet50", "detr_resnet50_dc5", "detr_resnet50_dc5_panoptic", "detr_resnet50_panoptic",
+           "detr_resnet101", "detr_resnet101_dc5", "detr_resnet101_panoptic"]
 
 
 def build_model(args):

@@ -1,5 +1,6 @@
 """Multi-head attention with the parameters of PyTorch's `nn.MultiheadAttention`."""
 import math
+from contextlib import contextmanager
 
 import jittor as jt
 from jittor import nn
@@ -12,7 +13,11 @@ class MultiheadAttention(nn.Module):
 
     The three input projections are packed in `in_proj_weight` [3E, E] and `in_proj_bias` [3E] (query, key, value),
     as in PyTorch, so that its weights load by name.
+
+    observer: where it is set, a function that gets the attention of each call, Var [B, N, M], the mean over the heads.
     """
+
+    observer = None
 
     def __init__(self, embed_dim, num_heads, dropout=0.0):
         super().__init__()
@@ -32,7 +37,10 @@ class MultiheadAttention(nn.Module):
         batch, num_queries, _ = query.shape
         q, k, v = (self._split_heads(self._project(x, i)) for i, x in enumerate((query, key, value)))
         scores = bmm_transpose(q / math.sqrt(q.shape[-1]), k)  # [B * heads, N, M]
-        attention = self.dropout(softmax(scores, key_padding_mask))
+        attention = softmax(scores, key_padding_mask)
+        if self.observer:
+            self.observer(attention.reshape(batch, self.num_heads, num_queries, -1).mean(1))
+        attention = self.dropout(attention)
         heads = bmm(attention, v).reshape(batch, self.num_heads, num_queries, -1)
         return self.out_proj(heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim))
 
@@ -45,3 +53,23 @@ class MultiheadAttention(nn.Module):
         batch, length, _ = x.shape
         x = x.reshape(batch, length, self.num_heads, -1).transpose(0, 2, 1, 3)
         return x.reshape(batch * self.num_heads, length, -1)
+
+
+@contextmanager
+def watch_attention(transformer):
+    """Within the block the yielded dictionary holds, after each pass, where the last layers look, as NumPy float32.
+
+    `encoder` [B, N, N]: the encoder's self attention (missing without encoder layers); `decoder` [B, Q, N]: the decoder's attention
+    to the encoder's N positions. Both are means over the heads, and their rows sum to 1.
+    """
+    seen = {}
+    watched = {"decoder": transformer.decoder.layers[-1].multihead_attn}
+    if len(transformer.encoder.layers):
+        watched["encoder"] = transformer.encoder.layers[-1].self_attn
+    for name, module in watched.items():
+        module.observer = lambda attention, name=name: seen.update({name: attention.numpy()})
+    try:
+        yield seen
+    finally:
+        for module in watched.values():
+            module.observer = None

@@ -179,15 +179,20 @@ class PostProcessSegm:
         logits = outputs["pred_masks"].numpy()
         padded = np.max(max_target_sizes, axis=0)
         for result, masks, orig_size, size in zip(results, logits, orig_target_sizes, max_target_sizes):
-            # The original enlarges to the padded batch, cuts the image out and resizes that by the nearest pixel: only
-            # the rows and columns that are left at the end are computed.
-            rows, columns = (nearest_index(int(old), int(new)) for old, new in zip(size, orig_size))
-            result["masks"] = []
-            for start in range(0, len(masks), QUERY_BLOCK):
-                block = bilinear(masks[start:start + QUERY_BLOCK], padded, rows, columns)
-                block = 1 / (1 + np.exp(-block)) > self.threshold
-                result["masks"] += coco_mask.encode(np.asfortranarray(block.transpose(1, 2, 0).astype(np.uint8)))
+            result["masks"] = self.encode(masks, padded, size, orig_size)
         return results
+
+    def encode(self, masks, padded, size, orig_size):
+        """Logits float32 [n, h, w] of one image -> a list of n RLE dictionaries. Sizes: of the batch, the image in it, the original."""
+        # The original enlarges to the padded batch, cuts the image out and resizes that by the nearest pixel: only
+        # the rows and columns that are left at the end are computed.
+        rows, columns = (nearest_index(int(old), int(new)) for old, new in zip(size, orig_size))
+        rles = []
+        for start in range(0, len(masks), QUERY_BLOCK):
+            block = bilinear(masks[start:start + QUERY_BLOCK], padded, rows, columns)
+            block = 1 / (1 + np.exp(-block)) > self.threshold
+            rles += coco_mask.encode(np.asfortranarray(block.transpose(1, 2, 0).astype(np.uint8)))
+        return rles
 
 
 def bilinear(masks, size, rows=None, columns=None):

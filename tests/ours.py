@@ -7,6 +7,7 @@ import recipe
 
 from main import build_optimizer, get_args_parser
 from models import build_model
+from models.attention import watch_attention
 from util.checkpoint import load_model_state
 from util.misc import nested_tensor_from_arrays
 
@@ -53,6 +54,15 @@ def compare(case):
         out.update({f"grad/{seed}/{name}": g.numpy()
                     for name, g in zip(trainable, jt.grad(loss, list(trainable.values())))})
     return out
+
+
+def attention(case):
+    """Where the last layers look, for the case's batch."""
+    _, model, _, _ = build(case)
+    model.eval()
+    with jt.no_grad(), watch_attention(model.transformer) as seen:
+        model(nested_tensor_from_arrays(recipe.make_batch(case)[0]).to_jittor())["pred_boxes"].sync()
+    return seen
 
 
 def train(case, steps):

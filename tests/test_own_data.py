@@ -64,7 +64,7 @@ def test_training_stores_the_classes_and_predicts_them(tmp_path, capsys):
     printed = capsys.readouterr().out
     detections = [json.loads((folder / "detections_bbox.json").read_text()) for folder in (out, tmp_path / "eval")]
     assert detections[0] == detections[1], "sizes and model are those of the checkpoint"
-    rows = [line.split() for line in printed.split("AP50  AP75")[1].strip().splitlines()]
+    rows = [line.split() for line in printed.split("AP50   AP75")[1].strip().splitlines()]
     assert {row[0] for row in rows} == {"cat", "dog", "traffic"} and len(rows) == 3
 
 

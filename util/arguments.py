@@ -7,6 +7,7 @@ from util import dist
 from util.checkpoint import count_classes
 from util.errors import InputError
 from util.files import claim, training_files
+from util.predict import find_pictures
 
 # The model itself: weights fit no other, or worse, fit and mean nothing.
 ARCHITECTURE = ("backbone", "backbone_norm", "dilation", "position_embedding", "enc_layers", "dec_layers", "dim_feedforward",
@@ -51,6 +52,8 @@ def check_args(args):
     """
     check_numbers(args)
     check_weights(args)
+    if not args.predict and (unused := [name for name in ("attention", "threshold") if name in args.given]):
+        raise InputError(f"--{unused[0]} is for --predict: give pictures with it")
     if args.predict:
         check_predict(args)
     else:
@@ -140,6 +143,7 @@ def check_predict(args):
         raise InputError("--predict needs trained weights: give them with --resume")
     if not args.output_dir:
         raise InputError("--predict needs a folder for its pictures: give --output_dir")
+    find_pictures(args.predict, args.output_dir)
 
 
 def check_output_dir(args):

@@ -1,6 +1,10 @@
-"""Pictures of detections beside the ground truth."""
+"""Pictures of detections: beside the ground truth, alone, and of where the model looks."""
 import colorsys
+from functools import lru_cache
 
+import matplotlib
+import numpy as np
+from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets.coco import read_listed_image
@@ -9,7 +13,12 @@ GRID = (4, 3)  # columns and rows of the predictions
 CELL = 400  # side of a cell in pixels, into which an image is enlarged or shrunk
 HEADER = 32  # height in pixels of the line that explains the picture
 LINE = 3  # width of a detection's frame in pixels
+TEXT = 15  # height of a label's text in pixels
 SCORE = 0.5  # detections below are not drawn
+SMALLEST = 600  # smaller pictures are enlarged to this longer side, so that labels are legible
+TINT = 0.5  # share of the colour in a mask
+POINTS = 4  # from which the encoder's attention is drawn
+MOST = 20  # detections whose attention is drawn
 
 
 def plot_predictions(coco, img_folder, results, path):
@@ -26,11 +35,105 @@ def plot_predictions(coco, img_folder, results, path):
     picture = Image.new("RGB", (columns * CELL, HEADER + rows * CELL), "white")
     count = sum(d["score"] >= SCORE for image_id in shown for d in detections[image_id])
     ImageDraw.Draw(picture).text((8, HEADER / 2), f"white: ground truth; colour: the {count} detections with a score of "
-                                 f"{SCORE} or more", fill="black", font=_font(18), anchor="lm")
+                                 f"{SCORE} or more", fill="black", font=_font(" ", 18), anchor="lm")
     for number, image_id in enumerate(shown):
         place = (number % columns * CELL, HEADER + number // columns * CELL)
         picture.paste(_draw_cell(coco, img_folder, image_id, detections[image_id]), place)
     picture.save(path, format="png")
+
+
+def draw_detections(image, result, names):
+    """The picture with the masks, frames, names and scores of its detections; small ones are enlarged.
+
+    image: PIL, RGB; result: what `engine.predict` returns for it; names: dictionary category id -> name.
+    """
+    scale = max(1, SMALLEST / max(image.size))
+    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC) if scale > 1 else image.copy()
+    line, text = max(2, max(image.size) // 320), max(14, max(image.size) // 55)
+    labels = result["labels"].tolist()
+    if "masks" in result:
+        image = _tint(image, result["masks"], [_colour(label) for label in labels])
+    draw = ImageDraw.Draw(image)
+    boxes = [[value * scale for value in box] for box in result["boxes"].tolist()]
+    for box, label in reversed(list(zip(boxes, labels))):  # the surest on top
+        _frame(draw, box, _colour(label), line)
+    taken = []
+    for box, label, score in zip(boxes, labels, result["scores"].tolist()):
+        _label(draw, image.size, box, _name(names, label), f" {score:.2f}", _colour(label), text, taken)
+    return image
+
+
+def draw_attention(image, result, names):
+    """A page for one picture, as figures 3 and 6 of the paper: where the encoder looks from some points, and for each detection
+    where the decoder looks.
+
+    The brightest place of each map is its largest weight. Arguments as in `draw_detections`.
+    """
+    scale = CELL / max(image.size)
+    small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    grey = small.convert("L").convert("RGB")
+    cells = []
+    if "encoder_attention" in result:
+        points = _points(result["boxes"], image.size)
+        overview = small.copy()
+        for number, (x, y) in enumerate(points, 1):
+            _point(overview, x * overview.width, y * overview.height, number)
+        cells.append((overview, f"encoder: from the points 1 to {len(points)}"))
+        h, w = result["encoder_attention"].shape[:2]
+        for number, (x, y) in enumerate(points, 1):
+            cell = _heat(grey, result["encoder_attention"][min(int(y * h), h - 1), min(int(x * w), w - 1)])
+            _point(cell, x * cell.width, y * cell.height, number)
+            cells.append((cell, f"encoder: from point {number}"))
+    for heat, box, label, score in list(zip(result["decoder_attention"], result["boxes"].tolist(), result["labels"].tolist(),
+                                            result["scores"].tolist()))[:MOST]:
+        cell = _heat(grey, heat)
+        _frame(ImageDraw.Draw(cell), [value * scale for value in box], _colour(label), 2)
+        cells.append((cell, f"decoder: {_name(names, label)} {score:.2f}"))
+    columns = min(len(cells), GRID[0] + 1)
+    width, height = small.width + 8, small.height + HEADER
+    page = Image.new("RGB", (max(columns, 1) * max(width, 240), max(1, -(-len(cells) // max(columns, 1))) * height), "white")
+    for number, (cell, caption) in enumerate(cells):
+        left, top = number % columns * max(width, 240), number // columns * height
+        page.paste(cell, (left + 4, top + HEADER))
+        _caption(ImageDraw.Draw(page), (left + 6, top + HEADER / 2), caption, max(width, 240) - 10)
+    return page
+
+
+def unreadable_names(names):
+    """Those of the dictionary's names for which no font of this machine has the characters; their ids are drawn instead."""
+    return [name for name in names.values() if _font(name, TEXT) is None]
+
+
+def _points(boxes, size):
+    """Up to POINTS places (x, y) in 0..1: the centres of the surest detections, and else between the middle and the corners."""
+    centres = [((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1]) for x0, y0, x1, y1 in boxes[:POINTS].tolist()]
+    corners = [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]
+    return [(min(max(x, 0), 1), min(max(y, 0), 1)) for x, y in (centres + corners)[:POINTS]]
+
+
+def _point(image, x, y, number):
+    draw, radius = ImageDraw.Draw(image), 11
+    x, y = (min(max(value, radius), side - 1 - radius) for value, side in zip((x, y), image.size))
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill="white", outline="black", width=2)
+    draw.text((x, y), str(number), fill="black", font=_font("0", TEXT), anchor="mm")
+
+
+def _heat(grey, weights):
+    """The grey picture with attention weights float32 [h, w] over it."""
+    heat = Image.fromarray(weights / max(weights.max(), 1e-12)).resize(grey.size, Image.Resampling.BILINEAR)
+    heat = np.asarray(heat)[:, :, None]
+    colours = matplotlib.colormaps["inferno"](heat[:, :, 0])[:, :, :3] * 255
+    share = 0.35 + 0.5 * heat
+    return Image.fromarray((np.asarray(grey) * (1 - share) + colours * share).round().clip(0, 255).astype(np.uint8))
+
+
+def _tint(image, masks, colours):
+    """The picture with masks bool [n, H, W] in their colours; they are enlarged with it."""
+    pixels = np.asarray(image).copy()
+    for mask, colour in reversed(list(zip(masks, colours))):
+        mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+        pixels[mask] = (pixels[mask] * (1 - TINT) + np.array(colour) * TINT).astype(np.uint8)
+    return Image.fromarray(pixels)
 
 
 def _draw_cell(coco, img_folder, image_id, detections):
@@ -43,14 +146,14 @@ def _draw_cell(coco, img_folder, image_id, detections):
         left, top, right, bottom = _corners(annotation["bbox"], scale)
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3)  # seen on any ground
         draw.rectangle((left, top, right, bottom), outline="white", width=1)
-    kept = sorted((d for d in detections if d["score"] >= SCORE), key=lambda d: d["score"])
-    for detection in kept:
-        draw.rectangle(_corners(detection["bbox"], scale), outline=_colour(detection["category_id"]), width=LINE)
+    kept = sorted((d for d in detections if d["score"] >= SCORE), key=lambda d: -d["score"])
+    for detection in reversed(kept):  # the surest on top
+        _frame(draw, _corners(detection["bbox"], scale), _colour(detection["category_id"]), LINE)
+    names = {number: category.get("name", f"class {number}") for number, category in coco.cats.items()}
+    taken = []
     for detection in kept:  # over all frames
-        category_id = detection["category_id"]
-        name = coco.cats.get(category_id, {}).get("name", category_id)
-        _label(draw, image.size, _corners(detection["bbox"], scale)[:2], f"{name} {detection['score']:.2f}",
-               _colour(category_id))
+        _label(draw, image.size, _corners(detection["bbox"], scale), _name(names, detection["category_id"]),
+               f" {detection['score']:.2f}", _colour(detection["category_id"]), TEXT, taken)
     return image
 
 
@@ -60,21 +163,84 @@ def _corners(bbox, scale):
     return x, y, x + max(width, 0), y + max(height, 0)
 
 
-def _label(draw, size, corner, text, colour):
-    """Text on its colour above the corner, moved where it would leave the image."""
-    font = _font(15)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    x = min(max(corner[0], 0), max(size[0] - right - 4, 0))
-    y = min(max(corner[1] - bottom - 3, 0), max(size[1] - bottom - 3, 0))
-    draw.rectangle((x, y, x + right + 4, y + bottom + 3), fill=colour)
-    draw.text((x + 2, y + 1), text, fill="black", font=font)
+def _frame(draw, box, colour, line):
+    """A frame with a thin dark edge, which is seen on any ground."""
+    x0, y0, x1, y1 = box[0], box[1], max(box[0], box[2]), max(box[1], box[3])
+    edge = max(1, line // 3)
+    draw.rectangle((x0 - edge, y0 - edge, x1 + edge, y1 + edge), outline="black", width=line + 2 * edge)
+    draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
+
+
+def _label(draw, size, box, name, score, colour, height, taken):
+    """Name and score on their colour at a corner of the box: above it, in it, below it, where no label is yet; always in the image.
+
+    A name that is too long for the image is cut. taken: the rectangles of the labels so far; the new one is added.
+    """
+    pad = max(2, height // 6)
+    font = _font(name + score, height)
+    width = draw.textlength(name + score, font=font) + 2 * pad
+    while width > size[0] and height > 8:  # first smaller, then shorter
+        height -= 1
+        font = _font(name + score, height)
+        width = draw.textlength(name + score, font=font) + 2 * pad
+    while width > size[0] and len(name) > 1:
+        name = name.rstrip("…")[:-1] + "…"
+        width = draw.textlength(name + score, font=font) + 2 * pad
+    tall = sum(font.getmetrics()) + pad
+    left = min(max(box[0], 0), max(size[0] - width, 0))
+    right = min(max(box[2] - width, 0), max(size[0] - width, 0))
+    places = [(x, min(max(y, 0), max(size[1] - tall, 0)))
+              for y in (box[1] - tall, box[1], box[3], box[3] - tall) for x in (left, right)]
+    x, y = next(((x, y) for x, y in places if not any(
+        x < x1 and y < y1 and x + width > x0 and y + tall > y0 for x0, y0, x1, y1 in taken)), places[0])
+    taken.append((x, y, x + width, y + tall))
+    draw.rectangle((x, y, x + width - 1, y + tall - 1), fill=colour)
+    draw.text((x + pad, y + tall / 2), name + score, fill="black", font=font, anchor="lm")
+
+
+def _caption(draw, place, text, width):
+    font = _font(text, TEXT)
+    while draw.textlength(text, font=font) > width and len(text) > 1:
+        text = text.rstrip("…")[:-1] + "…"
+    draw.text(place, text, fill="black", font=font, anchor="lm")
+
+
+def _name(names, number):
+    """The class's name, or its id where it has none or no font has its characters."""
+    name = names.get(number, f"class {number}")
+    return name if _font(name, TEXT) else f"class {number}"
 
 
 def _colour(category_id):
     """A bright colour of the class's own."""
     hue = category_id * 0.618034 % 1
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.55, 1))
+    saturation, value = ((0.6, 1), (0.85, 1), (0.4, 1), (0.75, 0.85))[category_id // 5 % 4]
+    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
-def _font(size):
-    return ImageFont.load_default(size)
+def _font(text, size):
+    """Pillow's own font, or where that lacks characters of the text, one of the machine that has them; None without any."""
+    path = _font_for("".join(sorted(set(text))))
+    if path is None:
+        return None
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+
+
+@lru_cache(maxsize=None)
+def _font_for(characters):
+    """The path of a font that has the characters, "" for Pillow's own, None without any."""
+    if _has(ImageFont.load_default(TEXT), characters):
+        return ""
+    return next((path for path in sorted(font_manager.findSystemFonts()) if _has_file(path, characters)), None)
+
+
+def _has_file(path, characters):
+    try:
+        return _has(ImageFont.truetype(path, TEXT), characters)
+    except OSError:  # a bitmap font, or a damaged one
+        return False
+
+
+def _has(font, characters):
+    missing = bytes(font.getmask("\U0010ffff"))
+    return all(c.isspace() or bytes(font.getmask(c)) != missing for c in characters)

@@ -1,9 +1,10 @@
 """Runs the original model on the recipe's weights and batches. Its own interpreter runs this file:
 
-    ORACLE_PYTHON tests/oracle/run_model.py [--steps N] CASE OUT.npz
+    ORACLE_PYTHON tests/oracle/run_model.py [--steps N | --attention] CASE OUT.npz
 
 OUT.npz holds, without --steps: logits and boxes of every decoder layer, `match/LAYER/IMAGE`, `loss/NAME`, `scores`,
-`labels`, `pixels` of the postprocessor, and `grad/BATCH/PARAMETER` for three small batches. With --steps: `losses` [N].
+`labels`, `pixels` of the postprocessor, and `grad/BATCH/PARAMETER` for three small batches. With --steps: `losses` [N]. With --attention:
+`encoder` [B, N, N] and `decoder` [B, Q, N].
 """
 import argparse
 import sys
@@ -76,6 +77,19 @@ def compare(case):
     return out
 
 
+def attention(case):
+    """Where the last layers look, as PyTorch's attention returns it beside its result: the mean over the heads."""
+    model, _, _ = build(case)
+    model.eval()
+    seen = {}
+    for name, module in (("encoder", model.transformer.encoder.layers[-1].self_attn),
+                         ("decoder", model.transformer.decoder.layers[-1].multihead_attn)):
+        module.register_forward_hook(lambda _module, _inputs, result, name=name: seen.update({name: result[1].detach().numpy()}))
+    with torch.no_grad():
+        model(to_torch(*recipe.make_batch(case))[0])
+    return seen
+
+
 def train(case, steps):
     """Training steps as the original's engine takes them."""
     args = argparse.Namespace(**recipe.flags(case))
@@ -102,6 +116,11 @@ if __name__ == "__main__":
     parser.add_argument("case")
     parser.add_argument("out")
     parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--attention", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    np.savez(options.out, **(train(options.case, options.steps) if options.steps else compare(options.case)))
+    if options.attention:
+        result = attention(options.case)
+    else:
+        result = train(options.case, options.steps) if options.steps else compare(options.case)
+    np.savez(options.out, **result)

@@ -57,5 +57,16 @@ def test_training_steps(case, steps, original, measured):
     assert theirs[-2] < theirs[0], "the steps must train, or they would compare nothing"
 
 
+@pytest.mark.parametrize("case", ["resnet50", "pre-norm"])
+def test_attention(case, original, measured):
+    """Of the last encoder and decoder layer, as --attention draws it; the batch is padded."""
+    theirs, mine = original("run_model.py", "--attention", case), ours.attention(case)
+    assert theirs.keys() == mine.keys() == {"encoder", "decoder"}
+    for name, array in theirs.items():
+        assert array.shape == mine[name].shape
+        measured(f"attention of the {name}, relative L2", case, np.linalg.norm(mine[name] - array) / np.linalg.norm(array), 1e-4)
+        measured(f"attention of the {name}, over the largest", case, np.abs(mine[name] - array).max() / array.max(), 1e-4)
+
+
 def relative(a, b):
     return abs(a - b) / max(abs(b), 1e-12)

@@ -1,0 +1,120 @@
+"""Pictures in, pictures out: what `--predict` does with its paths."""
+import glob
+import json
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from util.errors import InputError
+from util.files import replacing
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
+
+
+def find_pictures(paths, output_dir):
+    """The files that paths stand for, each once: files, the pictures in folders and what is below them, globs (`**` too).
+
+    Raises InputError for a path that stands for nothing, and for a folder that the results are written into.
+    """
+    found = {}
+    for path in paths:
+        if Path(path).is_dir():
+            if Path(output_dir).resolve().is_relative_to(Path(path).resolve()):
+                raise InputError(f"--output_dir {output_dir} lies in {path}, where its pictures would be found the next time: give "
+                                 "another folder")
+            matches = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        elif Path(path).exists():
+            matches = [Path(path)]
+        else:
+            matches = [Path(name) for name in sorted(glob.glob(path, recursive=True)) if Path(name).is_file()]
+        if not matches:
+            what = "no picture in this folder" if Path(path).is_dir() else "no such file"
+            raise InputError(f"--predict {path}: {what}; give files, folders, or globs in quotation marks")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def predict_pictures(model, args, names):
+    """Draws what the model detects in each picture into --output_dir, prints a line for each, and writes the detections as JSON.
+
+    names: dictionary category id -> name. A file that cannot be read is left out.
+    Raises InputError at the end, when all others are done, where there was such a file.
+    """
+    from datasets.coco import upright
+    from engine import predict
+    from util.pictures import draw_attention, draw_detections, unreadable_names
+    if missing := unreadable_names(names):
+        print(f"no font of this machine has the characters of {', '.join(missing[:5])}: ids are drawn instead; install one, for "
+              "example fonts-noto-cjk")
+    # The shapes are not resized in their training.
+    size = args.shapes_size if args.dataset_file == "shapes" else args.eval_size
+    folder, files = Path(args.output_dir), find_pictures(args.predict, args.output_dir)
+    targets, bad, boxes, segments = unique_names(files), [], [], []
+    begin = time.time()
+    with tqdm(files, desc="predicting", unit="picture", disable=None) as bar:
+        for number, (path, target) in enumerate(zip(bar, targets), 1):
+            start = time.time()
+            try:
+                image = upright(path)
+            except InputError as error:
+                bad.append(str(error))
+                bar.write(f"left out: {error}")
+                continue
+            [result] = predict(model, [image], args.threshold, size, args.max_size, args.attention)
+            save(draw_detections(image, result, names), folder / f"{target}_detections.jpg")
+            if args.attention:
+                save(draw_attention(image, result, names), folder / f"{target}_attention.jpg")
+            found = list_detections(number, str(path), result, names)
+            boxes += found
+            if "masks" in result:
+                segments += add_masks(found, result["masks"])
+            bar.write(f"{path}: {describe(found)}; {time.time() - start:.2f} s; {target}_detections.jpg")
+    for name, content in (("bbox", boxes), ("segm", segments)):
+        if name == "bbox" or content:
+            with replacing(folder / f"detections_{name}.json") as file:
+                file.write(json.dumps(content).encode())
+    done = len(files) - len(bad)
+    print(f"{len(boxes)} detections in {done} pictures, {time.time() - begin:.1f} s; the results are in {folder}")
+    if bad:
+        raise InputError(f"{len(bad)} of {len(files)} files could not be read as pictures, the other {done} are done; the first: {bad[0]}")
+
+
+def unique_names(files):
+    """A name for the results of each file: its own without suffix, and a number where several files would have the same."""
+    names, used = [], set()
+    for file in files:
+        name, number = file.stem, 2
+        while name in used:
+            name, number = f"{file.stem}-{number}", number + 1
+        used.add(name)
+        names.append(name)
+    return names
+
+
+def save(picture, path):
+    with replacing(path) as file:
+        picture.save(file, format="JPEG", quality=92)
+
+
+def list_detections(number, path, result, names):
+    """In COCO's result format, with the file's and the classes' names; the image id is the file's number in this run."""
+    return [{"image_id": number, "file_name": path, "category_id": label, "category_name": names.get(label, f"class {label}"),
+             "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+            for (x0, y0, x1, y1), label, score in zip(result["boxes"].tolist(), result["labels"].tolist(), result["scores"].tolist())]
+
+
+def add_masks(found, masks):
+    """The detections with `segmentation`, compressed RLE, in place of `bbox`."""
+    import numpy as np
+    from pycocotools import mask as coco_mask
+    rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    return [{**{key: value for key, value in detection.items() if key != "bbox"},
+             "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}} for detection, rle in zip(found, rles)]
+
+
+def describe(found):
+    """The surest detections in words."""
+    more = ", …" if len(found) > 3 else ""
+    words = ", ".join(f"{detection['category_name']} {detection['score']:.2f}" for detection in found[:3])
+    return f"{len(found)} detection{'s' * (len(found) != 1)}" + (f" ({words}{more})" if found else "")
