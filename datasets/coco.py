@@ -134,18 +134,25 @@ def read_image(path, upright=False, listed=True):
         with Image.open(path, formats=FORMATS) as image:
             size = image.size
             if max(size) <= MAX_RATIO * min(size):
-                return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+                return to_rgb(ImageOps.exif_transpose(image) if upright else image)
     except Exception as error:  # Pillow raises almost any for damaged bytes
         raise InputError(f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}") from error
     raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; {remedy}")
 
 
+def to_rgb(image):
+    """A PIL image in RGB. Of 16 bits the upper eight count; Pillow, and so the original, makes white of what does not fit eight."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def upright(image):
     """A path, a PIL image or an array uint8 [H, W, 3] as a PIL image in RGB, turned as its EXIF orientation says."""
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image).convert("RGB")
+        return to_rgb(Image.fromarray(image))
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(image))
     return read_image(Path(image), upright=True, listed=False)
 
 

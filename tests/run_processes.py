@@ -1,6 +1,6 @@
 """What test_dist.py runs under mpirun, one part each; the main process writes the result.
 
-    mpirun -np N python tests/run_processes.py {train,messages,allreduce} OUT.npz [--batch_size B] [--steps S]
+    mpirun -np N python tests/run_processes.py {train,messages,allreduce} OUT.npz [--batch_size B] [--steps S] [--accum_steps A]
     python tests/run_processes.py alone OUT.npz --processes N [--batch_size B] [--steps S]
 
 `train` takes steps as engine.py does; `alone` computes in one process what they should be, by the definition: the mean over
@@ -27,7 +27,7 @@ from util.misc import nested_tensor_from_arrays
 CASE = "resnet18"
 
 
-def train(batch_size, steps):
+def train(batch_size, steps, accum_steps):
     """Losses as they are logged, weights after the first step, and the gradients of that step, before they are clipped."""
     args, model, criterion, _ = ours.build(CASE)
     optimizer = build_optimizer(model, args)
@@ -39,9 +39,10 @@ def train(batch_size, steps):
             result.update(first_step(model, optimizer))
     batches = tiny.Batches()
     for step in range(steps):
-        images, targets = recipe.make_share(step % recipe.TRAINING_BATCHES, dist.get_rank(), batch_size)
-        batches.append((nested_tensor_from_arrays(images), targets))
-    train_one_epoch(model, criterion, batches, optimizer, 0, 0, args.clip_max_norm, after_step=after_step)
+        for share in range(dist.get_rank() * accum_steps, (dist.get_rank() + 1) * accum_steps):
+            images, targets = recipe.make_share(step % recipe.TRAINING_BATCHES, share, batch_size)
+            batches.append((nested_tensor_from_arrays(images), targets))
+    train_one_epoch(model, criterion, batches, optimizer, 0, 0, args.clip_max_norm, after_step=after_step, accum_steps=accum_steps)
     return result
 
 
@@ -119,10 +120,11 @@ if __name__ == "__main__":
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--processes", type=int)
+    parser.add_argument("--accum_steps", type=int, default=1)
     options = parser.parse_args()
     with dist.job():
         if options.part == "train":
-            result = train(options.batch_size, options.steps)
+            result = train(options.batch_size, options.steps, options.accum_steps)
         elif options.part == "alone":
             result = alone(options.batch_size, options.steps, options.processes)
         else:

@@ -49,7 +49,7 @@ def draw_detections(image, result, names):
     """
     scale = max(1, SMALLEST / max(image.size))
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC) if scale > 1 else image.copy()
-    line, text = max(2, max(image.size) // 320), max(14, max(image.size) // 55)
+    line, text = max(3, max(image.size) // 300), max(14, max(image.size) // 55)
     labels = result["labels"].tolist()
     if "masks" in result:
         image = _tint(image, result["masks"], [_colour(label) for label in labels])
@@ -105,10 +105,16 @@ def unreadable_names(names):
 
 
 def _points(boxes, size):
-    """Up to POINTS places (x, y) in 0..1: the centres of the surest detections, and else between the middle and the corners."""
-    centres = [((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1]) for x0, y0, x1, y1 in boxes[:POINTS].tolist()]
-    corners = [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]
-    return [(min(max(x, 0), 1), min(max(y, 0), 1)) for x, y in (centres + corners)[:POINTS]]
+    """Up to POINTS places (x, y) in 0..1 that are not close to each other: the centres of the surest detections, and then places
+    between the middle and the corners.
+    """
+    centres = [((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1]) for x0, y0, x1, y1 in boxes.tolist()]
+    points = []
+    for x, y in centres + [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]:
+        x, y = min(max(x, 0), 1), min(max(y, 0), 1)
+        if all(max(abs(x - other_x), abs(y - other_y)) > 0.15 for other_x, other_y in points):
+            points.append((x, y))
+    return points[:POINTS]
 
 
 def _point(image, x, y, number):
@@ -219,28 +225,23 @@ def _colour(category_id):
 
 
 def _font(text, size):
-    """Pillow's own font, or where that lacks characters of the text, one of the machine that has them; None without any."""
+    """DejaVu Sans, or where that lacks characters of the text, a font of the machine that has them; None without any."""
     path = _font_for("".join(sorted(set(text))))
-    if path is None:
-        return None
-    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+    return path and ImageFont.truetype(path, size)
 
 
 @lru_cache(maxsize=None)
 def _font_for(characters):
-    """The path of a font that has the characters, "" for Pillow's own, None without any."""
-    if _has(ImageFont.load_default(TEXT), characters):
-        return ""
-    return next((path for path in sorted(font_manager.findSystemFonts()) if _has_file(path, characters)), None)
+    """The path of a font that has the characters, or None."""
+    own = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib
+    return next((path for path in (own, *sorted(font_manager.findSystemFonts())) if _has(path, characters)), None)
 
 
-def _has_file(path, characters):
+def _has(path, characters):
+    """Whether the font has the characters: whether it draws something else than the box that stands for a missing one."""
     try:
-        return _has(ImageFont.truetype(path, TEXT), characters)
+        font = ImageFont.truetype(path, TEXT)
+        missing = bytes(font.getmask("\U0010ffff"))
+        return all(c.isspace() or bytes(font.getmask(c)) != missing for c in characters)
     except OSError:  # a bitmap font, or a damaged one
         return False
-
-
-def _has(font, characters):
-    missing = bytes(font.getmask("\U0010ffff"))
-    return all(c.isspace() or bytes(font.getmask(c)) != missing for c in characters)
