@@ -1,4 +1,4 @@
-"""Trains and evaluates DETR on COCO. `python main.py --help` lists the flags; the README explains them."""
+"""Trains DETR, evaluates it and predicts with it. `python main.py --help` lists the flags; the README explains them."""
 import argparse
 import math
 import shlex

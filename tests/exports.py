@@ -4,7 +4,7 @@ import json
 import numpy as np
 from PIL import Image
 
-CLASSES = ("cat", "dog", "traffic light")  # 猫 and other scripts: test_predict.py
+CLASSES = ("cat", "dog", "traffic light")
 
 
 def objects(count, seed=0, size=(80, 60)):
@@ -40,7 +40,7 @@ def cvat(root, images):
 
 
 def label_studio(root, images):
-    """result.json and images/; every id from 0, no iscrowd for images without boxes, `ignore`, paths with the folder."""
+    """result.json and images/; every id from 0, `ignore`, file names with their folder, boxes with fractions."""
     names = [f"images/{number:08x}-photo.png" for number in range(len(images))]
     save_images(root, names)
     data = {"images": [{"width": 80, "height": 60, "id": i, "file_name": name} for i, name in enumerate(names)],

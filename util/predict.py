@@ -4,6 +4,8 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
+from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from util.errors import InputError
@@ -106,8 +108,6 @@ def list_detections(number, path, result, names):
 
 def add_masks(found, masks):
     """The detections with `segmentation`, compressed RLE, in place of `bbox`."""
-    import numpy as np
-    from pycocotools import mask as coco_mask
     rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
     return [{**{key: value for key, value in detection.items() if key != "bbox"},
              "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}} for detection, rle in zip(found, rles)]
