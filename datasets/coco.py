@@ -134,14 +134,15 @@ def read_image(path, upright=False, listed=True):
         with Image.open(path, formats=FORMATS) as image:
             size = image.size
             if max(size) <= MAX_RATIO * min(size):
-                return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+                image = ImageOps.exif_transpose(image) if upright else image
+                return image.convert("RGB") if listed else to_rgb(image)
     except Exception as error:  # Pillow raises almost any for damaged bytes
         raise InputError(f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}") from error
     raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; {remedy}")
 
 
 def to_rgb(image):
-    """A PIL image in RGB. Of 16 bits the upper eight count; Pillow, and so the original, makes white of what does not fit eight."""
+    """A PIL image in RGB. Of 16 bits the upper eight count, where Pillow, and so the original's data sets, make white of nearly all."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

@@ -10,7 +10,7 @@ from interrupt import FLAGS
 from PIL import Image
 
 import models
-from datasets.coco import read_image
+from datasets.coco import upright
 from engine import predict
 from main import main, parse_args
 from models import build_model, hub
@@ -231,10 +231,10 @@ def test_points_are_apart():
 
 
 def test_16_bits_are_not_white(tmp_path):
-    """Pillow's own conversion clips them."""
+    """Pillow's own conversion clips them, with which data sets are read as the original reads them."""
     values = np.linspace(0, 65535, 300).astype(np.uint16).reshape(15, 20)
     Image.fromarray(values).save(tmp_path / "deep.png")
-    image = np.asarray(read_image(tmp_path / "deep.png"))
+    image = np.asarray(upright(tmp_path / "deep.png"))
     np.testing.assert_array_equal(image[:, :, 0], values >> 8)
 
 
