@@ -173,7 +173,8 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
             [result] = PostProcess()(outputs, [(image.height, image.width)])
         best = np.argsort(-result["scores"], kind="stable")
         best = best[result["scores"][best] >= threshold]
-        result = {"scores": result["scores"][best], "labels": result["labels"][best].astype(np.int64), "boxes": result["boxes"][best]}
+        result = {name: array[best] for name, array in result.items()}
+        result["labels"] = result["labels"].astype(np.int64)
         if "pred_masks" in outputs:
             rles = PostProcessSegm().encode(outputs["pred_masks"].numpy()[0][best], array.shape[1:], array.shape[1:],
                                             (image.height, image.width))

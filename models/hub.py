@@ -38,7 +38,8 @@ def detr_resnet50_panoptic(pretrained=False, num_classes=250, threshold=0.85, re
 
     threshold: least score of a segment. With return_postprocessor the result is (model, PostProcessPanoptic), with COCO's things.
     """
-    return _panoptic("resnet50", False, num_classes, pretrained and "detr-r50-panoptic-00ce5173.pth", threshold, return_postprocessor)
+    return _panoptic("resnet50", False, num_classes, pretrained and "detr-r50-panoptic-00ce5173.pth", threshold,
+                     return_postprocessor)
 
 
 def detr_resnet50_dc5_panoptic(pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False):

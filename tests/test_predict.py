@@ -61,7 +61,7 @@ def test_goes_on_past_what_cannot_be_read(trained, tmp_path, capsys):
     (folder / "a.png").write_bytes(source.read_bytes())
     (tmp_path / "in" / "b.jpg").write_bytes(b"no picture")
     (tmp_path / "in" / "notes.txt").write_text("not asked for")
-    with pytest.raises(InputError, match=r"1 of 3 files could not be read as pictures, the other 2 are done; the first: .*b\.jpg: cannot"):
+    with pytest.raises(InputError, match=r"1 of 3 files could not be read as pictures, the other 2 are done; .*b\.jpg: cannot"):
         run(trained, tmp_path / "out", "--predict", tmp_path / "in", "--attention")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         ".lock", "detections_bbox.json", "a_detections.jpg", "a_attention.jpg", "a-2_detections.jpg", "a-2_attention.jpg"}
@@ -178,7 +178,8 @@ def test_labels_stay_in_the_picture_and_apart(size, name, monkeypatch):
     monkeypatch.setattr(pictures, "_label", label)
     w, h = size
     boxes = [[0, 0, w, h], [-5, -5, w / 2, h / 2], [w - 3, h - 3, w + 9, h + 9], [w / 3, h / 3, w / 2, h / 2]]
-    picture = pictures.draw_detections(Image.new("RGB", size, "grey"), detections(boxes, [1, 2, 3, 1], size), dict.fromkeys((1, 2, 3), name))
+    names = dict.fromkeys((1, 2, 3), name)
+    picture = pictures.draw_detections(Image.new("RGB", size, "grey"), detections(boxes, [1, 2, 3, 1], size), names)
     assert max(picture.size) >= 600 and abs(picture.width / picture.height - w / h) <= 0.02 * w / h + 1 / picture.height
     for (width, height), (x0, y0, x1, y1) in placed:
         assert x0 >= 0 and y0 >= 0 and y1 <= height

@@ -29,13 +29,14 @@ def adopt_flags(args, checkpoint, source):
     for name in names:
         if name not in saved or saved[name] == getattr(args, name):
             continue
-        if type(saved[name]) is not type(getattr(args, name)) or (name == "img_scales" and set(map(type, saved[name])) != {int}):
+        whole = name != "img_scales" or set(map(type, saved[name])) == {int}
+        if type(saved[name]) is not type(getattr(args, name)) or not whole:
             raise InputError(f"{source}: its --{name} is {saved[name]!r:.80}; the file is damaged, take another checkpoint")
         if name not in args.given:
             setattr(args, name, saved[name])
         elif args.resume and name in ARCHITECTURE:
-            raise InputError(f"--{name} is {getattr(args, name)}, but {source} was trained with {saved[name]}: leave the flag out, or "
-                             "take over what fits with --finetune")
+            raise InputError(f"--{name} is {getattr(args, name)}, but {source} was trained with {saved[name]}: leave the flag "
+                             "out, or take over what fits with --finetune")
     found = count_classes(checkpoint)
     if args.resume and found and found != get_num_classes(args):
         if args.num_classes is not None:

@@ -16,7 +16,7 @@ def load_what_fits(model, state, old_classes, classes, source):
     """
     new = model_state(model)
     state = rename(state, new)
-    kept = [(number, old) for number, old in match_classes(classes, old_classes).items()]
+    kept = list(match_classes(classes, old_classes).items())
     taken, made = [], []
     for name, array in new.items():
         old = state.get(name)
@@ -47,7 +47,8 @@ def load_what_fits(model, state, old_classes, classes, source):
 def rename(state, new):
     """The state with the names of a DETR with masks, `detr.…`, or of one without, as the model has them."""
     if any(name.startswith("detr.") for name in new):
-        return state if any(name.startswith("detr.") for name in state) else {f"detr.{name}": array for name, array in state.items()}
+        prefix = "" if any(name.startswith("detr.") for name in state) else "detr."
+        return {prefix + name: array for name, array in state.items()}
     return {name.removeprefix("detr."): array for name, array in state.items()}
 
 

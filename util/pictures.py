@@ -48,7 +48,8 @@ def draw_detections(image, result, names):
     image: PIL, RGB; result: what `engine.predict` returns for it; names: dictionary category id -> name.
     """
     scale = max(1, SMALLEST / max(image.size))
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC) if scale > 1 else image.copy()
+    image = image.copy() if scale == 1 else image.resize([max(1, round(side * scale)) for side in image.size],
+                                                         Image.Resampling.BICUBIC)
     line, text = max(3, max(image.size) // 300), max(14, max(image.size) // 55)
     labels = result["labels"].tolist()
     if "masks" in result:

@@ -79,7 +79,8 @@ def predict_pictures(model, args, names):
     done = len(files) - len(bad)
     print(f"{len(boxes)} detections in {done} pictures, {time.time() - begin:.1f} s; the results are in {folder}")
     if bad:
-        raise InputError(f"{len(bad)} of {len(files)} files could not be read as pictures, the other {done} are done; the first: {bad[0]}")
+        raise InputError(f"{len(bad)} of {len(files)} files could not be read as pictures, the other {done} are done; the first: "
+                         f"{bad[0]}")
 
 
 def unique_names(files):
@@ -103,7 +104,7 @@ def list_detections(number, path, result, names):
     """In COCO's result format, with the file's and the classes' names; the image id is the file's number in this run."""
     return [{"image_id": number, "file_name": path, "category_id": label, "category_name": names.get(label, f"class {label}"),
              "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
-            for (x0, y0, x1, y1), label, score in zip(result["boxes"].tolist(), result["labels"].tolist(), result["scores"].tolist())]
+            for (x0, y0, x1, y1), label, score in zip(*(result[key].tolist() for key in ("boxes", "labels", "scores")))]
 
 
 def add_masks(found, masks):
