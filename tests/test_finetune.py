@@ -38,6 +38,16 @@ def test_rows_of_classes_with_the_same_name_are_kept(source, capsys):
     assert "class head: kept dog, cat, no object; made anew: wolf; left out: sheep" in printed
 
 
+def test_classes_beyond_the_head_have_no_row(source):
+    """With --num_classes a file may list more than the model has; the last row is "no object"."""
+    model = build("--num_classes", 3)
+    fresh = model_state(model)
+    load_what_fits(model, source, {1: "cat", 4: "dog", 9: "sheep"}, {2: "cat", 3: "dog", 4: "sheep"}, "w.pkl")
+    found = model_state(model)["class_embed.weight"]
+    np.testing.assert_array_equal(found[[2, 3]], source["class_embed.weight"][[1, 4]])
+    np.testing.assert_array_equal(found[[0, 1]], fresh["class_embed.weight"][[0, 1]])
+
+
 @pytest.mark.parametrize("count", [4, 25])
 def test_another_number_of_queries(source, count, capsys):
     model = build("--num_classes", 4, "--num_queries", count)

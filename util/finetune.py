@@ -16,6 +16,10 @@ def load_what_fits(model, state, old_classes, classes, source):
     """
     new = model_state(model)
     state = rename(state, new)
+    head = next(name for name in new if is_head(name))
+    # Classes that are listed but beyond the head, whose last row is "no object", have no row.
+    classes, old_classes = ({number: name for number, name in names.items() if 0 <= number < len(rows.get(head, [0])) - 1}
+                            for names, rows in ((classes, new), (old_classes, state)))
     kept = list(match_classes(classes, old_classes).items())
     taken, made = [], []
     for name, array in new.items():
