@@ -4,6 +4,7 @@ import math
 import random
 from contextlib import nullcontext
 
+import util  # noqa: F401  prepares the process before the first import of jittor
 import jittor as jt
 import numpy as np
 from pycocotools import mask as coco_mask

@@ -1,5 +1,7 @@
 """--predict, --attention and the library: the numbers are those of the evaluation, and the pictures can be read."""
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jittor as jt
@@ -8,6 +10,7 @@ import pytest
 import tiny
 from interrupt import FLAGS
 from PIL import Image
+from test_main import REPO
 
 import models
 from datasets.coco import upright
@@ -255,6 +258,18 @@ def test_models_by_name(name):
     body, other_body = ((getattr(m, "detr", m)).backbone[0].body for m in (model, other))
     assert (body.layer4[0].conv2.stride, body.layer4[1].conv2.dilation) == (
         other_body.layer4[0].conv2.stride, other_body.layer4[1].conv2.dilation)
+
+
+def test_the_readmes_program_runs(tmp_path):
+    """In a process of its own, where its imports are the first; without the download."""
+    blocks = (REPO / "README.md").read_text().split("```python\n")[1:]
+    [program] = [block.split("```")[0] for block in blocks]
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
+    program = program.replace("pretrained=True", "").replace("photo.jpg", str(tmp_path / "photo.jpg"))
+    program = program.replace("threshold=0.7", "threshold=0, size=64")
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("["), "the labels"
 
 
 def test_published_weights_load_by_name(tmp_path, monkeypatch):
