@@ -81,8 +81,8 @@ def stats(monkeypatch):
     seen = []
     evaluate_once = engine.evaluate
 
-    def spy(*args):
-        result = evaluate_once(*args)
+    def spy(*args, **options):
+        result = evaluate_once(*args, **options)
         seen.append({kind: np.array(result[0][key]) for kind, key in (("bbox", "coco_eval_bbox"), ("segm", "coco_eval_masks"))
                      if key in result[0]})
         return result

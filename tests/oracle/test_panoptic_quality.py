@@ -59,7 +59,11 @@ def test_the_same_weights_and_real_images(original, coco_path, tmp_path, measure
     shutil.copytree(tmp_path / "gt", root / "panoptic_val2017", dirs_exist_ok=True)
     calls = []
     evaluate = engine.evaluate
-    monkeypatch.setattr(engine, "evaluate", lambda *args: calls.append((args, evaluate(*args))) or calls[-1][1])
+
+    def spy(*args, **options):
+        calls.append((args, evaluate(*args, **options)))
+        return calls[-1][1]
+    monkeypatch.setattr(engine, "evaluate", spy)
     main.main(main.parse_args(
         ["--dataset_file", "coco_panoptic", "--masks", "--enc_layers", "1", "--dec_layers", "1", "--num_queries", "30",
          "--eval", "--batch_size", "2", "--coco_path", str(root), "--coco_panoptic_path", str(root),
