@@ -2,6 +2,7 @@
 import argparse
 import math
 import shlex
+import signal
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -327,5 +328,6 @@ def how_to_go_on(args):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, also while Jittor compiles; a training stops in good order
     with dist.job():
         main(parse_args())

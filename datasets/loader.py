@@ -3,7 +3,6 @@
 Source: the role of `torch.utils.data.DataLoader` and `collate_fn` in the original. Every pass starts its own workers,
 as PyTorch does by default, so that they see the data set of the current epoch and none outlives the pass.
 """
-import signal
 import time
 import traceback
 from multiprocessing.util import Finalize
@@ -14,7 +13,9 @@ import numpy as np
 
 from util.errors import InputError
 from util.misc import NestedTensor, nested_tensor_from_arrays
-from util.signals import children_ignore, die_with_parent
+from util.signals import children_ignore, die_with_parent, take_back_from_jittor
+
+take_back_from_jittor()
 
 
 class DataLoader:
@@ -162,8 +163,6 @@ class BatchWorkers(jt.dataset.Dataset):
         self.order = order
         self.num_workers = num_workers
         self.heads = {}  # worker -> its oldest message, received but not yet used
-        # Jittor quits the whole process at once when a child is killed; receive() reports it instead.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         # What _init_workers reads: one Jittor batch is one item, which is one of our batches.
         self.real_len = self.batch_len = len(order)
         self.real_batch_size = 1

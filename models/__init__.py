@@ -1,6 +1,7 @@
 """The model, its loss and its postprocessing."""
 import util  # noqa: F401  prepares the process before the first import of jittor
 import jittor as jt
+from util.signals import take_back_from_jittor
 
 from .detr import build
 from .hub import (detr_resnet50, detr_resnet50_dc5, detr_resnet50_dc5_panoptic, detr_resnet50_panoptic, detr_resnet101,
@@ -8,6 +9,8 @@ from .hub import (detr_resnet50, detr_resnet50_dc5, detr_resnet50_dc5_panoptic, 
 
 __all__ = ["build_model", "detr_resnet50", "detr_resnet50_dc5", "detr_resnet50_dc5_panoptic", "detr_resnet50_panoptic",
            "detr_resnet101", "detr_resnet101_dc5", "detr_resnet101_panoptic"]
+
+take_back_from_jittor()
 
 
 def build_model(args):

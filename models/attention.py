@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import jittor as jt
 from jittor import nn
 
-from .ops import Dropout, bmm, bmm_transpose, softmax
+from .ops import Dropout, Linear, bmm, bmm_transpose, linear, softmax
 
 
 class MultiheadAttention(nn.Module):
@@ -25,7 +25,7 @@ class MultiheadAttention(nn.Module):
         self.num_heads = num_heads
         self.in_proj_weight = nn.init.xavier_uniform((3 * embed_dim, embed_dim), "float32")
         self.in_proj_bias = nn.init.constant((3 * embed_dim,), "float32", 0.0)
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.out_proj = Linear(embed_dim, embed_dim)
         nn.init.constant_(self.out_proj.bias, 0.0)
         self.dropout = Dropout(dropout)
 
@@ -46,7 +46,7 @@ class MultiheadAttention(nn.Module):
 
     def _project(self, x, i):
         rows = slice(i * self.embed_dim, (i + 1) * self.embed_dim)
-        return nn.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
 
     def _split_heads(self, x):
         """[B, N, E] -> [B * heads, N, E / heads]"""

@@ -27,7 +27,7 @@ class DETR(nn.Module):
         hidden_dim = transformer.d_model
         self.num_queries = num_queries
         self.transformer = transformer
-        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.class_embed = ops.Linear(hidden_dim, num_classes + 1)
         self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.input_proj = nn.Conv2d(backbone.stage_channels[-1], hidden_dim, kernel_size=1)
@@ -81,7 +81,7 @@ class MLP(nn.Module):
     def __init__(self, input_dim, hidden_dim, output_dim, num_layers):
         super().__init__()
         dims = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList([nn.Linear(n, k) for n, k in zip(dims, dims[1:])])
+        self.layers = nn.ModuleList([ops.Linear(n, k) for n, k in zip(dims, dims[1:])])
 
     def execute(self, x):
         """[..., input_dim] -> [..., output_dim]"""

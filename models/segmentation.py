@@ -56,8 +56,8 @@ class MHAttentionMap(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.hidden_dim = hidden_dim
-        self.q_linear = nn.Linear(query_dim, hidden_dim)
-        self.k_linear = nn.Linear(query_dim, hidden_dim)
+        self.q_linear = ops.Linear(query_dim, hidden_dim)
+        self.k_linear = ops.Linear(query_dim, hidden_dim)
         for linear in (self.q_linear, self.k_linear):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.constant_(linear.bias, 0.0)

@@ -153,4 +153,4 @@ def test_interrupted_trainings_end_as_the_undisturbed_one(name):
     # in a process of its own, since Jittor ends one whose child is killed
     done = subprocess.run([sys.executable, "-m", "tests.interrupt", "--times", "2", "--signal", name], cwd=REPO, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
-    assert f"2 x SIG{name}" in done.stdout, done.stdout
+    assert done.returncode == 0 and f"2 x SIG{name}" in done.stdout, done.stdout

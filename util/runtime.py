@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from util.errors import InputError
+from util.signals import take_back_from_jittor
 
 ONEDNN_WHEEL = "onednn-devel-cpu-gomp==2022.2.1"
 ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
@@ -50,6 +51,7 @@ def select_device(name):
     name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda" without usable CUDA.
     """
     import jittor as jt
+    take_back_from_jittor()
     _end_compilers()
     usable = bool(jt.has_cuda) and jt.get_device_count() > 0
     if name == "cuda" and not usable:

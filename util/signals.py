@@ -1,15 +1,39 @@
-"""Ending a run in good order when the machine is taken away, as Slurm and Ctrl-C announce it."""
+"""Signals: ending a run in good order when the machine is taken away, as Slurm and Ctrl-C announce it; and crashes.
+
+While oneDNN multiplies, a handler must not run on the stack of its thread (see HandlerStack in models/ops/kernels.h). Handlers set
+with Python's `signal.signal` run on a stack of their own, where the thread has one; handlers set in C have to ask for that.
+"""
 import ctypes
+import faulthandler
 import functools
 import os
 import platform
 import signal
 import sys
+import threading
 from contextlib import contextmanager
 
 from util import dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+TAKEN_BY_JITTOR = (signal.SIGINT, signal.SIGCHLD, signal.SIGQUIT, *CRASHES)
+
+
+def take_back_from_jittor():
+    """Undoes what the import of Jittor did to this process's signals. To be called after it; only the main thread can.
+
+    Jittor's handlers run on the stack of the thread that a signal interrupts. They quit the process at Ctrl-C and when a child is
+    killed. At a crash they call `exit`, which under MPI waits for the other processes, which wait for this one. Python's
+    handlers, or the default ones, are in place again afterwards, and a crash ends the process with Python's traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    faulthandler.disable()
+    for number in TAKEN_BY_JITTOR:
+        signal.signal(number, signal.getsignal(number) or signal.SIG_DFL)  # Python does not know of Jittor's
+    standard_error = 2  # sys.stderr may have been replaced by something that is not a file
+    faulthandler.enable(standard_error)
 
 
 class StopRequest:

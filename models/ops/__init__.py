@@ -42,6 +42,17 @@ def bmm_transpose(a, b):
     return _Product("T")(a, b) if _on_onednn() else nn.bmm_transpose(a, b)
 
 
+def linear(x, weight, bias=None):
+    """x [..., K], weight [N, K], bias [N] -> [..., N], float32: x times the transpose of weight, plus bias."""
+    return _Linear()(x, weight, bias) if _on_onednn() else nn.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+
+    def execute(self, x):
+        return linear(x, self.weight, self.bias)
+
+
 def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), scale=None, residual=None, relu=False):
     """x [B, C, H, W], weight [O, C, kh, kw], scale and bias [O], residual [B, O, h, w] -> [B, O, h, w], float32.
 
@@ -209,6 +220,29 @@ def _sgemm(a, b, ta, tb):
             detr::sgemm('{ta}', '{tb}', m, n, k, in0_p + i * m * k, in0_shape2, in1_p + i * k * n, in1_shape2, 0.f,
                         out0_p + i * m * n, n);
     """)
+
+
+class _Linear(jt.Function):
+
+    def execute(self, x, weight, bias):
+        self.saved = x, weight
+        inputs, added = ([x, weight], "nullptr") if bias is None else ([x, weight, bias], "in2_p")
+        return _code([*x.shape[:-1], weight.shape[0]], inputs, f"""
+            const int64_t n = in1_shape0, k = in1_shape1;
+            detr::linear(in0_p, in1_p, {added}, out0_p, in0->num / k, n, k);
+        """)
+
+    def grad(self, d):
+        x, weight = self.saved
+        dx = _code(x.shape, [d, weight], """
+            const int64_t n = in1_shape0, k = in1_shape1;
+            detr::sgemm('N', 'N', in0->num / n, k, n, in0_p, n, in1_p, k, 0.f, out0_p, k);
+        """)
+        dw = _code(weight.shape, [d, x], """
+            const int64_t n = out0_shape0, k = out0_shape1;
+            detr::sgemm('T', 'N', n, k, in0->num / n, in0_p, n, in1_p, k, 0.f, out0_p, k);
+        """)
+        return dx, dw, d.reshape(-1, d.shape[-1]).sum(0)
 
 
 class _Conv(jt.Function):

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <vector>
 #include <omp.h>
+#include <signal.h>
+#include <sys/mman.h>
 
 extern "C" int dnnl_sgemm(char transa, char transb, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
                           int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
@@ -14,9 +16,43 @@ namespace detr {
 
 typedef int64_t num;
 
+// A stack of its own for the signal handlers of a thread. While oneDNN 2.6 multiplies, the stack pointer is an address in the heap
+// (oneDNN issue 4845): without this a signal that arrives then overwrites arrays. Python's handlers use such a stack.
+struct HandlerStack {
+    static constexpr size_t SIZE = 65536;  // several handlers, one within the other
+    void* memory = MAP_FAILED;
+
+    HandlerStack() {
+        stack_t present;
+        sigaltstack(nullptr, &present);
+        if (!(present.ss_flags & SS_DISABLE) && present.ss_size >= SIZE) return;  // that of another operator
+        memory = mmap(nullptr, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        stack_t stack{};
+        stack.ss_sp = memory;
+        stack.ss_size = SIZE;
+        if (memory != MAP_FAILED) sigaltstack(&stack, nullptr);
+    }
+
+    ~HandlerStack() {
+        if (memory == MAP_FAILED) return;
+        stack_t none{};
+        none.ss_flags = SS_DISABLE;
+        sigaltstack(&none, nullptr);
+        munmap(memory, SIZE);
+    }
+};
+
+inline void use_handler_stack() { static thread_local HandlerStack stack; }
+
 // c [m, n] = beta * c + op(a) [m, k] . op(b) [k, n]; on one thread where the caller's region is parallel
 inline void sgemm(char ta, char tb, num m, num n, num k, const float* a, num lda, const float* b, num ldb, float beta,
                   float* c, num ldc) {
+    if (omp_in_parallel()) {
+        use_handler_stack();
+    } else {
+        #pragma omp parallel
+        use_handler_stack();  // in all the threads that oneDNN may use
+    }
     dnnl_sgemm(ta, tb, m, n, k, 1.f, a, lda, b, ldb, beta, c, ldc);
 }
 
@@ -81,6 +117,15 @@ inline num part_size(num n, num wanted, num batch) {
     num parts = ceil_div(n, wanted);
     while (batch * parts % omp_get_max_threads() && parts < n) parts++;
     return ceil_div(n, parts);
+}
+
+// y [rows, n] = x [rows, k] . w^T [k, n] + bias [n], which may be null
+inline void linear(const float* x, const float* w, const float* bias, float* y, num rows, num n, num k) {
+    sgemm('N', 'T', rows, n, k, x, k, w, k, 0.f, y, n);
+    if (!bias) return;
+    #pragma omp parallel for
+    for (num r = 0; r < rows; r++)
+        for (num i = 0; i < n; i++) y[r * n + i] += bias[i];
 }
 
 // ---- 1x1 convolution, from [B, ci, n] to [B, co, n]. `scale` in the gradients is that of After.

@@ -1,0 +1,91 @@
+"""Signals while oneDNN multiplies: every product has to stay right.
+
+    python -m tests.signal_damage [--seconds 600] [--how process|thread|both|child] [--threads 2] [--rate 2000] [--product bmm]
+
+oneDNN 2.6 keeps an address of the heap in the stack pointer while it multiplies (its issue 4845), so the frame of a signal handler
+can land in arrays. A second process sends signals to this process, to its main thread, or to both in turn; or it has children whose
+end this process hears of. A handler in Python takes them. Beside the products there are small arrays, which a frame would hit, too.
+"""
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+# Sends signals until its standard input closes. A child of a child belongs to the process that adopts orphans.
+SENDER = """
+import ctypes, os, select, signal, sys, time
+pid, how, period = int(sys.argv[1]), sys.argv[2], 1 / float(sys.argv[3])
+syscall = ctypes.CDLL(None).syscall
+tgkill = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
+while not select.select([0], [], [], 0)[0]:
+    if how in ("thread", "both"):
+        syscall(tgkill, pid, pid, signal.SIGALRM)  # the main thread's number is that of the process
+    if how in ("process", "both"):
+        os.kill(pid, signal.SIGUSR2)  # goes to another thread where the main one has yet to take a signal
+    if how == "child":
+        if os.fork() == 0:
+            os.fork()
+            os._exit(0)
+        os.wait()
+    time.sleep(period)
+"""
+
+
+def main(seconds, how, rate, product):
+    """product: "bmm" or "linear" of models/ops, or "matmul", Jittor's own.
+
+    Returns (products, signals heard, products that differ from the first one)."""
+    import numpy as np
+
+    import util  # noqa: F401  prepares the process before the first import of jittor
+    import jittor as jt
+    from models import ops
+
+    rng = np.random.default_rng(0)
+    multiply = {"bmm": ops.bmm, "linear": ops.linear, "matmul": jt.nn.matmul_transpose}[product]
+    shapes = ((4, 80, 512), (4, 512, 128)) if product == "bmm" else ((320, 512), (128, 512))
+    a, b = (jt.array(rng.standard_normal(shape).astype("float32")) for shape in shapes)
+    first = multiply(a, b).numpy()
+    heard = 0
+
+    def hear(number, _):
+        nonlocal heard
+        heard += 1
+        while number == signal.SIGCHLD and os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    for number in (signal.SIGALRM, signal.SIGUSR2, signal.SIGCHLD):
+        signal.signal(number, hear)
+    adopt_orphans = 36  # PR_SET_CHILD_SUBREAPER in sys/prctl.h
+    ctypes.CDLL(None).prctl(adopt_orphans, 1)
+    sender = subprocess.Popen([sys.executable, "-c", SENDER, str(os.getpid()), how, str(rate)], stdin=subprocess.PIPE)
+    begin, products, wrong = time.time(), 0, 0
+    while time.time() < begin + seconds:
+        beside = [jt.array(rng.standard_normal(300).astype("float32")) for _ in range(20)]
+        total = sum((x * 2).sum() for x in beside)
+        if not np.array_equal(multiply(a, b).numpy(), first):
+            wrong += 1
+            if wrong == 1:
+                print(f"the first wrong product after {time.time() - begin:.1f} s", flush=True)
+        total.numpy()
+        products += 1
+    sender.stdin.close()
+    sender.wait()
+    return products, heard, wrong
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--how", default="process", choices=["process", "thread", "both", "child"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=2000, help="signals a second, at most")
+    parser.add_argument("--product", default="bmm", choices=["bmm", "linear", "matmul"])
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    products, heard, wrong = main(options.seconds, options.how, options.rate, options.product)
+    print(f"{options.product}, {options.how}, {options.threads} threads: {products} products, {heard} signals, {wrong} products wrong")
+    sys.exit(wrong > 0)
