@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-import util  # noqa: F401  prepares the process before the first import of jittor
+from util.signals import take_back_from_jittor
 
+take_back_from_jittor()
 REPO = Path(__file__).resolve().parents[1]
 COCO = Path(os.environ.get("DETR_TEST_COCO", REPO.parent / "shared" / "data" / "coco_tiny"))
 

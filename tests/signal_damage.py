@@ -59,6 +59,7 @@ def main(seconds, how, rate, product):
             pass
     for number in (signal.SIGALRM, signal.SIGUSR2, signal.SIGCHLD):
         signal.signal(number, hear)
+        signal.siginterrupt(number, False)  # as StopRequest does
     adopt_orphans = 36  # PR_SET_CHILD_SUBREAPER in sys/prctl.h
     ctypes.CDLL(None).prctl(adopt_orphans, 1)
     sender = subprocess.Popen([sys.executable, "-c", SENDER, str(os.getpid()), how, str(rate)], stdin=subprocess.PIPE)

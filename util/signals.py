@@ -48,6 +48,8 @@ class StopRequest:
 
     def __enter__(self):
         self.before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        for number in SIGNALS:
+            signal.siginterrupt(number, False)  # where Jittor waits for another process that compiles, it takes EINTR for a fault
         return self
 
     def __exit__(self, *_):

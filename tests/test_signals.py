@@ -1,0 +1,52 @@
+"""Signals and crashes in a process that has imported Jittor."""
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from test_main import REPO
+
+
+def run(source, *flags):
+    return subprocess.run([sys.executable, *flags, "-c", source], cwd=REPO, capture_output=True, text=True, timeout=120)
+
+
+# "both": two signals in a row, of which the second may go to a thread that computes
+@pytest.mark.parametrize("how, product", [("both", "bmm"), ("both", "linear"), ("child", "bmm")])
+def test_signals_do_not_damage_products(how, product):
+    done = subprocess.run([sys.executable, "-m", "tests.signal_damage", "--seconds", "2", "--how", how, "--product", product], cwd=REPO,
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert int(re.search(r" products, (\d+) signals, 0 products wrong", done.stdout)[1]) > 100, done.stdout
+
+
+@pytest.mark.parametrize("module", ["models", "datasets.loader"])
+def test_a_program_of_ones_own_keeps_its_signals(module):
+    """Ctrl-C is KeyboardInterrupt, the death of a child is no reason to quit, and a child hears all signals."""
+    done = run(f"import {module}, os, signal, subprocess\n"
+               "print(subprocess.run(['sh', '-c', 'kill -9 $$']).returncode)\n"
+               "print(subprocess.run(['grep', 'SigBlk', '/proc/self/status'], capture_output=True, text=True).stdout.split()[1])\n"
+               "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept KeyboardInterrupt:\n    print('interrupted')")
+    assert done.stdout.splitlines()[-3:] == ["-9", "0" * 16, "interrupted"], done.stdout + done.stderr
+
+
+def test_handlers_that_were_there_before_are_kept():
+    done = run("import os, signal\nheard = []\nfor number in (signal.SIGCHLD, signal.SIGINT):\n"
+               "    signal.signal(number, lambda number, _: heard.append(number))\n"
+               "import models\nheard.clear()\n"
+               "for number in (signal.SIGCHLD, signal.SIGINT):\n    os.kill(os.getpid(), number)\nprint(*map(int, heard))")
+    assert done.stdout.splitlines()[-1:] == [f"{int(signal.SIGCHLD)} {int(signal.SIGINT)}"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL])
+def test_a_crash_ends_the_process_by_its_signal(number):
+    done = run(f"import models, atexit, os\natexit.register(print, 'at exit')\nos.kill(os.getpid(), {int(number)})\nprint('alive')")
+    assert done.returncode == -number and "at exit" not in done.stdout and "alive" not in done.stdout
+    assert "Fatal Python error" in done.stderr and 'File "<string>", line 3' in done.stderr
+
+
+def test_models_can_be_imported_in_another_thread():
+    done = run("import threading\ndef load():\n    import models\n    print('imported')\n"
+               "thread = threading.Thread(target=load)\nthread.start()\nthread.join()")
+    assert done.returncode == 0 and done.stdout.endswith("imported\n"), done.stderr
