@@ -140,7 +140,8 @@ def second_process(mpirun_pid):
     return max(map(int, children))
 
 
-@pytest.mark.parametrize("number, victim", [(signal.SIGKILL, second_process), (signal.SIGINT, lambda pid: pid)])
+@pytest.mark.parametrize("number, victim", [(signal.SIGKILL, second_process), (signal.SIGSEGV, second_process),
+                                            (signal.SIGINT, lambda pid: pid)])
 def test_a_killed_process_ends_the_job_and_the_checkpoint_resumes(trained, shapes, tmp_path, number, victim):
     code, output, seconds = stop_within(train(tmp_path, shapes, 2), tmp_path, number, victim)
     assert code != 0 and seconds < 20, output[-2000:]

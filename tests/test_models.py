@@ -179,3 +179,17 @@ def test_postprocess_gives_pixels_and_never_no_object():
     for result in (first, second):
         assert result["labels"].tolist() == [1]
         np.testing.assert_allclose(result["scores"], np.exp(2) / (np.exp(9) + np.exp(2) + 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("flags", [[], ["--masks", "--hidden_dim", 128, "--nheads", 8]])
+def test_no_product_runs_in_jittors_own_operator(flags):
+    """On its threads a signal could overwrite memory (see HandlerStack in models/ops/kernels.h)."""
+    model, criterion, _ = build_model(tiny.arguments(*flags))
+    samples, targets = tiny.make_batch(0)
+    for target in targets:
+        target["masks"] = np.ones((1, *samples.tensors.shape[2:]), bool)
+    with jt.profile_scope() as report:
+        losses = criterion(model(samples.to_jittor()), targets)
+        jt.sync(jt.grad(sum(losses[name] for name in criterion.weight_dict), list(trainable(model).values())))
+    names = [row[0] for row in report[1:]]
+    assert any("code" in name for name in names) and not [name for name in names if "mkl_matmul" in name], names

@@ -35,6 +35,12 @@ def test_batched_products(operator, shapes, monkeypatch):
     assert_close(*both_ways(monkeypatch, operator, arrays(*shapes)))
 
 
+@pytest.mark.parametrize("rows, bias", [((7,), True), ((2, 300), True), ((2, 300), False), ((1,), True)])
+def test_linear(rows, bias, monkeypatch):
+    inputs = arrays((*rows, 33), (20, 33), (20,))
+    assert_close(*both_ways(monkeypatch, ops.linear, inputs if bias else inputs[:2]))
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["plain", "with scale, residual and relu"])
 @pytest.mark.parametrize("kernel, stride, dilation", [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (7, 2, 1)])
 @pytest.mark.parametrize("batch, channels, height, width", [

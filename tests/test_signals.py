@@ -44,9 +44,3 @@ def test_a_crash_ends_the_process_by_its_signal(number):
     done = run(f"import models, atexit, os\natexit.register(print, 'at exit')\nos.kill(os.getpid(), {int(number)})\nprint('alive')")
     assert done.returncode == -number and "at exit" not in done.stdout and "alive" not in done.stdout
     assert "Fatal Python error" in done.stderr and 'File "<string>", line 3' in done.stderr
-
-
-def test_models_can_be_imported_in_another_thread():
-    done = run("import threading\ndef load():\n    import models\n    print('imported')\n"
-               "thread = threading.Thread(target=load)\nthread.start()\nthread.join()")
-    assert done.returncode == 0 and done.stdout.endswith("imported\n"), done.stderr

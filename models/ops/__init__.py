@@ -225,8 +225,8 @@ def _sgemm(a, b, ta, tb):
 class _Linear(jt.Function):
 
     def execute(self, x, weight, bias):
-        self.saved = x, weight
-        inputs, added = ([x, weight], "nullptr") if bias is None else ([x, weight, bias], "in2_p")
+        self.saved, self.has_bias = (x, weight), bias is not None
+        inputs, added = ([x, weight, bias], "in2_p") if self.has_bias else ([x, weight], "nullptr")
         return _code([*x.shape[:-1], weight.shape[0]], inputs, f"""
             const int64_t n = in1_shape0, k = in1_shape1;
             detr::linear(in0_p, in1_p, {added}, out0_p, in0->num / k, n, k);
@@ -242,7 +242,7 @@ class _Linear(jt.Function):
             const int64_t n = out0_shape0, k = out0_shape1;
             detr::sgemm('T', 'N', n, k, in0->num / n, in0_p, n, in1_p, k, 0.f, out0_p, k);
         """)
-        return dx, dw, d.reshape(-1, d.shape[-1]).sum(0)
+        return dx, dw, d.reshape(-1, d.shape[-1]).sum(0) if self.has_bias else None
 
 
 class _Conv(jt.Function):
