@@ -166,8 +166,7 @@ def main(args):
     source = args.resume or args.finetune
     with dist.main_process_first():
         loaded = load_checkpoint(source) if source else None
-    if loaded:
-        adopt_flags(args, loaded, source)
+    changed = adopt_flags(args, loaded, source) if loaded else []
     start_time = time.time()
     device = runtime.select_device(args.device)
 
@@ -202,7 +201,7 @@ def main(args):
     if args.resume:
         check_names(classes, "the annotations", class_names(loaded, args.resume), args.resume)
     if get_num_classes(args) is None:
-        args.num_classes = count_classes(classes, args.train_ann)
+        args.num_classes = count_classes(classes, args.val_ann if args.eval else args.train_ann)
 
     jt.set_global_seed(args.seed, different_seed_for_mpi=False)
     model, criterion, postprocessors = build_model(args)
@@ -237,7 +236,9 @@ def main(args):
 
     optimizer = build_optimizer(model, args)
     lr_scheduler = StepLR(optimizer, args.lr_drop)
-    start = load_training(loaded, optimizer, lr_scheduler, len(dataset_train), args) if args.resume else Start(args.start_epoch)
+    start = Start(args.start_epoch)
+    if args.resume:
+        start = load_training(loaded, optimizer, lr_scheduler, len(dataset_train), args, changed)
 
     def save_step(step, logger):
         """After each step: saves where it is time to, and ends the run where a signal asked for that."""
@@ -294,8 +295,11 @@ class Start(NamedTuple):
     train_stats: Optional[dict] = None  # averages of the epoch before, where it was trained to its end
 
 
-def load_training(resumed, optimizer, lr_scheduler, images, args):
-    """Takes optimizer, schedule and position from a checkpoint. images: how many there are to train on. Returns a Start."""
+def load_training(resumed, optimizer, lr_scheduler, images, args, changed=()):
+    """Takes optimizer, schedule and position from a checkpoint. Returns a Start.
+
+    images: how many there are to train on. changed: names of flags that are given and differ from the checkpoint's.
+    """
     optimizer_state = resumed.get("optimizer")
     if not isinstance(optimizer_state, dict) or "groups" not in optimizer_state:  # weights alone, or a checkpoint of the original
         print(f"{args.resume}: only the weights are taken; training starts at epoch {args.start_epoch}")
@@ -316,15 +320,24 @@ def load_training(resumed, optimizer, lr_scheduler, images, args):
         step = math.ceil(step * resumed["processes"] * resumed["args"]["accum_steps"] / (processes * args.accum_steps))
     load_optimizer_state(optimizer, resumed["optimizer"], args.resume)
     lr_scheduler.load_state_dict(resumed["lr_scheduler"])
+    if {"lr", "lr_backbone", "lr_drop"} & set(changed):
+        lr_scheduler.step_size = args.lr_drop
+        for group, lr in zip(optimizer.param_groups, (args.lr, args.lr_backbone)):
+            group["lr"] = lr * lr_scheduler.gamma ** (lr_scheduler.last_epoch // args.lr_drop)
+    if "weight_decay" in changed:
+        for group in optimizer.param_groups:
+            group["weight_decay"] = args.weight_decay
     return Start(resumed["epoch"] + 1, step, resumed.get("meters"), resumed.get("train_stats"))
 
 
 def how_to_go_on(args):
     if not args.output_dir:
         return "nothing is saved without --output_dir"
-    again = argparse.Namespace(**{**vars(args), "resume": str(Path(args.output_dir) / "checkpoint.pkl"), "finetune": "",
+    saved = Path(args.output_dir) / "checkpoint.pkl"
+    # Stopped in the evaluation that a resumed training makes up for, it has saved nothing of its own yet.
+    again = argparse.Namespace(**{**vars(args), "resume": str(saved) if saved.exists() else args.resume, "finetune": "",
                                   "overwrite": False})
-    return "go on with " + f"mpirun -np {dist.get_world_size()} " * (dist.get_world_size() > 1) + full_command(again)
+    return f"go on with {dist.launcher()}{full_command(again)}"
 
 
 if __name__ == "__main__":

@@ -155,7 +155,8 @@ def test_slurms_warning_stops_all_after_the_same_step(trained, shapes, tmp_path)
     """mpirun passes SIGUSR1 on to every process."""
     code, output, _ = stop_within(train(tmp_path, shapes, 2), tmp_path, signal.SIGUSR1, lambda pid: pid)
     assert code == 128 + signal.SIGUSR1, output[-2000:]
-    assert output.count("stopped by SIGUSR1: go on with mpirun -np 2 python main.py") == 1
+    assert output.count("stopped by SIGUSR1: go on with mpirun -np 2 --bind-to none ") == 1
+    assert output.count("--allow-run-as-root") == (os.geteuid() == 0)
     code, output = finish(train(tmp_path, shapes, 2))
     assert code == 0, output[-2000:]
     assert_same_training(tmp_path, trained[0])

@@ -240,7 +240,7 @@ def test_bad_checkpoint_is_named_before_the_first_step(name, coco, trained, tmp_
     ("--accum_steps", 4, "--batch_size 2: .* only 3 images, less than one batch for each of --accum_steps 4"),
     ("--num_classes", 0, "--num_classes is 0"),
     ("--num_classes", 90, r"category_id 90 is not in 0\.\.89; .*give a larger --num_classes"),
-    ("--img_scales", 31, "--img_scales has 31"),
+    ("--img_scales", 31, "--img_scales is 31"),
     ("--eval_size", 0, "--eval_size is 0"),
     ("--max_size", 10, "--max_size is 10"),
     ("--threshold", 1.5, "--threshold is 1.5"),

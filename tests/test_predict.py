@@ -64,11 +64,36 @@ def test_goes_on_past_what_cannot_be_read(trained, tmp_path, capsys):
     (folder / "a.png").write_bytes(source.read_bytes())
     (tmp_path / "in" / "b.jpg").write_bytes(b"no picture")
     (tmp_path / "in" / "notes.txt").write_text("not asked for")
-    with pytest.raises(InputError, match=r"1 of 3 files could not be read as pictures, the other 2 are done; .*b\.jpg: cannot"):
+    with pytest.raises(InputError, match=r"1 of 3 pictures failed, the other 2 are done; .*b\.jpg: cannot"):
         run(trained, tmp_path / "out", "--predict", tmp_path / "in", "--attention")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         ".lock", "detections_bbox.json", "a_detections.jpg", "a_attention.jpg", "a-2_detections.jpg", "a-2_attention.jpg"}
     assert "left out: " in capsys.readouterr().out
+
+
+def test_a_fault_in_one_picture_costs_only_that_one(trained, tmp_path, monkeypatch, capsys):
+    """Whatever it is; and what was detected in the others is written."""
+    def fail_at_the_second(model, images, *rest):
+        if images[0].size == (50, 40):
+            raise MemoryError("one line,\nand another")
+        return predict(model, images, *rest)
+    monkeypatch.setattr("engine.predict", fail_at_the_second)
+    for number, size in enumerate([(32, 32), (50, 40), (64, 32)]):
+        Image.new("RGB", size, "red").save(tmp_path / f"{number}.png")
+    with pytest.raises(InputError, match=r"1 of 3 pictures failed, the other 2 are done; .*/1\.png: MemoryError: one line,\\nand another"):
+        run(trained, tmp_path / "out", "--predict", tmp_path / "*.png", "--threshold", 0)
+    found = json.loads((tmp_path / "out" / "detections_bbox.json").read_text())
+    assert {Path(detection["file_name"]).name for detection in found} == {"0.png", "2.png"}
+    assert f"left out: {tmp_path}/1.png: MemoryError" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").glob("*.jpg")} == {"0_detections.jpg", "2_detections.jpg"}
+
+
+def test_a_full_disk_ends_it(trained, tmp_path, monkeypatch):
+    def full(picture, path):
+        raise InputError(f"{path}: cannot be written (No space left on device)")
+    monkeypatch.setattr("util.predict.save", full)
+    with pytest.raises(InputError, match="cannot be written"):
+        run(trained, tmp_path, "--predict", trained[1] / "val2017")
 
 
 def test_pictures_are_found(tmp_path):

@@ -1,4 +1,5 @@
 """Stopping in the middle of an epoch and going on: the same bits as without it; and whose folder it is."""
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from test_main import REPO
 import datasets.loader
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.errors import InputError
+from util.files import PARTIAL
 
 
 def run(coco, output, *flags):
@@ -60,6 +62,18 @@ def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(coco, wh
     assert len(again) == 6 - trained + validated, "what was used is not even loaded again"
 
 
+def test_stopped_before_it_has_saved_it_names_the_checkpoint_that_is_there(coco, tmp_path, loading, capfd):
+    """In another folder, in the evaluation that it makes up for."""
+    before = tmp_path / "before" / "checkpoint.pkl"
+    for resume, output in (([], before.parent), (["--resume", before], tmp_path / "after")):
+        loading(5 if not resume else 1, signal.SIGTERM)  # the first validation
+        with pytest.raises(SystemExit):
+            run(coco, output, *resume)
+        last = capfd.readouterr().err.splitlines()[-1]
+        assert f"--resume {before}" in last and f"--output_dir {output}" in last
+    assert not (tmp_path / "after" / "checkpoint.pkl").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_other_signals(coco, tmp_path, loading, capfd, number):
     before = signal.getsignal(number)
@@ -103,18 +117,46 @@ def test_the_middle_of_an_epoch_needs_the_same_flags(coco, tmp_path, loading, fl
         run(coco, tmp_path, "--resume", tmp_path / "checkpoint.pkl", *flags)
 
 
+def test_flags_that_are_given_win_and_others_come_from_the_checkpoint(coco, tmp_path, capsys):
+    flags = "--lr", 3e-4, "--lr_drop", 4, "--clip_max_norm", 0.5, "--weight_decay", 0.01, "--bbox_loss_coef", 4, "--no_aux_loss"
+    run(coco, tmp_path / "whole", *flags)
+    run(coco, tmp_path / "parts", *flags, "--epochs", 1)
+    checkpoint = tmp_path / "parts" / "checkpoint.pkl"
+    test_main.main(test_main.parse_args(["--coco_path", str(coco), "--output_dir", str(checkpoint.parent), "--resume", str(checkpoint),
+                                         "--epochs", "2", "--num_workers", "0", "--device", "cpu"]))
+    assert_same_training(tmp_path / "parts", tmp_path / "whole")
+    capsys.readouterr()
+
+    test_main.main(test_main.parse_args([
+        "--coco_path", str(coco), "--output_dir", str(checkpoint.parent), "--resume", str(checkpoint), "--epochs", "4", "--lr", "1e-6",
+        "--lr_drop", "1", "--weight_decay", "0.5", "--num_workers", "0", "--device", "cpu"]))
+    output = capsys.readouterr().out
+    for line in ("--lr is 1e-06 from now on; {} was trained with 0.0003", "--lr_drop is 1 from now on; {} was trained with 4",
+                 "--weight_decay is 0.5 from now on; {} was trained with 0.01", "--epochs is 4 from now on; {} was trained with 2"):
+        assert line.format(checkpoint) + "\n" in output
+    assert output.count("from now on") == 4
+    rates = [json.loads(line)["train_lr"] for line in (checkpoint.parent / "log.txt").read_text().splitlines()]
+    assert rates == pytest.approx([3e-4, 3e-4, 1e-8, 1e-9], rel=1e-6), "two drops are past at the third epoch"
+    groups = load_checkpoint(checkpoint)["optimizer"]["groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.5]
+    assert [group["lr"] for group in groups] == pytest.approx([1e-10, 1e-9], rel=1e-6), "the backbone's rate stays 1e-5 before drops"
+
+
 def test_a_folder_with_a_training_is_not_overwritten(coco, whole, tmp_path):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=f"{whole} holds a training already .* --resume {whole}/checkpoint.pkl.* --overwrite"):
         run(coco, whole)
-    with pytest.raises(InputError, match="give one of the two"):
-        run(coco, whole, "--resume", whole / "checkpoint.pkl", "--overwrite")
+    for flags in (["--resume", whole / "checkpoint.pkl"], ["--finetune", whole / "checkpoint0000.pkl"],
+                  ["--backbone_weights", whole / "checkpoint.pkl"],
+                  ["--frozen_weights", whole / "checkpoint.pkl", "--masks", "--hidden_dim", 128, "--nheads", 8]):
+        with pytest.raises(InputError, match=f"--overwrite would remove {flags[1]}, which {flags[0]} needs: give another --output_dir"):
+            run(coco, whole, *flags, "--overwrite")
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
 
 
 def test_overwrite_removes_the_training_before(coco, whole, tmp_path):
     (tmp_path / "eval").mkdir()
-    for name in ("checkpoint.pkl", "checkpoint0099.pkl", "log.txt", "eval/050.pkl", "notes.txt", ".checkpoint.pkl.part"):
+    for name in ("checkpoint.pkl", "checkpoint0099.pkl", "log.txt", "eval/050.pkl", "notes.txt", f".checkpoint.pkl{PARTIAL}"):
         (tmp_path / name).write_text("old")
     run(coco, tmp_path, "--overwrite")
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -130,10 +172,14 @@ def test_one_run_at_a_time_in_a_folder(coco, tmp_path):
             run(coco, tmp_path)
         other.communicate(b"\n")
     (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / ".latest.pkl.part").touch()
+    (tmp_path / "photos").mkdir()
+    own = {tmp_path / f".log.txt{PARTIAL}", tmp_path / "eval" / f".latest.pkl{PARTIAL}"}
+    foreign = {tmp_path / ".other.part", tmp_path / "eval" / ".other.part", tmp_path / "photos" / f".other{PARTIAL}"}
+    for path in own | foreign:
+        path.touch()
     with pytest.raises(InputError, match="no such folder"):
         run(tmp_path / "nothing", tmp_path)
-    assert not list((tmp_path / "eval").iterdir()), "left-over files are removed"
+    assert set(tmp_path.rglob(".*")) == foreign | {tmp_path / ".lock"}, "what this program left is removed, and nothing else"
 
 
 def test_a_damaged_checkpoint_names_the_newest_intact_one(tmp_path):

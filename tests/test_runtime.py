@@ -4,6 +4,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,47 @@ def test_nothing_happens_once_jittor_is_imported(home):
     found, err = finish(start(home, "import sys; sys.modules['jittor_utils'] = sys\n" + REPORT))
     assert found == {"nvcc_path": None, "use_mkl": None} and err == ""
     assert not list(home.iterdir())
+
+
+def fails(home, code, **variables):
+    """The one line with which a process ends that cannot begin."""
+    process = start(home, code, **variables)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and out == "" and err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("module", ["util", "models", "main"])
+def test_numpy_2_is_refused(home, module):
+    line = fails(home, f"import numpy; numpy.__version__ = '2.4.6'; import {module}")
+    assert line.startswith("error: NumPy 2.4.6 is installed") and "-m pip install 'numpy<2'`" in line
+
+
+@pytest.mark.parametrize("version", [(3, 9, 18), (3, 13, 0)])
+def test_other_pythons_are_refused(home, version):
+    line = fails(home, f"import numpy, platform, sys; sys.version_info = {version}; platform.python_version = lambda: 'x.y'; import util")
+    assert line.startswith("error: this is Python x.y (") and "3.10 to 3.12" in line
+
+
+NO_CONFIG = "from pathlib import Path; is_file = Path.is_file\nPath.is_file = lambda path: {} and is_file(path)\n"
+
+
+def test_the_base_interpreters_config_is_found(home):
+    """An environment of pyenv or uv has none beside its interpreter."""
+    report = "import sysconfig\nfrom util import runtime\nprint(repr(__import__('os').environ.get('python_config_path')))"
+    base = Path(sysconfig.get_config_var("BINDIR"))
+    hide_others = NO_CONFIG.format(f"(not path.name.endswith('-config') or str(path.parent) == {str(base)!r})")
+    make_nothing_else = f"import sys; sys.executable = {str(home / 'bin' / 'python')!r}\n"
+    found, _ = finish(start(home, make_nothing_else + hide_others + report))
+    assert found == str(base / f"python3.{sys.version_info.minor}-config")
+    assert finish(start(home, make_nothing_else + hide_others + report, python_config_path="/mine"))[0] == "/mine"
+
+
+def test_missing_headers_and_a_missing_compiler_are_named(home):
+    line = fails(home, NO_CONFIG.format("not path.name.endswith('-config')") + "import util")
+    assert f"python3.{sys.version_info.minor}-config is missing" in line and f"g++ python3.{sys.version_info.minor}-dev`" in line
+    line = fails(home, "import shutil; shutil.which = lambda name: None\nimport util", cc_path="g++")
+    assert line.startswith("error: g++ is missing") and "apt-get install g++" in line
 
 
 def test_importing_util_does_not_import_jittor(home):

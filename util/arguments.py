@@ -13,37 +13,57 @@ from util.predict import find_pictures
 ARCHITECTURE = ("backbone", "backbone_norm", "dilation", "position_embedding", "enc_layers", "dec_layers", "dim_feedforward",
                 "hidden_dim", "nheads", "num_queries", "pre_norm", "masks")
 SIZES = ("img_scales", "eval_size", "max_size")
+# What else decides about the bits of a training.
+TRAINING = ("lr", "lr_backbone", "lr_drop", "weight_decay", "clip_max_norm", "epochs", "batch_size", "accum_steps", "dropout", "freeze",
+            "aux_loss", "set_cost_class", "set_cost_bbox", "set_cost_giou", "mask_loss_coef", "dice_loss_coef", "bbox_loss_coef",
+            "giou_loss_coef", "eos_coef", "seed", "skip_bad_samples", "checkpoint_interval")
 OWN_DATA = ("train_images", "train_ann", "val_images", "val_ann")
 
 
 def adopt_flags(args, checkpoint, source):
-    """Takes the model's flags, where none is given, from the checkpoint of this program that --resume or --finetune names.
+    """Takes flags that are not given from the checkpoint of this program that --resume or --finetune names.
 
-    With --resume the sizes of images come from it too, with --predict those of the shapes.
+    With --finetune and --resume those of the model; with --resume the sizes of images too, to predict those of the shapes, and to
+    train all that the training depends on. One that is given wins, and a line says so.
+    Returns the names of the training's flags that are given and differ from the checkpoint's.
     Raises InputError where --resume cannot go with a flag that is given.
     """
     saved = checkpoint.get("args")
     saved = saved if isinstance(saved, dict) else {}  # weights alone, or a checkpoint of the original
+    trains = not (args.eval or args.predict)
     names = ARCHITECTURE + SIZES if args.resume else tuple(name for name in ARCHITECTURE if name != "masks")
+    names += TRAINING if args.resume and trains and "optimizer" in checkpoint else ()
     names += ("dataset_file", "shapes_size") if args.predict else ()
+    changed = []
     for name in names:
-        if name not in saved or saved[name] == getattr(args, name):
+        now = getattr(args, name)
+        if name not in saved or saved[name] == now:
             continue
-        whole = name != "img_scales" or set(map(type, saved[name])) == {int}
-        if type(saved[name]) is not type(getattr(args, name)) or not whole:
+        if not is_like(saved[name], now):
             raise InputError(f"{source}: its --{name} is {saved[name]!r:.80}; the file is damaged, take another checkpoint")
         if name not in args.given:
             setattr(args, name, saved[name])
         elif args.resume and name in ARCHITECTURE:
-            raise InputError(f"--{name} is {getattr(args, name)}, but {source} was trained with {saved[name]}: leave the flag "
-                             "out, or take over what fits with --finetune")
+            raise InputError(f"--{name} is {now}, but {source} was trained with {saved[name]}: leave the flag out, or take over what "
+                             "fits with --finetune")
+        elif name in TRAINING:
+            print(f"--{name} is {now} from now on; {source} was trained with {saved[name]}")
+            changed.append(name)
     found = count_classes(checkpoint)
     if args.resume and found and found != get_num_classes(args):
         if args.num_classes is not None:
             raise InputError(f"--num_classes is {args.num_classes}, but {source} has {found} classes: leave the flag out, or take "
                              "over what fits with --finetune")
         args.num_classes = found
-    check_numbers(args)
+    check_flags(args)
+    return changed
+
+
+def is_like(value, other):
+    """Whether a flag's value from a file is of the type of the one that it has now."""
+    if isinstance(other, list):
+        return isinstance(value, list) and len({type(item) for item in [*value, *other]}) <= 1
+    return type(value) is type(other) or {type(value), type(other)} == {int, float}
 
 
 def check_args(args):
@@ -51,7 +71,15 @@ def check_args(args):
 
     Raises InputError.
     """
+    check_flags(args)
+    if args.output_dir and dist.is_main_process():
+        check_output_dir(args)
+
+
+def check_flags(args):
+    """Raises InputError for what is wrong with the flags alone."""
     check_numbers(args)
+    check_model(args)
     check_weights(args)
     if not args.predict and (unused := [name for name in ("attention", "threshold") if name in args.given]):
         raise InputError(f"--{unused[0]} is for --predict: give pictures with it")
@@ -59,30 +87,48 @@ def check_args(args):
         check_predict(args)
     else:
         check_data(args)
-    if args.output_dir and dist.is_main_process():
-        check_output_dir(args)
+
+
+# name -> the least and the most. The most is beyond all use, and keeps a slip of the finger from taking the machine down.
+WHOLE_NUMBERS = {
+    "batch_size": (1, 10**6), "accum_steps": (1, 10**6), "epochs": (1, 10**6), "lr_drop": (1, 10**9), "start_epoch": (0, 10**6),
+    "checkpoint_interval": (0, 10**9), "num_workers": (0, 1024), "seed": (0, 2**31 - 1), "num_classes": (1, 10**6),
+    "enc_layers": (0, 1000), "dec_layers": (1, 1000), "dim_feedforward": (1, 10**6), "hidden_dim": (4, 10**5), "nheads": (1, 10**5),
+    "num_queries": (1, 10**5), "img_scales": (32, 10**5), "eval_size": (32, 10**5), "max_size": (32, 10**5),
+    "shapes_train": (1, 10**7), "shapes_val": (1, 10**7), "shapes_size": (32, 4096)}
+# name -> the most; the least is 0
+NUMBERS = {**dict.fromkeys(("lr", "lr_backbone", "weight_decay"), 1e3), **dict.fromkeys(("clip_max_norm",), 1e30),
+           **dict.fromkeys(("set_cost_class", "set_cost_bbox", "set_cost_giou", "mask_loss_coef", "dice_loss_coef", "bbox_loss_coef",
+                            "giou_loss_coef", "eos_coef"), 1e6), "threshold": 1}
 
 
 def check_numbers(args):
     """Raises InputError for a number that is out of range."""
-    for name, least in (("batch_size", 1), ("accum_steps", 1), ("epochs", 1), ("lr_drop", 1), ("num_workers", 0), ("enc_layers", 0),
-                        ("dec_layers", 1), ("num_queries", 1), ("nheads", 1), ("start_epoch", 0), ("checkpoint_interval", 0),
-                        ("shapes_train", 1), ("shapes_val", 1), ("shapes_size", 32), ("eval_size", 32), ("max_size", 32)):
-        if getattr(args, name) < least:
-            raise InputError(f"--{name} is {getattr(args, name)}: give {least} or more")
-    if args.num_classes is not None and args.num_classes < 1:
-        raise InputError(f"--num_classes is {args.num_classes}: give the highest category id + 1")
-    if min(args.img_scales) < 32:
-        raise InputError(f"--img_scales has {min(args.img_scales)}: give 32 or more")
-    if not 0 <= args.threshold <= 1:
-        raise InputError(f"--threshold is {args.threshold}: give a score in [0, 1]")
+    for name, (least, most) in WHOLE_NUMBERS.items():
+        value = getattr(args, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not least <= number <= most:
+                raise InputError(f"--{name} is {number}: give a number from {least} to {most}")
+    for name, most in NUMBERS.items():
+        if not 0 <= getattr(args, name) <= most:  # nan is not
+            raise InputError(f"--{name} is {getattr(args, name)}: give a number from 0 to {most:g}")
+    if not 0 <= args.dropout < 1:
+        raise InputError(f"--dropout is {args.dropout}: give a probability in [0, 1)")
+    if args.set_cost_class == args.set_cost_bbox == args.set_cost_giou == 0:
+        raise InputError("--set_cost_class, --set_cost_bbox and --set_cost_giou are all 0: give at least one of them above 0, or no "
+                         "prediction suits an object better than another")
+
+
+def check_model(args):
+    """Raises InputError for a model that cannot be built."""
+    if args.dilation and args.backbone in ("resnet18", "resnet34", "tiny"):
+        raise InputError(f"--dilation does not go with --backbone {args.backbone}, whose blocks have no dilation: use resnet50, "
+                         "resnet101 or resnet152")
     if args.hidden_dim < 4 or args.hidden_dim % 4 or args.hidden_dim % args.nheads:
         raise InputError(f"--hidden_dim is {args.hidden_dim}: give a multiple of 4 and of --nheads ({args.nheads})")
     if args.masks and (args.hidden_dim % 128 or args.nheads % 8):
         raise InputError(f"--masks normalises channels in groups of eight: give a --hidden_dim (here {args.hidden_dim}) "
                          f"that is a multiple of 128 and a multiple of 8 as --nheads (here {args.nheads})")
-    if not 0 <= args.dropout < 1:
-        raise InputError(f"--dropout is {args.dropout}: give a probability in [0, 1)")
 
 
 def check_weights(args):
@@ -152,9 +198,11 @@ def check_output_dir(args):
     folder = Path(args.output_dir)
     claim(folder)
     own = args.resume and Path(args.resume).resolve().parent == folder.resolve()
-    if args.overwrite and own:
-        raise InputError(f"--overwrite would remove {args.resume}, which --resume goes on from: give one of the two")
     old = training_files(folder)
+    for name in ("resume", "finetune", "frozen_weights", "backbone_weights"):
+        path = Path(getattr(args, name))
+        if args.overwrite and path.is_file() and any(path.samefile(file) for file in old):
+            raise InputError(f"--overwrite would remove {path}, which --{name} needs: give another --output_dir")
     if args.predict and old:
         raise InputError(f"--output_dir {folder} holds a training ({old[0].name}), whose detections would be replaced: give another "
                          "folder")

@@ -36,6 +36,14 @@ def is_main_process():
     return get_rank() == 0
 
 
+def launcher():
+    """What stands before `python` on the command line that starts as many processes; empty for one."""
+    if get_world_size() == 1:
+        return ""
+    as_root = "--allow-run-as-root " * (os.geteuid() == 0)
+    return f"mpirun -np {get_world_size()} --bind-to none {as_root}"
+
+
 def broadcast(value, root=0):
     """The value, anything that pickles, that the process `root` has."""
     if get_world_size() == 1:

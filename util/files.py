@@ -6,6 +6,9 @@ from pathlib import Path
 
 from util.errors import InputError
 
+PARTIAL = ".detr-jittor.part"  # how the hidden names end that `replacing` writes to
+OUR_FOLDERS = (".", "eval", "panoptic_eval")  # where below --output_dir this program writes
+
 
 @contextmanager
 def replacing(path):
@@ -15,7 +18,7 @@ def replacing(path):
     a killed process and a power cut. Raises InputError where it cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.part")
+    partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
         try:
             with open(partial, "wb") as file:
@@ -53,8 +56,9 @@ def claim(folder):
     except OSError as error:
         raise InputError(f"--output_dir {folder}: its file .lock cannot be locked ({error.strerror}); "
                          "give a folder on a drive that has locks") from error
-    for leftover in folder.rglob(".*.part"):
-        leftover.unlink()
+    for ours in OUR_FOLDERS:
+        for leftover in (folder / ours).glob(f".*{PARTIAL}"):
+            leftover.unlink()
 
 
 def training_files(folder):

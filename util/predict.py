@@ -8,8 +8,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from util.errors import InputError
+from util.errors import InputError, printable
 from util.files import replacing
+from util.runtime import StepMemory
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
 
@@ -40,8 +41,8 @@ def find_pictures(paths, output_dir):
 def predict_pictures(model, args, names):
     """Draws what the model detects in each picture into --output_dir, prints a line for each, and writes the detections as JSON.
 
-    names: dictionary category id -> name. A file that cannot be read is left out.
-    Raises InputError at the end, when all others are done, where there was such a file.
+    names: dictionary category id -> name. A picture that cannot be read, or that fails in any other way, costs only itself.
+    Raises InputError at the end, when all others are done, where there was such a picture.
     """
     from datasets.coco import upright
     from engine import predict
@@ -53,24 +54,30 @@ def predict_pictures(model, args, names):
     size = args.shapes_size if args.dataset_file == "shapes" else args.eval_size
     folder, files = Path(args.output_dir), find_pictures(args.predict, args.output_dir)
     targets, bad, boxes, segments = unique_names(files), [], [], []
+    memory = StepMemory()
     begin = time.time()
     with tqdm(files, desc="predicting", unit="picture", disable=None) as bar:
         for number, (path, target) in enumerate(zip(bar, targets), 1):
             start = time.time()
             try:
                 image = upright(path)
-            except InputError as error:
-                bad.append(str(error))
-                bar.write(f"left out: {error}")
+                [result] = predict(model, [image], args.threshold, size, args.max_size, args.attention)
+                pictures = {"detections": draw_detections(image, result, names)}
+                if args.attention:
+                    pictures["attention"] = draw_attention(image, result, names)
+                found = list_detections(number, str(path), result, names)
+                masks = add_masks(found, result["masks"]) if "masks" in result else []
+            except Exception as error:  # reported here and at the end
+                reason = str(error) if isinstance(error, InputError) else printable(f"{type(error).__name__}: {error}")[:500]
+                bad.append(reason if str(path) in reason else f"{path}: {reason}")
+                bar.write(f"left out: {bad[-1]}")
                 continue
-            [result] = predict(model, [image], args.threshold, size, args.max_size, args.attention)
-            save(draw_detections(image, result, names), folder / f"{target}_detections.jpg")
-            if args.attention:
-                save(draw_attention(image, result, names), folder / f"{target}_attention.jpg")
-            found = list_detections(number, str(path), result, names)
+            finally:
+                memory.tidy()
+            for kind, picture in pictures.items():
+                save(picture, folder / f"{target}_{kind}.jpg")
             boxes += found
-            if "masks" in result:
-                segments += add_masks(found, result["masks"])
+            segments += masks
             bar.write(f"{path}: {describe(found)}; {time.time() - start:.2f} s; {target}_detections.jpg")
     for name, content in (("bbox", boxes), ("segm", segments)):
         if name == "bbox" or content:
@@ -79,8 +86,7 @@ def predict_pictures(model, args, names):
     done = len(files) - len(bad)
     print(f"{len(boxes)} detections in {done} pictures, {time.time() - begin:.1f} s; the results are in {folder}")
     if bad:
-        raise InputError(f"{len(bad)} of {len(files)} files could not be read as pictures, the other {done} are done; the first: "
-                         f"{bad[0]}")
+        raise InputError(f"{len(bad)} of {len(files)} pictures failed, the other {done} are done; the first: {bad[0]}")
 
 
 def unique_names(files):

@@ -1,9 +1,10 @@
 """Prepares the process for the first `import jittor`, and chooses the device.
 
-Two things keep a plain `import jittor` from working on many machines: an `nvcc` whose CUDA runtime library is not where
-Jittor looks for it, and oneDNN (Jittor calls it "mkl"), which Jittor downloads from one university server. `prepare`
-settles both. It runs when `util` is imported, costs a few milliseconds once oneDNN is in place, and respects the
-environment variables `JITTOR_HOME`, `nvcc_path`, `use_mkl` and `use_parallel_op_compiler` where the user has set them.
+Some things keep a plain `import jittor` from working on many machines: an `nvcc` whose CUDA runtime library is not where
+Jittor looks for it; oneDNN (Jittor calls it "mkl"), which Jittor downloads from one university server; and a Python whose
+python3.X-config is not where Jittor looks for it. `prepare` settles these. It runs when `util` is imported, costs a few milliseconds once oneDNN is in place, and respects the
+environment variables `JITTOR_HOME`, `nvcc_path`, `use_mkl`, `use_parallel_op_compiler`, `python_config_path` and `cc_path` where the
+user has set them.
 """
 import atexit
 import ctypes
@@ -14,6 +15,7 @@ import platform
 import shutil
 import socket
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,12 @@ def prepare():
     """Hide a CUDA that cannot work and put oneDNN where Jittor looks. Does nothing once Jittor is imported.
 
     May set these variables in `os.environ`, and prints a line on stderr where that costs speed.
-    Raises OSError where the Jittor home cannot be written.
+    Ends the program with one line (SystemExit) where Jittor cannot work. Raises OSError where the Jittor home cannot be written.
     """
     if "jittor_utils" in sys.modules:
         return
+    _check_versions()
+    _find_compiler()
     _keep_freed_memory()
     _flush_subnormals()
     # Jittor compiles a step's operators in several threads, which change its graph (edges, what is to be freed) without a
@@ -146,6 +150,33 @@ def _end_compilers():
         jittor_utils.pool_cleanup()
         atexit.unregister(jittor_utils.pool_cleanup)
         jittor_utils.pool_size = 0  # it would start them anew
+
+
+def _check_versions():
+    if not (3, 10) <= sys.version_info < (3, 13):
+        sys.exit(f"error: this is Python {platform.python_version()} ({sys.executable}), and this program runs with 3.10 to 3.12: make "
+                 "an environment with one of these")
+    if int(np.__version__.split(".")[0]) >= 2:
+        sys.exit(f"error: NumPy {np.__version__} is installed, with which Jittor would turn every array into other numbers, without a "
+                 f"word: `{sys.executable} -m pip install 'numpy<2'`")
+
+
+def _find_compiler():
+    """Tells Jittor of a python3.X-config that is not where it looks. Ends the program where what it compiles with is missing."""
+    name = f"python3.{sys.version_info.minor}-config"
+    jittors = (Path(sys.executable).parent / name, Path(f"{sys.executable}-config"), Path("/usr/bin") / name,
+               Path("/usr/local/bin") / name, Path(sys.executable).parent / "python3-config")
+    bases = (Path(sysconfig.get_config_var("BINDIR")) / name, Path(sys.base_prefix) / "bin" / name)
+    packages = f"g++ python3.{sys.version_info.minor}-dev"
+    if "python_config_path" not in os.environ and not any(path.is_file() for path in jittors):
+        found = next((path for path in bases if path.is_file()), None)
+        if found is None:
+            sys.exit(f"error: {name} is missing, which tells Jittor where Python's headers are: install them (on Debian or Ubuntu: "
+                     f"`apt-get install {packages}`), or set python_config_path to the file")
+        os.environ["python_config_path"] = str(found)
+    if not shutil.which(os.environ.get("cc_path", "g++")):
+        sys.exit(f"error: {os.environ.get('cc_path', 'g++')} is missing, the compiler that Jittor needs: install it (on Debian or "
+                 f"Ubuntu: `apt-get install {packages}`)")
 
 
 def _keep_freed_memory():
