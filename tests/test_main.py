@@ -1,6 +1,7 @@
 """The program as its user meets it: training, resuming, evaluating, and what it says about wrong input."""
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tiny
 from same import assert_same
 
 from main import get_args_parser, main, parse_args
+from util.arguments import check_flags
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.errors import InputError
 
@@ -251,6 +253,47 @@ def test_bad_checkpoint_is_named_before_the_first_step(name, coco, trained, tmp_
 def test_wrong_flags_are_named(flag, value, message, coco):
     with pytest.raises(InputError, match=message):
         run("--coco_path", coco, *[flag] if value is None else [flag, value])
+
+
+def numeric_flags():
+    actions = get_args_parser()._option_string_actions
+    return sorted(name for name, action in actions.items() if action.type in (int, float))
+
+
+@pytest.mark.parametrize("flag", numeric_flags())
+def test_every_number_is_checked_before_anything_is_read(flag):
+    """Whole numbers from argparse's own check, or a least and a most; also nan and infinities."""
+    for value in ("-1", "nan", "inf", "-inf", "1e9", "1" + 31 * "0"):
+        try:
+            check_flags(parse_args(["--coco_path", "/nowhere", f"{flag}={value}"]))
+        except SystemExit as error:
+            assert error.code == 2, "argparse: invalid int value"
+        except InputError as error:
+            assert str(error).startswith(f"{flag} is "), error
+        else:
+            raise AssertionError(f"{flag} {value} is accepted")
+
+
+def test_costs_that_are_all_zero_are_refused():
+    with pytest.raises(InputError, match="--set_cost_class, --set_cost_bbox and --set_cost_giou are all 0"):
+        check_flags(parse_args("--coco_path /nowhere --set_cost_class 0 --set_cost_bbox 0 --set_cost_giou 0".split()))
+
+
+def test_wrong_flags_end_before_jittor_and_the_data(tmp_path):
+    """Also those that a checkpoint brings: panopticapi is missed before a training, not after its first epoch."""
+    flags = tiny.arguments("--masks", "--hidden_dim", 128, "--nheads", 8, "--dataset_file", "coco_panoptic", "--coco_path", tmp_path,
+                           "--coco_panoptic_path", tmp_path)
+    save_checkpoint({"model": {"class_embed.bias": np.zeros(251, np.float32)}, "args": vars(flags)}, tmp_path / "w.pkl")
+    panoptic = ["--dataset_file", "coco_panoptic", "--coco_path", str(tmp_path), "--coco_panoptic_path", str(tmp_path)]
+    for wrong, message in ((["--dilation", "--backbone", "resnet18"], "error: --dilation does not go with --backbone resnet18"),
+                           (["--lr", "-1"], "error: --lr is -1.0"),
+                           ([*panoptic, "--resume", str(tmp_path / "w.pkl")], "error: .*panopticapi-lite")):
+        source = ("import sys; sys.modules['panopticapi'] = None\nfrom main import *\nwith dist.job():\n    try:\n"
+                  f"        main(parse_args({['--coco_path', '/nowhere', *wrong]}))\n"
+                  "    finally:\n        print('jittor' in sys.modules, 'datasets.coco' in sys.modules)")
+        process = subprocess.run([sys.executable, "-c", source], cwd=REPO, capture_output=True, text=True)
+        assert process.returncode == 1 and process.stdout.splitlines()[-1] == "False False", process.stdout + process.stderr
+        assert re.match(message, process.stderr), process.stderr
 
 
 @pytest.mark.parametrize("flags, message", [

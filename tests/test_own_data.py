@@ -91,6 +91,16 @@ def test_ids_that_are_no_numbering_are_refused(number):
         count_classes({number: "cat"}, "ann.json")
 
 
+def test_the_evaluated_file_is_named(tmp_path):
+    flags = own_flags("cvat", tmp_path)
+    path = tmp_path / "val" / "annotations" / "instances_default.json"
+    data = json.loads(path.read_text())
+    data["categories"].append({"id": 10_000, "name": "far away"})
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=f"^{path}: its highest category id is 10000"):
+        main(parse_args(["--eval", *flags[4:], "--backbone_weights", "none", "--device", "cpu"]))
+
+
 def test_names_of_categories():
     names = category_names([{"id": 1, "name": "a\x1b[2J"}, {"id": 2}, {"id": 3, "name": 7}, {"id": 4, "name": "红绿灯"}])
     assert names == {1: "a\\x1b[2J", 2: "class 2", 3: "7", 4: "红绿灯"}
