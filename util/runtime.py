@@ -36,7 +36,7 @@ def prepare():
     """
     if "jittor_utils" in sys.modules:
         return
-    _check_versions()
+    _check_numpy()
     _find_compiler()
     _keep_freed_memory()
     _flush_subnormals()
@@ -152,10 +152,7 @@ def _end_compilers():
         jittor_utils.pool_size = 0  # it would start them anew
 
 
-def _check_versions():
-    if not (3, 10) <= sys.version_info < (3, 13):
-        sys.exit(f"error: this is Python {platform.python_version()} ({sys.executable}), and this program runs with 3.10 to 3.12: make "
-                 "an environment with one of these")
+def _check_numpy():
     if int(np.__version__.split(".")[0]) >= 2:
         sys.exit(f"error: NumPy {np.__version__} is installed, with which Jittor would turn every array into other numbers, without a "
                  f"word: `{sys.executable} -m pip install 'numpy<2'`")
