@@ -5,6 +5,8 @@ In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R5
 
 - `bmm`, `bmm_transpose`: Jittor computes batched matrix products and their gradients on the CPU in a plain loop on one
   core. Here each product is a call of oneDNN's sgemm, the products of a batch spread over the cores (5 : 499, 7 : 143).
+- `linear`: the call of sgemm that Jittor makes, too, but on threads that have a stack for signal handlers (HandlerStack in
+  kernels.h).
 - `conv2d`: Jittor's convolution reorders image and weights into oneDNN's layout and back at every call. Here a 1x1
   convolution is a matrix product (41 : 64), a 3x3 one with stride 1 Winograd's F(4x4, 3x3) (41 : 79), any other the product
   of its weights and the pixels under its window (3x3 with stride 2: 86 : 89), and what follows (bias, residual, ReLU) is
