@@ -106,6 +106,8 @@ def check_numbers(args):
     """Raises InputError for a number that is out of range."""
     for name, (least, most) in WHOLE_NUMBERS.items():
         value = getattr(args, name)
+        if value == []:
+            raise InputError(f"--{name} is empty: give at least one number")
         for number in value if isinstance(value, list) else [value]:
             if number is not None and not least <= number <= most:
                 raise InputError(f"--{name} is {number}: give a number from {least} to {most}")
