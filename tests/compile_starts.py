@@ -29,7 +29,8 @@ def start(home, folder, threads):
         cache.mkdir()
     command = [sys.executable, "main.py", *FLAGS, "--shapes_train", "8", "--shapes_val", "2", "--epochs", "1", "--num_workers", "0",
                "--coco_path", str(folder / "shapes")]
-    environment = {**os.environ, "JITTOR_HOME": str(home), "use_parallel_op_compiler": str(threads)}
+    # Jittor writes its home into a file under HOME, for all processes that start later.
+    environment = {**os.environ, "HOME": str(home), "JITTOR_HOME": str(home), "use_parallel_op_compiler": str(threads)}
     begin = time.time()
     done = subprocess.run(command, cwd=REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     compiled = sum(len(list(cache.glob("*.so"))) for cache in (home / ".cache" / "jittor").glob("jt*/*/*/*/*/*/*/jit"))

@@ -120,6 +120,7 @@ def main(times, number, seed, root, *flags):
             print(f"{folder.name} ended differently: {error}", flush=True)
             faults += 1
         seen["trainings"] += 1
+        print(f"{dict(seen)}; {faults} crashes or differences so far", flush=True)
     return seen, faults
 
 
