@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 # Sends signals until its standard input closes. A child of a child belongs to the process that adopts orphans.

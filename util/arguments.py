@@ -67,11 +67,13 @@ def is_like(value, other):
 
 
 def check_args(args):
-    """Finds what is wrong with the flags alone, and an output folder that cannot be written.
+    """Finds what is wrong with the flags alone, pictures that are not there, and an output folder that cannot be written.
 
     Raises InputError.
     """
     check_flags(args)
+    if args.predict:
+        find_pictures(args.predict, args.output_dir)
     if args.output_dir and dist.is_main_process():
         check_output_dir(args)
 
@@ -192,7 +194,6 @@ def check_predict(args):
         raise InputError("--predict needs trained weights: give them with --resume")
     if not args.output_dir:
         raise InputError("--predict needs a folder for its pictures: give --output_dir")
-    find_pictures(args.predict, args.output_dir)
 
 
 def check_output_dir(args):

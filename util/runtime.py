@@ -2,9 +2,9 @@
 
 Some things keep a plain `import jittor` from working on many machines: an `nvcc` whose CUDA runtime library is not where
 Jittor looks for it; oneDNN (Jittor calls it "mkl"), which Jittor downloads from one university server; and a Python whose
-python3.X-config is not where Jittor looks for it. `prepare` settles these. It runs when `util` is imported, costs a few milliseconds once oneDNN is in place, and respects the
-environment variables `JITTOR_HOME`, `nvcc_path`, `use_mkl`, `use_parallel_op_compiler`, `python_config_path` and `cc_path` where the
-user has set them.
+python3.X-config is not where Jittor looks for it. `prepare` settles these. It runs when `util` is imported, costs a few
+milliseconds once oneDNN is in place, and respects the environment variables `JITTOR_HOME`, `nvcc_path`, `use_mkl`,
+`use_parallel_op_compiler`, `python_config_path` and `cc_path` where the user has set them.
 """
 import atexit
 import ctypes

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from util import dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
-TAKEN_BY_JITTOR = (signal.SIGINT, signal.SIGCHLD, signal.SIGQUIT, *CRASHES)
+TAKEN_BY_JITTOR = (signal.SIGINT, signal.SIGCHLD, signal.SIGQUIT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 
 
 def take_back_from_jittor():
