@@ -31,6 +31,19 @@ def test_a_program_of_ones_own_keeps_its_signals(module):
     assert done.stdout.splitlines()[-3:] == ["-9", "0" * 16, "interrupted"], done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_child_of_a_training_ends_at_a_signal(number):
+    """Also while it waits for something to read, as the idle processes of a multiprocessing.Pool do."""
+    done = run("import os, signal\nfrom util.signals import StopRequest\n"
+               "signal.signal(signal.SIGINT, signal.SIG_DFL)\nreader, writer = os.pipe()\nready, told = os.pipe()\n"
+               "with StopRequest() as stop:\n    child = os.fork()\n"
+               "    if child == 0:\n        os.write(told, b'.')\n        os.read(reader, 1)\n        os._exit(0)\n"
+               "    os.read(ready, 1)\n"
+               f"    os.kill(child, {int(number)})\n    signal.alarm(20)\n    status = os.waitpid(child, 0)[1]\n"
+               "    os.kill(os.getpid(), signal.SIGTERM)\n    print(os.WTERMSIG(status), stop.received.name)")
+    assert done.stdout == f"{int(number)} SIGTERM\n", done.stderr
+
+
 def test_handlers_that_were_there_before_are_kept():
     done = run("import os, signal\nheard = []\nfor number in (signal.SIGCHLD, signal.SIGINT):\n"
                "    signal.signal(number, lambda number, _: heard.append(number))\n"

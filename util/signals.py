@@ -38,14 +38,17 @@ def take_back_from_jittor():
 class StopRequest:
     """Inside its `with` block the first of SIGNALS only asks the run to stop; a second one acts at once, as usual.
 
+    Processes forked within the block do not take part: signals act on them as before the block.
+
     received: the signal, or None.
     """
+    active = None  # the one whose block this process is in
 
     def __init__(self):
         self.received = None
-        self.process = os.getpid()
 
     def __enter__(self):
+        StopRequest.active = self
         self.before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         for number in SIGNALS:
             signal.siginterrupt(number, False)  # where Jittor waits for another process that compiles, it takes EINTR for a fault
@@ -54,11 +57,9 @@ class StopRequest:
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        StopRequest.active = None
 
     def _remember(self, number, _frame):
-        if os.getpid() != self.process:  # a child, as of panopticapi's pool, which ends its processes with SIGTERM
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
         self.received = signal.Signals(number)
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
@@ -76,6 +77,15 @@ class StopRequest:
         if dist.is_main_process():
             print(f"stopped by {self.received.name}: {message}", file=sys.stderr, flush=True)
         sys.exit(128 + self.received)
+
+
+def _leave_stop_request():
+    if StopRequest.active:
+        StopRequest.active.__exit__()
+
+
+# The end of a pool (panopticapi has one) is a SIGTERM to its processes, which wait in reads that siginterrupt(False) lets go on.
+os.register_at_fork(after_in_child=_leave_stop_request)
 
 
 @contextmanager
