@@ -162,7 +162,7 @@ def full_command(args):
 
 def main(args):
     check_args(args)
-    runtime.announce_compilation()
+    runtime.prepare_device(args.device)
     source = args.resume or args.finetune
     with dist.main_process_first():
         loaded = load_checkpoint(source) if source else None

@@ -7,6 +7,8 @@ from jittor import nn
 
 from util.errors import InputError
 
+from . import ops
+
 
 class PositionEmbeddingSine(nn.Module):
     """Fixed sine encoding; positions count unpadded cells and are scaled to 0..2 pi over each image."""
@@ -22,9 +24,9 @@ class PositionEmbeddingSine(nn.Module):
         not_mask = jt.logical_not(tensor_list.mask).float32()
         y = not_mask.cumsum(1)
         x = not_mask.cumsum(2)
-        y = y / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
-        x = x / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
-        return jt.concat([self._features(y), self._features(x)], dim=3).permute(0, 3, 1, 2).stop_grad()
+        y = y / (not_mask.sum(1, keepdims=True) + 1e-6) * (2 * math.pi)
+        x = x / (not_mask.sum(2, keepdims=True) + 1e-6) * (2 * math.pi)
+        return _channels_first(jt.concat([self._features(y), self._features(x)], dim=3)).stop_grad()
 
     def _features(self, position):
         """[B, h, w] -> [B, h, w, num_pos_feats]: sine and cosine of each frequency, interleaved."""
@@ -54,7 +56,13 @@ class PositionEmbeddingLearned(nn.Module):
         shape = [b, h, w, self.row_embed.weight.shape[1]]
         x = self.col_embed.weight[:w].broadcast(shape, [0, 1])
         y = self.row_embed.weight[:h].broadcast(shape, [0, 2])
-        return jt.concat([x, y], dim=3).permute(0, 3, 1, 2)
+        return _channels_first(jt.concat([x, y], dim=3))
+
+
+def _channels_first(x):
+    """[B, h, w, C] -> [B, C, h, w]"""
+    b, h, w, c = x.shape
+    return ops.transpose(x.reshape(b, h * w, c)).reshape(b, c, h, w)
 
 
 def build_position_encoding(args):

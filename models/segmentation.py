@@ -72,7 +72,7 @@ class MHAttentionMap(nn.Module):
         width = self.hidden_dim // self.num_heads
         q = self.q_linear(q) * width ** -0.5
         q = q.reshape(batch, queries, self.num_heads, width).transpose(0, 2, 1, 3)
-        k = self.k_linear(k.reshape(batch, -1, h * w).transpose(0, 2, 1)).transpose(0, 2, 1)
+        k = ops.transpose(self.k_linear(ops.transpose(k.reshape(batch, -1, h * w))))
         scores = ops.bmm(q.reshape(-1, queries, width), k.reshape(-1, width, h * w))
         scores = scores.reshape(batch, self.num_heads, queries, h * w).transpose(0, 2, 1, 3)
         mask = jt.concat([mask.reshape(batch, h * w)] * self.num_heads, dim=1)

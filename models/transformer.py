@@ -8,7 +8,7 @@ import jittor as jt
 from jittor import nn
 
 from .attention import MultiheadAttention
-from .ops import Dropout, LayerNorm, Linear, relu
+from .ops import Dropout, LayerNorm, Linear, relu, transpose
 
 
 class Transformer(nn.Module):
@@ -32,13 +32,13 @@ class Transformer(nn.Module):
         -> hs [L, B, Q, C] (the normalised output of each decoder layer), memory [B, C, h, w].
         """
         b, c, h, w = src.shape
-        src = src.reshape(b, c, h * w).transpose(0, 2, 1)
-        pos_embed = pos_embed.reshape(b, c, h * w).transpose(0, 2, 1)
+        src = transpose(src.reshape(b, c, h * w))
+        pos_embed = transpose(pos_embed.reshape(b, c, h * w))
         mask = mask.reshape(b, h * w)
         query_embed = query_embed.broadcast([b] + query_embed.shape, [0])
         memory = self.encoder(src, mask, pos_embed)
         hs = self.decoder(jt.zeros_like(query_embed), memory, mask, pos_embed, query_embed)
-        return hs, memory.transpose(0, 2, 1).reshape(b, c, h, w)
+        return hs, transpose(memory).reshape(b, c, h, w)
 
 
 class TransformerEncoder(nn.Module):

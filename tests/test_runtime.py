@@ -49,35 +49,6 @@ def home(tmp_path):
         shutil.rmtree(path)
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    """Makes this machine seem to have a GPU, with no jtcuda under the Jittor home."""
-    monkeypatch.setattr(runtime, "_has_gpu", lambda: True)
-    monkeypatch.setenv("use_mkl", "0")
-    monkeypatch.setenv("nvcc_path", "")  # so that what prepare() sets is undone
-    monkeypatch.delenv("nvcc_path")
-
-
-def make_nvcc(folder, runtime_library):
-    (folder / "bin").mkdir(parents=True)
-    (folder / "lib64").mkdir()
-    nvcc = folder / "bin" / "nvcc"
-    nvcc.write_text("#!/bin/sh\necho 12.2.0\n")
-    nvcc.chmod(0o755)
-    if runtime_library:
-        (folder / "lib64" / "libcudart.so").touch()
-    return nvcc
-
-
-def prepare_in_this_process(monkeypatch, home, *path):
-    """nvcc_path after prepare() with these folders at the start of PATH, as if Jittor were not imported yet."""
-    monkeypatch.delitem(sys.modules, "jittor_utils", raising=False)
-    monkeypatch.setenv("JITTOR_HOME", str(home))
-    monkeypatch.setenv("PATH", os.pathsep.join([*map(str, path), os.environ["PATH"]]))
-    runtime.prepare()
-    return os.environ.get("nvcc_path")
-
-
 @needs_wheel
 def test_an_empty_home_gets_its_own_copy_of_onednn(home):
     found, err = finish(start(home))
@@ -239,52 +210,21 @@ def test_the_home_is_found_as_jittor_finds_it(tmp_path, monkeypatch):
     assert runtime.jittor_home() == Path("/chosen")
 
 
-def test_without_a_gpu_cuda_is_hidden_silently(tmp_path, monkeypatch, capsys, gpu):
-    monkeypatch.setattr(runtime, "_has_gpu", lambda: False)
-    nvcc = make_nvcc(tmp_path / "cuda", runtime_library=True)
-    assert prepare_in_this_process(monkeypatch, tmp_path, nvcc.parent) == ""
-    assert capsys.readouterr().err == ""
-
-
-def test_a_complete_cuda_is_left_to_jittor(tmp_path, monkeypatch, capsys, gpu):
-    nvcc = make_nvcc(tmp_path / "cuda", runtime_library=True)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/nvcc").symlink_to(nvcc)
-    assert prepare_in_this_process(monkeypatch, tmp_path, tmp_path / "bin") is None
-    assert capsys.readouterr().err == ""
-
-
-def test_a_cuda_without_its_runtime_library_is_hidden_with_a_warning(tmp_path, monkeypatch, capsys, gpu):
-    nvcc = make_nvcc(tmp_path / "cuda", runtime_library=False)
-    assert prepare_in_this_process(monkeypatch, tmp_path, nvcc.parent) == ""
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and f"{nvcc} has no {tmp_path}/cuda/lib64/libcudart.so" in err
-    assert "jittor_utils.install_cuda" in err
-
-
-def test_jittors_own_cuda_is_left_to_jittor(tmp_path, monkeypatch, gpu):
-    nvcc = make_nvcc(tmp_path / "cuda", runtime_library=False)
-    (tmp_path / ".cache/jittor/jtcuda").mkdir(parents=True)
-    assert prepare_in_this_process(monkeypatch, tmp_path, nvcc.parent) is None
-
-
-def test_a_gpu_without_any_nvcc_is_left_to_jittor(tmp_path, monkeypatch, gpu):
-    monkeypatch.setattr(shutil, "which", lambda name: name if name.endswith("g++") else None)
-    assert prepare_in_this_process(monkeypatch, tmp_path) is None
-
-
 def test_the_announcement_depends_on_the_cache(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JITTOR_HOME", str(tmp_path))
+    monkeypatch.setenv("nvcc_path", "")
     assert not runtime.core_is_compiled()
-    runtime.announce_compilation()
+    runtime.prepare_device("cpu")
     first = capsys.readouterr().out
     levels = f"jt1.3.11/g++12.2.0/py{platform.python_version()}/Linux/CPU/12ab/default"
     cache = tmp_path / ".cache/jittor" / levels / "cu12.2.0_sm_90"
     cache.mkdir(parents=True)
-    assert not runtime.core_is_compiled()
     (cache / "jittor_core.cpython-311-x86_64-linux-gnu.so").touch()
+    assert not runtime.core_is_compiled()  # that of CUDA is another
+    monkeypatch.setenv("nvcc_path", "/usr/local/cuda/bin/nvcc")
     assert runtime.core_is_compiled()
-    runtime.announce_compilation()
+    (cache.parent / "jittor_core.cpython-311-x86_64-linux-gnu.so").touch()
+    runtime.prepare_device("cpu")
     later = capsys.readouterr().out
     assert "core once per machine" in first and "core" not in later
     assert first.count("\n") == later.count("\n") == 1
@@ -292,7 +232,8 @@ def test_the_announcement_depends_on_the_cache(tmp_path, monkeypatch, capsys):
 
 def test_devices_on_a_machine_without_cuda_and_no_threads_that_compile():
     code = ("from util.errors import InputError\n"
-            "from util.runtime import select_device\n"
+            "from util.runtime import prepare_device, select_device\n"
+            "prepare_device('auto')\n"
             "import jittor as jt\n"
             "found = [select_device('auto'), jt.flags.use_cuda, select_device('cpu'), jt.flags.use_parallel_op_compiler]\n"
             "try: select_device('cuda')\n"
@@ -301,7 +242,7 @@ def test_devices_on_a_machine_without_cuda_and_no_threads_that_compile():
     environment = {**os.environ, "nvcc_path": "", "log_silent": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
-    *found, message = eval(done.stdout)
+    *found, message = eval(done.stdout.splitlines()[-1])
     assert found == ["cpu", 0, "cpu", 0]
     assert message.startswith("--device cuda: ") and message.endswith("; use --device cpu")
 

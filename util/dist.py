@@ -32,6 +32,11 @@ def get_local_rank():
     return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
 
 
+def get_local_size():
+    """Number of processes on this machine."""
+    return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
+
+
 def is_main_process():
     return get_rank() == 0
 

@@ -1,10 +1,10 @@
 """Prepares the process for the first `import jittor`, and chooses the device.
 
-Some things keep a plain `import jittor` from working on many machines: an `nvcc` whose CUDA runtime library is not where
-Jittor looks for it; oneDNN (Jittor calls it "mkl"), which Jittor downloads from one university server; and a Python whose
-python3.X-config is not where Jittor looks for it. `prepare` settles these. It runs when `util` is imported, costs a few
-milliseconds once oneDNN is in place, and respects the environment variables `JITTOR_HOME`, `nvcc_path`, `use_mkl`,
-`use_parallel_op_compiler`, `python_config_path` and `cc_path` where the user has set them.
+Some things keep a plain `import jittor` from working on many machines: a CUDA that it cannot work with (see `util.cuda`); oneDNN
+(Jittor calls it "mkl"), which Jittor downloads from one university server; and a Python whose python3.X-config is not where
+Jittor looks for it. `prepare` settles these. It runs when `util` is imported, costs a few milliseconds once oneDNN is in place,
+and respects the environment variables `JITTOR_HOME`, `use_mkl`, `use_parallel_op_compiler`, `python_config_path` and `cc_path`
+where the user has set them.
 """
 import atexit
 import ctypes
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from util import cuda, dist
 from util.errors import InputError
 from util.signals import take_back_from_jittor
 
@@ -29,7 +30,7 @@ JITTOR_SERVER = ("cg.cs.tsinghua.edu.cn", 443)
 
 
 def prepare():
-    """Hide a CUDA that cannot work and put oneDNN where Jittor looks. Does nothing once Jittor is imported.
+    """Choose a CUDA that works, or none, and put oneDNN where Jittor looks. Does nothing once Jittor is imported.
 
     May set these variables in `os.environ`, and prints a line on stderr where that costs speed.
     Ends the program with one line (SystemExit) where Jittor cannot work. Raises OSError where the Jittor home cannot be written.
@@ -43,26 +44,43 @@ def prepare():
     # Jittor compiles a step's operators in several threads, which change its graph (edges, what is to be freed) without a
     # lock: now and then a first step crashed. In turn takes longer, once.
     os.environ.setdefault("use_parallel_op_compiler", "0")
-    if "nvcc_path" not in os.environ:
-        _hide_broken_cuda()
+    cuda.prepare(jittor_home() / ".cache" / "jittor" / "jtcuda")
     if os.environ.get("use_mkl", "1") == "1":
         _provide_onednn()
 
 
-def select_device(name):
-    """Import Jittor and set its device. Returns "cuda" or "cpu".
+def prepare_device(name):
+    """What `select_device` needs before anything imports Jittor. Says what Jittor will compile, and why a GPU is not used.
 
-    name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda" without usable CUDA.
+    name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda" where CUDA cannot work.
     """
+    if name == "cpu":
+        os.environ["nvcc_path"] = ""  # Jittor would load CUDA all the same
+    elif cuda.obstacle:
+        if name == "cuda":
+            remedy = f"{cuda.obstacle.remedy}, or " if cuda.obstacle.remedy else ""
+            raise InputError(f"--device cuda: {cuda.obstacle.reason}; {remedy}use --device cpu")
+        if cuda.obstacle.remedy and dist.is_main_process():
+            _warn(f"the GPU is not used: {cuda.obstacle.reason}; {cuda.obstacle.remedy}")
+    elif os.environ["nvcc_path"]:
+        cuda.prepare_processes(jittor_home() / ".cache" / "jittor" / "nccl", _is_reachable)
+    _announce_compilation()
+
+
+def select_device(name):
+    """Import Jittor and set its device. Returns "cuda" or "cpu". Takes the names, and raises the error, of `prepare_device`."""
     import jittor as jt
     take_back_from_jittor()
     _end_compilers()
-    usable = bool(jt.has_cuda) and jt.get_device_count() > 0
-    if name == "cuda" and not usable:
-        reason = cuda_obstacle() or f"Jittor found no CUDA (nvcc_path={os.environ.get('nvcc_path', 'unset')!r})"
-        raise InputError(f"--device cuda: {reason}; use --device cpu")
-    device = "cuda" if usable and name != "cpu" else "cpu"
+    gpus = jt.get_device_count() if jt.has_cuda else 0
+    if name == "cuda" and gpus == 0:
+        raise InputError(f"--device cuda: Jittor finds no GPU (nvcc_path={os.environ.get('nvcc_path', '')!r}); use --device cpu")
+    device = "cpu" if gpus == 0 or name == "cpu" else "cuda"
     jt.flags.use_cuda = int(device == "cuda")
+    processes = dist.get_local_size()
+    if device == "cuda" and processes > gpus and os.environ.get("use_nccl", "1") == "1" and dist.is_main_process():
+        _warn(f"{processes} processes on this machine see {gpus} GPU each, so they average their gradients on the CPU, which is "
+              f"slow; start as many processes as there are GPUs, and show every GPU to each (CUDA_VISIBLE_DEVICES)")
     return device
 
 
@@ -114,29 +132,19 @@ def core_is_compiled():
     # slashes) and, with CUDA, its version. A recursive search would walk through thousands of kernels.
     caches = f"jt*/*/py{platform.python_version()}/*/*/*/*"
     folder = jittor_home() / ".cache" / "jittor"
-    return any(next(folder.glob(f"{caches}{deeper}/jittor_core*.so"), None) for deeper in ("", "/cu*", "/*", "/*/cu*"))
+    with_cuda = bool(os.environ.get("nvcc_path"))
+    cores = (core for branch in ("", "/*") for core in folder.glob(f"{caches}{branch}{'/cu*' if with_cuda else ''}/jittor_core*.so"))
+    return any(core.parent.name.startswith("cu") == with_cuda for core in cores)
 
 
-def announce_compilation():
-    """Print, before the first `import jittor`, one line about how long compiling will take on this machine."""
+def _announce_compilation():
+    """One line about how long compiling will take on this machine."""
     if core_is_compiled():
         print("Jittor compiles a new model's operators in the first step (a few minutes); later runs read its cache.",
               flush=True)
     else:
         print("Jittor compiles its core once per machine (about 2 min 20 s on 2 cores), then the model's operators in "
               "the first step (a few minutes more); later runs read its cache.", flush=True)
-
-
-def cuda_obstacle():
-    """Why CUDA cannot work here, as a phrase, or None where nothing speaks against it."""
-    if not _has_gpu():
-        return "this machine has no usable NVIDIA GPU"
-    if (jittor_home() / ".cache" / "jittor" / "jtcuda").is_dir():
-        return None
-    nvcc = _find_nvcc()
-    if nvcc and not _cuda_runtime(nvcc).exists():
-        return f"{nvcc} has no {_cuda_runtime(nvcc)}"
-    return None
 
 
 def _end_compilers():
@@ -205,40 +213,6 @@ def _flush_subnormals():
     libm.fegetenv(environment)
     environment[7] |= 0x8040  # flush to zero, subnormals are zeros
     libm.fesetenv(environment)
-
-
-def _hide_broken_cuda():
-    obstacle = cuda_obstacle()
-    if obstacle is None:
-        return
-    os.environ["nvcc_path"] = ""
-    if _has_gpu():
-        _warn(f"the GPU is not used, because {obstacle}; install the CUDA toolkit with its libraries, "
-              f"or Jittor's own with `{sys.executable} -m jittor_utils.install_cuda`")
-
-
-def _has_gpu():
-    # Device files and a driver library that loads, rather than cuInit: that takes up to seconds, and a process that has
-    # called it cannot use CUDA in its forked children.
-    nodes = ("nvidia[0-9]*", "dxg", "nvhost-gpu")
-    if not any(next(Path("/dev").glob(pattern), None) for pattern in nodes):
-        return False
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _find_nvcc():
-    names = ("nvcc", "/usr/local/cuda/bin/nvcc", "/usr/bin/nvcc", "/opt/cuda/bin/nvcc")
-    return next(filter(None, map(shutil.which, names)), None)
-
-
-def _cuda_runtime(nvcc):
-    if nvcc == "/usr/bin/nvcc":
-        return Path("/usr/lib/x86_64-linux-gnu/libcudart.so")
-    return Path(os.path.realpath(nvcc)).parent.parent / "lib64" / "libcudart.so"
 
 
 def _provide_onednn():

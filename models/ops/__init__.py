@@ -1,4 +1,4 @@
-"""Operators that Jittor lacks in a fast form on the CPU. With CUDA, and without oneDNN, Jittor's own run instead.
+"""Operators that Jittor lacks in a fast form on the CPU. With CUDA, and without oneDNN, Jittor's own run instead of most.
 
 In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R50's training on two cores
 (`python -m tests.oracle.benchmark --rows operators`).
@@ -18,7 +18,14 @@ In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R5
 - `LayerNorm` (0.3 : 2.1), `norm` (0.4 : 5.2): statistics, normalisation and what follows in one operator instead of ten.
 - `square_sum`, `adamw`: Jittor's optimizer makes several passes over the weights; here it is one.
 
-The kernels are in kernels.h. `tests/test_ops.py` compares each with Jittor's plain operators.
+With CUDA these have kernels of their own, too:
+
+- `softmax`: Jittor's has the length of a row in its source, so every size of images would be compiled anew.
+- `transpose`: Jittor's needs cutt, which it downloads.
+- `adamw`: one kernel for each weight instead of several.
+
+The kernels are in kernels.h and kernels.cuh. `tests/test_ops.py` compares each with Jittor's plain operators, and
+`tests/test_cuda_kernels.py` those for CUDA with NumPy.
 """
 import hashlib
 from pathlib import Path
@@ -27,9 +34,15 @@ import jittor as jt
 import numpy as np
 from jittor import nn
 
-SOURCE = Path(__file__).with_name("kernels.h")
-# Jittor copies the header at each call, so it is short; the digest has Jittor compile anew when the file changes.
-HEADER = f'#include "{SOURCE}"  // {hashlib.sha1(SOURCE.read_bytes()).hexdigest()}'
+
+
+def _include(name):
+    """Jittor copies the header at each call, so it is short; the digest has Jittor compile anew when the file changes."""
+    source = Path(__file__).with_name(name)
+    return f'#include "{source}"  // {hashlib.sha1(source.read_bytes()).hexdigest()}'
+
+
+HEADER, CUDA_HEADER = _include("kernels.h"), _include("kernels.cuh")
 # Fewer channels make matrices too small for sgemm: with 1 instead of 32 a step of the demo takes 72 ms instead of 65.
 LEAST_CHANNELS = 32
 
@@ -99,12 +112,17 @@ def softmax(x, mask=None):
     """
     # Jittor compiles with -Ofast, which does not honour infinities: exp(-1e30 - max) is an exact zero too.
     penalty = None if mask is None else mask.float32() * -1e30
-    if _on_onednn():
+    if _on_onednn() or jt.flags.use_cuda:
         return _Softmax()(x, penalty)
     if mask is not None:
         penalty = penalty.reshape(mask.shape[0], 1, 1, -1)
         x = (x.reshape(mask.shape[0], -1, *x.shape[1:]) + penalty).reshape(x.shape)
     return nn.softmax(x, dim=-1)
+
+
+def transpose(x):
+    """float32 [B, m, n] -> [B, n, m]"""
+    return _Transpose()(x) if jt.flags.use_cuda else x.transpose(0, 2, 1)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -164,11 +182,14 @@ def adamw(params, squares, averages, grads, scale, keep, b0, b1, rate, root, eps
 
     The gradients count times scale [1]; the numbers are those of `util.optim.AdamW`.
     """
-    if _on_onednn():
+    if _on_onednn() or jt.flags.use_cuda:
         settings = jt.array(np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]))
-        source = "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p[0], in5_p, out0_p, out1_p, out2_p, in0->num);"
         for arrays in zip(params, squares, averages, grads):
-            yield _codes([arrays[0].shape] * 3, [*arrays, scale, settings], source)
+            yield _codes([arrays[0].shape] * 3, [*arrays, scale, settings],
+                         "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p[0], in5_p, out0_p, out1_p, out2_p, in0->num);", """
+                detr::adamw<<<(in0->num - 1) / detr::ELEMENT_THREADS + 1, detr::ELEMENT_THREADS>>>(
+                    in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, out0_p, out1_p, out2_p, in0->num);
+            """)
         return
     for p, v, m, g in zip(params, squares, averages, grads):
         g = g * scale
@@ -186,13 +207,15 @@ def _finish(x, residual, cut):
     return relu(x) if cut else x
 
 
-def _code(shape, inputs, source):
-    return jt.code(shape, "float32", inputs, cpu_header=HEADER, cpu_src=source)
+def _code(shape, inputs, source, cuda_source=""):
+    """The float32 result of an operator. Without cuda_source it is one of the CPU."""
+    return jt.code(shape, "float32", inputs, cpu_header=HEADER, cpu_src=source, cuda_header=CUDA_HEADER, cuda_src=cuda_source)
 
 
-def _codes(shapes, inputs, source):
+def _codes(shapes, inputs, source, cuda_source=""):
     """Several results of one operator."""
-    return jt.code(shapes, ["float32"] * len(shapes), inputs, cpu_header=HEADER, cpu_src=source)
+    return jt.code(shapes, ["float32"] * len(shapes), inputs, cpu_header=HEADER, cpu_src=source, cuda_header=CUDA_HEADER,
+                   cuda_src=cuda_source)
 
 
 class _Product(jt.Function):
@@ -365,12 +388,15 @@ class _MaxPool(jt.Function):
 
 class _Softmax(jt.Function):
     def execute(self, x, penalty):
-        inputs, row = ([x], "nullptr") if penalty is None else (
-            [x, penalty], "in1_p + i / (in0_shape0 * in0_shape1 / in1_shape0) * in0_shape2")
+        inputs, row, added = ([x], "nullptr", "nullptr, 1") if penalty is None else (
+            [x, penalty], "in1_p + i / (in0_shape0 * in0_shape1 / in1_shape0) * in0_shape2",
+            "in1_p, in0_shape0 * in0_shape1 / in1_shape0")
         self.y = _code(x.shape, inputs, f"""
             #pragma omp parallel for
             for (int64_t i = 0; i < in0_shape0 * in0_shape1; i++)
                 detr::softmax_row(in0_p + i * in0_shape2, {row}, out0_p + i * in0_shape2, in0_shape2);
+        """, f"""
+            detr::softmax<<<in0_shape0 * in0_shape1, detr::ROW_THREADS>>>(in0_p, {added}, out0_p, in0_shape2);
         """)
         return self.y
 
@@ -384,8 +410,24 @@ class _Softmax(jt.Function):
                 for (int64_t j = 0; j < n; j++) sum += d[j] * y[j];
                 for (int64_t j = 0; j < n; j++) out0_p[i * n + j] = y[j] * (d[j] - sum);
             }
+        """, """
+            detr::softmax_backward<<<in0_shape0 * in0_shape1, detr::ROW_THREADS>>>(in0_p, in1_p, out0_p, in0_shape2);
         """)
         return dx, None
+
+
+class _Transpose(jt.Function):
+    """With CUDA only."""
+
+    def execute(self, x):
+        batch, m, n = x.shape
+        return _code([batch, n, m], [x], "", """
+            dim3 tiles((in0_shape2 - 1) / detr::TILE + 1, (in0_shape1 - 1) / detr::TILE + 1, in0_shape0);
+            detr::transpose<<<tiles, dim3(detr::TILE, detr::TILE_ROWS)>>>(in0_p, out0_p, in0_shape1, in0_shape2);
+        """)
+
+    def grad(self, d):
+        return self.execute(d)
 
 
 class _Dropout(jt.Function):

@@ -1,0 +1,101 @@
+"""The CUDA kernels of models/ops/kernels.cuh, run on the CPU (see cuda_on_cpu.h), against NumPy."""
+import ctypes
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_main import REPO
+
+SOURCE = """
+#include "tests/cuda_on_cpu.h"
+#include "models/ops/kernels.cuh"
+using namespace detr;
+extern "C" {
+void run_softmax(const float* x, const float* penalty, long neighbours, float* y, long rows, long n) {
+    launch({(unsigned)rows}, {ROW_THREADS}, [=] { softmax(x, penalty, neighbours, y, n); });
+}
+void run_softmax_backward(const float* d, const float* y, float* dx, long rows, long n) {
+    launch({(unsigned)rows}, {ROW_THREADS}, [=] { softmax_backward(d, y, dx, n); });
+}
+void run_transpose(const float* x, float* y, long batch, long m, long n) {
+    launch({unsigned(n - 1) / TILE + 1, unsigned(m - 1) / TILE + 1, (unsigned)batch}, {TILE, TILE_ROWS}, [=] { transpose(x, y, m, n); });
+}
+void run_adamw(const float* p, const float* v, const float* m, const float* g, const float* scale, const float* s, float* p2,
+               float* v2, float* m2, long n) {
+    launch({unsigned(n - 1) / ELEMENT_THREADS + 1}, {ELEMENT_THREADS}, [=] { adamw(p, v, m, g, scale, s, p2, v2, m2, n); });
+}
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kernels")
+    (folder / "run.cc").write_text(SOURCE)
+    subprocess.run(["g++", "-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", f"-I{REPO}", "-o", "kernels.so", "run.cc"], cwd=folder,
+                   check=True)
+    library = ctypes.CDLL(str(Path(folder, "kernels.so")))
+
+    def call(name, *arguments):
+        converted = []
+        for argument in arguments:
+            if isinstance(argument, np.ndarray):
+                assert argument.dtype == np.float32 and argument.flags.c_contiguous
+                converted.append(argument.ctypes.data_as(ctypes.c_void_p))
+            else:
+                converted.append(argument if argument is None else ctypes.c_long(argument))
+        getattr(library, name)(*converted)
+    return call
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def filled(shape):
+    """What a kernel does not write stays NaN."""
+    return np.full(shape, np.nan, np.float32)
+
+
+@pytest.mark.parametrize("n", [1, 31, 128, 129, 1050])
+@pytest.mark.parametrize("masked", [False, True])
+def test_softmax(kernels, n, masked):
+    rows, images = 6, 2
+    x, penalty = normal(rows, n) * 5, np.zeros((images, n), np.float32)
+    if masked:
+        penalty[1, n // 2 + 1:] = -1e30
+    y = filled(x.shape)
+    kernels("run_softmax", x, penalty if masked else None, rows // images, y, rows, n)
+    wanted = np.exp(np.float64(x) - x.max(1, keepdims=True)) * (np.repeat(penalty, rows // images, 0) == 0)
+    np.testing.assert_allclose(y, wanted / wanted.sum(1, keepdims=True), rtol=2e-6, atol=1e-9)
+    assert (y[3:, n // 2 + 1:] == 0).all() or not masked
+
+
+@pytest.mark.parametrize("n", [1, 31, 129, 1050])
+def test_softmax_backward(kernels, n):
+    d, y = normal(3, n), np.abs(normal(3, n, seed=1))
+    y /= y.sum(1, keepdims=True)
+    dx = filled(d.shape)
+    kernels("run_softmax_backward", d, y, dx, 3, n)
+    np.testing.assert_allclose(dx, y * (np.float64(d) - (np.float64(d) * y).sum(1, keepdims=True)), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch, m, n", [(1, 1, 1), (2, 32, 32), (3, 33, 5), (2, 70, 101)])
+def test_transpose(kernels, batch, m, n):
+    x, y = normal(batch, m, n), filled((batch, n, m))
+    kernels("run_transpose", x, y, batch, m, n)
+    np.testing.assert_array_equal(y, x.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("n", [1, 256, 1000])
+def test_adamw(kernels, n):
+    p, m, g = (normal(n, seed=seed) for seed in range(3))
+    v, scale = np.abs(normal(n, seed=3)), np.float32([0.7])
+    keep, b0, b1, rate, root, eps = 0.99, 0.9, 0.999, 1e-2, 3.0, 1e-8
+    found = [filled(n) for _ in range(3)]
+    kernels("run_adamw", p, v, m, g, scale, np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]), *found, n)
+    p, m, g, v = (array.astype(np.float64) for array in (p, m, g, v))
+    m2, v2 = b0 * m + (1 - b0) * g * 0.7, b1 * v + (1 - b1) * (g * 0.7) ** 2
+    for name, a, b in zip("pvm", found, (p * keep - rate * m2 / (np.sqrt(v2) * root + eps), v2, m2)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)
