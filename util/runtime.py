@@ -62,7 +62,7 @@ def prepare_device(name):
             raise InputError(f"--device cuda: {cuda.obstacle.reason}; {remedy}use --device cpu")
         if cuda.obstacle.remedy and dist.is_main_process():
             _warn(f"the GPU is not used: {cuda.obstacle.reason}; {cuda.obstacle.remedy}")
-    elif os.environ["nvcc_path"]:
+    elif os.environ.get("nvcc_path"):
         cuda.prepare_processes(jittor_home() / ".cache" / "jittor" / "nccl", _is_reachable)
     _announce_compilation()
 
@@ -139,7 +139,11 @@ def core_is_compiled():
 
 def _announce_compilation():
     """One line about how long compiling will take on this machine."""
-    if core_is_compiled():
+    if os.environ.get("nvcc_path"):
+        core = "" if core_is_compiled() else "its core once per machine, and "
+        print(f"Jittor compiles {core}a new model's CUDA kernels, one after the other, in the first step (many minutes); later runs read "
+              "its cache.", flush=True)
+    elif core_is_compiled():
         print("Jittor compiles a new model's operators in the first step (a few minutes); later runs read its cache.",
               flush=True)
     else:
