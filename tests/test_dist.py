@@ -24,7 +24,7 @@ def mpirun(processes, *command):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def finish(process, seconds=400):
+def finish(process, seconds=1000):
     """(exit code, output) of a process of `mpirun`, after which none of the job's is left."""
     output, _ = process.communicate(timeout=seconds)
     with pytest.raises(ProcessLookupError):

@@ -24,7 +24,8 @@ needs_wheel = pytest.mark.skipif((platform.system(), platform.machine()) != ("Li
 
 
 def start(home, code=REPORT, **variables):
-    environment = {name: value for name, value in os.environ.items() if name not in ("nvcc_path", "use_mkl")}
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("nvcc_path", "use_mkl", "python_config_path")}
     environment.update(HOME=str(home), JITTOR_HOME=str(home), PYTHONDONTWRITEBYTECODE="1", **variables)
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
