@@ -16,13 +16,13 @@ In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R5
 - `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
   the element's place, drawn again for the gradient (1.2 : 10.7).
 - `LayerNorm` (0.3 : 2.1), `norm` (0.4 : 5.2): statistics, normalisation and what follows in one operator instead of ten.
-- `square_sum`, `adamw`: Jittor's optimizer makes several passes over the weights; here it is one.
+- `norm_of_all`, `adamw`: Jittor's optimizer makes several passes over the weights; here it is one.
 
 With CUDA these have kernels of their own, too:
 
 - `softmax`: Jittor's has the length of a row in its source, so every size of images would be compiled anew.
 - `transpose`: Jittor's needs cutt, which it downloads.
-- `adamw`: one kernel for each weight instead of several.
+- `norm_of_all`, `adamw`: one kernel for each weight instead of several.
 
 The kernels are in kernels.h and kernels.cuh. `tests/test_ops.py` compares each with Jittor's plain operators, and
 `tests/test_cuda_kernels.py` those for CUDA with NumPy.
@@ -45,6 +45,7 @@ def _include(name):
 HEADER, CUDA_HEADER = _include("kernels.h"), _include("kernels.cuh")
 # Fewer channels make matrices too small for sgemm: with 1 instead of 32 a step of the demo takes 72 ms instead of 65.
 LEAST_CHANNELS = 32
+SUM_BLOCKS = 32  # as in kernels.cuh
 
 
 def bmm(a, b):
@@ -170,11 +171,17 @@ def norm(x, layer, residual=None, relu=False):
     return _finish(layer(x), residual, relu)
 
 
-def square_sum(x):
-    """float32 of any shape -> [1]: the sum of squares, without the digits that one float32 loop over all would lose."""
+def norm_of_all(arrays):
+    """The 2-norm [1] of all numbers in a list of float32 arrays, without the digits that one float32 loop over all would lose."""
+    if jt.flags.use_cuda:
+        sums = "".join(f"detr::square_sums<<<detr::SUM_BLOCKS, detr::ROW_THREADS>>>(in{i}_p, in{i}->num, out0_p + {i} * out0_shape1);"
+                       for i in range(len(arrays)))
+        return _code([len(arrays), SUM_BLOCKS], arrays, "", sums).sum(1).sum().sqrt()
     if _on_onednn():
-        return _code([1], [x], "out0_p[0] = detr::square_sum(in0_p, in0->num);")
-    return x.reshape(x.shape[0], -1).sqr().sum(1).sum()
+        squares = [_code([1], [x], "out0_p[0] = detr::square_sum(in0_p, in0->num);") for x in arrays]
+    else:
+        squares = [x.reshape(x.shape[0], -1).sqr().sum(1).sum() for x in arrays]
+    return jt.concat(squares).sum().sqrt()
 
 
 def adamw(params, squares, averages, grads, scale, keep, b0, b1, rate, root, eps):

@@ -72,11 +72,21 @@ static __global__ void transpose(const float* x, float* y, num m, num n) {
         if (left + i < n && top + threadIdx.x < m) y[(left + i) * m + top + threadIdx.x] = tile[threadIdx.x][i];
 }
 
-// ---- the optimizer: a thread for each weight
+// ---- the optimizer
+
+constexpr int SUM_BLOCKS = 32;
+
+// sums [SUM_BLOCKS], whose sum is that of the squares of x [n]. Several, because one float32 sum of millions loses digits.
+static __global__ void square_sums(const float* x, num n, float* sums) {
+    float sum = 0;
+    for (num i = (num)blockIdx.x * ROW_THREADS + threadIdx.x; i < n; i += SUM_BLOCKS * ROW_THREADS) sum += x[i] * x[i];
+    sum = over_block(sum, Sum());
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
 
 constexpr int ELEMENT_THREADS = 256;
 
-// A step of AdamW, as detr::adamw in kernels.h
+// A step of AdamW, as detr::adamw in kernels.h, with a thread for each weight
 static __global__ void adamw(const float* p, const float* v, const float* m, const float* g, const float* scale, const float* s,
                              float* p2, float* v2, float* m2, num n) {
     num i = (num)blockIdx.x * ELEMENT_THREADS + threadIdx.x;
