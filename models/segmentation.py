@@ -75,8 +75,8 @@ class MHAttentionMap(nn.Module):
         k = ops.transpose(self.k_linear(ops.transpose(k.reshape(batch, -1, h * w))))
         scores = ops.bmm(q.reshape(-1, queries, width), k.reshape(-1, width, h * w))
         scores = scores.reshape(batch, self.num_heads, queries, h * w).transpose(0, 2, 1, 3)
-        mask = jt.concat([mask.reshape(batch, h * w)] * self.num_heads, dim=1)
-        weights = ops.softmax(scores.reshape(batch, queries, -1), mask)
+        mask = mask.reshape(batch, 1, h * w).broadcast([batch, self.num_heads, h * w])  # of each head
+        weights = ops.softmax(scores.reshape(batch, queries, -1), mask.reshape(batch, -1))
         return weights.reshape(batch, queries, self.num_heads, h, w)
 
 
