@@ -111,14 +111,14 @@ class MaskHeadSmallConv(nn.Module):
     def execute(self, src, attention, fpns):
         """src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i] -> [B, Q, H/4, W/4]
 
-        What comes from the image alone is computed once, not per query. In evaluation a block of queries is done before
-        the next one starts.
+        What comes from the image alone is computed once, not per query. In evaluation on the CPU a block of queries is done
+        before the next one starts. With CUDA Jittor would compile the slices of blocks anew for some sizes of images.
         """
         # lay1 of image and attention side by side is the sum of two convolutions; the image's has 32 times the channels.
         channels = src.shape[1]
         image = ops.conv2d(src, self.lay1.weight[:, :channels], self.lay1.bias, padding=(1, 1))
         stages = [ops.conv(fpn, adapter) for fpn, adapter in zip(fpns, (self.adapter1, self.adapter2, self.adapter3))]
-        if self.is_training():
+        if self.is_training() or jt.flags.use_cuda:
             return self._masks(attention, image, stages)
         blocks = []
         for start in range(0, attention.shape[1], QUERY_BLOCK):
