@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from test_main import REPO
@@ -192,6 +193,26 @@ def test_several_processes_need_nccl_or_are_shown_a_gpu_each(tmp_path, machine, 
     assert machine.get("use_nccl") == ("0" if shown else None)
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == bool(said)
+
+
+def test_what_a_gpu_holds_is_freed_between_batches_when_it_is_most_of_its_memory(monkeypatch):
+    held, freed = 0, []
+
+    class FakeJittor:
+        flags = SimpleNamespace(use_cuda=1)
+
+        @staticmethod
+        def get_mem_info():
+            return SimpleNamespace(total_cuda_ram=40 << 30, total_cuda_used=held << 30)
+
+        @staticmethod
+        def gc():
+            freed.append(held)
+    monkeypatch.setitem(sys.modules, "jittor", FakeJittor)
+    memory = runtime.StepMemory()
+    for held in (1, 20, 35, 37, 5):
+        memory.tidy()
+    assert freed == [37]
 
 
 def test_without_a_gpu_device_cuda_ends_at_once():

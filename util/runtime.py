@@ -77,6 +77,10 @@ def select_device(name):
         raise InputError(f"--device cuda: Jittor finds no GPU (nvcc_path={os.environ.get('nvcc_path', '')!r}); use --device cpu")
     device = "cpu" if gpus == 0 or name == "cpu" else "cuda"
     jt.flags.use_cuda = int(device == "cuda")
+    if device == "cuda":
+        # A convolution takes the algorithm that cuDNN expects to be the fastest, as by default in PyTorch. Jittor would try all of them
+        # for the first hundred sizes of convolutions, with up to a quarter of the GPU's memory. A few batches of COCO's have as many.
+        jt.compile_extern.cudnn.set_algorithm_cache_size(0)
     processes = dist.get_local_size()
     if device == "cuda" and processes > gpus and os.environ.get("use_nccl", "1") == "1" and dist.is_main_process():
         _warn(f"{processes} processes on this machine see {gpus} GPU each, so they average their gradients on the CPU, which is "
@@ -90,9 +94,13 @@ class StepMemory:
     Jittor's allocator keeps freed memory in the pieces into which it was split for one batch, and takes more from the C library
     where none fits: with every size it has seen it holds more. Here, when it holds more than a batch needs that starts without
     such pieces, they go back to the C library, which joins them; and every EVERY batches to the system, so that one large batch
-    does not hold its memory for days. With CUDA they stay: freeing would wait for the device.
+    does not hold its memory for days.
+
+    With CUDA freeing would wait for the device. There the pieces stay until Jittor holds most of the GPU's memory: before the
+    next batch needs more than is left, and not in its middle, where pieces that are in use keep whole blocks from being freed.
     """
     EVERY = 50
+    MOST = 0.9  # of the GPU's memory
 
     def __init__(self):
         self.batches = 0
@@ -102,6 +110,9 @@ class StepMemory:
     def tidy(self):
         import jittor as jt
         if jt.flags.use_cuda:
+            memory = jt.get_mem_info()
+            if memory.total_cuda_used > self.MOST * memory.total_cuda_ram:
+                jt.gc()
             return
         jt.sync_all()
         held = jt.get_mem_info().total_cpu_used
