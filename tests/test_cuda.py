@@ -224,3 +224,12 @@ def test_without_a_gpu_device_cuda_ends_at_once():
     assert done.returncode == 1 and "Jittor" not in done.stdout and len(lines) == 1, lines
     assert lines[0].startswith("error: --device cuda: ") and lines[0].endswith("use --device cpu")
     assert " jittor_utils\n" not in done.stderr
+
+
+def test_the_acceptance_says_that_there_is_no_gpu(tmp_path):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("nvcc_path", None)
+    done = subprocess.run([sys.executable, "-m", "tests.cuda", "--out", str(tmp_path / "out")], cwd=REPO, env=environment,
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("tests.cuda needs a GPU: --device cuda: ") and not (tmp_path / "out").exists()

@@ -1,0 +1,285 @@
+"""Acceptance on a machine with a GPU: `python -m tests.cuda --out FOLDER`, which prints a table.
+
+Each row compares the GPU with the CPU of the same machine, or measures the GPU, in a process of its own. A call takes --minutes at most.
+Rows that are done are kept in FOLDER, and what Jittor compiled in its cache: call it again until all rows are there.
+
+Exit code: 0 where all rows are done and within their limits, 1 where one is not, 2 without a usable GPU, 3 where rows are left.
+"""
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "tests" / "oracle")]
+
+OPERATOR_LIMIT, OUTPUT_LIMIT, GRADIENT_LIMIT, LOSS_LIMIT = 1e-4, 1e-4, 1e-3, 1e-3
+DEMO_AP = 0.70
+STEPS, SETTLED = 300, 150  # of training at random sizes; after SETTLED the memory held grows no more than by MOST_GROWTH
+MOST_GROWTH = 1.1
+
+
+# ---- rows: a function of the folder gives (what was measured, whether it is within its limit)
+
+def device(_):
+    import jittor as jt
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    gpu = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+    versions = f"nvcc {jt.compiler.nvcc_path} {'.'.join(map(str, jt.compiler.nvcc_version))}"
+    return f"{gpu[0] if gpu else 'unknown to nvidia-smi'}; {versions}; archs {list(jt.flags.cuda_archs)}", True
+
+
+def operators(_):
+    """Operators of models/ops and Jittor's layers that the models use: results and gradients."""
+    import jittor as jt
+    import numpy as np
+    from jittor import nn
+    from models import ops
+    from util.misc import resize_nearest
+    mask = np.random.default_rng(0).random((2, 130)) < 0.3
+
+    def adamw(p, v, m, g):
+        [new] = ops.adamw([p], [v * v], [m], [g], jt.array([0.7]), 0.99, 0.9, 0.999, 1e-2, 1.5, 1e-8)
+        return jt.array(np.concatenate([var.numpy() for var in new]))
+    cases = {
+        "bmm": (ops.bmm, (5, 7, 33), (5, 33, 4)), "bmm_transpose": (ops.bmm_transpose, (5, 7, 33), (5, 4, 33)),
+        "linear": (ops.linear, (2, 300, 33), (20, 33), (20,)), "relu": (ops.relu, (3, 1000)),
+        "max_pool": (ops.max_pool, (2, 3, 33, 40)), "transpose": (ops.transpose, (2, 70, 101)),
+        "softmax": (ops.softmax, (16, 9, 1050)), "softmax, masked": (lambda x: ops.softmax(x, jt.array(mask)), (16, 9, 130)),
+        "norm_of_all": (lambda *arrays: ops.norm_of_all(arrays), (1,), (70, 300), (256, 64, 3, 3)),
+        "adamw": (adamw, *[(1000,)] * 4),
+        "LayerNorm": (ops.LayerNorm(64), (3, 50, 64)), "GroupNorm": (nn.GroupNorm(8, 64), (2, 64, 9, 11)),
+        "BatchNorm": (ops.BatchNorm2d(64), (2, 64, 9, 11)), "resize_nearest": (lambda x: resize_nearest(x, (31, 45)), (2, 8, 13, 20)),
+        "interpolate": (lambda x: nn.interpolate(x, size=(31, 45), mode="bilinear"), (2, 8, 13, 20)),
+        "cumsum": (lambda x: x.cumsum(1), (2, 30, 42)), "argmax": (lambda x: x * (x == x.argmax(-1)[1].unsqueeze(-1)), (8, 92)),
+        "log_softmax": (lambda x: nn.log_softmax(x, dim=-1), (6, 2, 100, 92)),
+        "index": (lambda x: x[jt.array([1, 0, 1]), jt.array([4, 4, 2])], (2, 5, 7)),
+    }
+    for kernel, stride, dilation in ((1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (7, 2, 1)):
+        padding = dilation * (kernel // 2)
+        cases[f"conv {kernel}x{kernel}, stride {stride}, dilation {dilation}"] = (
+            lambda x, w, b, geometry=((stride,) * 2, (padding,) * 2, (dilation,) * 2): ops.conv2d(x, w, b, *geometry, relu=True),
+            (2, 33, 25, 30), (64, 33, kernel, kernel), (64,))
+    errors = {name: on_both(function, shapes, gradients=name not in ("norm_of_all", "adamw"))
+              for name, (function, *shapes) in cases.items()}
+    worst = max(errors, key=errors.get)
+    beyond = [f"{name} {error:.1e}" for name, error in errors.items() if not error <= OPERATOR_LIMIT]
+    return f"{len(errors)} operators, largest difference {errors[worst]:.1e} ({worst}){'; beyond: ' * bool(beyond)}{', '.join(beyond)}", not beyond
+
+
+def model(case):
+    """Outputs, losses and gradients of a case of the recipe with which the CPU is compared with the original."""
+    def row(_):
+        import jittor as jt
+        import numpy as np
+        import ours
+        results = []
+        for use_cuda in (0, 1):
+            jt.flags.use_cuda = use_cuda
+            results.append(ours.compare(case))
+        cpu, gpu = results
+
+        def difference(names, norm):
+            return max(norm(cpu[name] - gpu[name]) / max(norm(cpu[name]), 1e-12) for name in names)
+        outputs = difference([name for name in ("logits", "boxes", "masks") if name in cpu], lambda x: np.abs(x).max())
+        losses = difference([name for name in cpu if name.startswith("loss/")], abs)
+        gradients = difference([name for name in cpu if name.startswith("grad/")], np.linalg.norm)
+        return (f"outputs {outputs:.1e}, losses {losses:.1e}, gradients {gradients:.1e} from the CPU's",
+                outputs <= OUTPUT_LIMIT and losses <= LOSS_LIMIT and gradients <= GRADIENT_LIMIT)
+    return row
+
+
+def training(_):
+    import jittor as jt
+    import numpy as np
+    import ours
+    losses = []
+    for use_cuda in (0, 1):
+        jt.flags.use_cuda = use_cuda
+        losses.append(ours.train("resnet50", 20)["losses"])
+    error = np.abs(losses[0] / losses[1] - 1).max()
+    return f"20 steps of resnet50: losses {error:.1e} from the CPU's", error <= LOSS_LIMIT
+
+
+def demo(folder):
+    """Goes on where a call before was stopped."""
+    checkpoint = folder / "demo" / "checkpoint.pkl"
+    command = [sys.executable, "main.py", "--device", "cuda", "--output_dir", folder / "demo",
+               *(["--resume", checkpoint] if checkpoint.exists() else ["--demo", "--overwrite"])]
+    begin = time.time()
+    subprocess.run(list(map(str, command)), cwd=REPO, check=True)
+    last = json.loads((folder / "demo" / "log.txt").read_text().splitlines()[-1])
+    ap = last["test_coco_eval_bbox"][0]
+    return f"AP {ap:.3f} after {last['epoch'] + 1} epochs, the last call {time.time() - begin:.0f} s", ap >= DEMO_AP
+
+
+def sizes(_):
+    """Training of DETR-R50 at random sizes: memory held by Jittor, kernels compiled."""
+    import jittor as jt
+    step, _ = detr("resnet50")
+    jit = Path(jt.flags.cache_path) / "jit"
+    held = []
+    for number, batch in enumerate(random_batches(STEPS)):
+        step(*batch)
+        if number == 1:
+            before = len(list(jit.glob("*.so")))
+        held.append(jt.get_mem_info().total_cuda_used)
+    compiled = len(list(jit.glob("*.so"))) - before
+    settled, most = max(held[:SETTLED]), max(held)
+    return (f"{STEPS} steps of 2 images: {compiled} kernels compiled after the second step; held {settled / 2**30:.2f} GB after {SETTLED} "
+            f"steps, {most / 2**30:.2f} GB at the end"), compiled == 0 and most <= MOST_GROWTH * settled
+
+
+def speed(_):
+    """DETR-R50. For comparison, published for the original on V100: 36 ms an image; 0.227 s a training step of 2 images."""
+    step, forward = detr("resnet50")
+    batch = next(random_batches(1, short=(800, 800), long=1066))
+    milliseconds = []
+    for function in (lambda: forward(batch[0][:1]), lambda: step(*batch)):
+        times = []
+        for _ in range(30):
+            begin = time.perf_counter()
+            function()
+            times.append(1000 * (time.perf_counter() - begin))
+        milliseconds.append(statistics.median(times[10:]))
+    return f"one image 800x1066 {milliseconds[0]:.1f} ms, training step of two {milliseconds[1]:.1f} ms", True
+
+
+ROWS = {"device": device, "operators": operators,
+        **{f"model {case}": model(case) for case in ("resnet18", "resnet50", "resnet50-dc5", "resnet101", "masks", "group-norm", "tiny")},
+        "training": training, "sizes": sizes, "speed": speed, "demo": demo}
+WITH_TF32 = ("speed", "demo", "sizes")  # the others compare numbers
+
+
+# ---- what rows share
+
+def on_both(function, shapes, gradients=True):
+    """The largest difference of result and gradients between CPU and GPU, relative to the largest number of each."""
+    import jittor as jt
+    import numpy as np
+    found = []
+    for use_cuda in (0, 1):
+        jt.flags.use_cuda = use_cuda
+        random = np.random.default_rng(0)
+        inputs = [jt.array(random.standard_normal(shape, np.float32)) for shape in shapes]
+        result = function(*inputs)
+        weight = jt.array(random.standard_normal(result.shape, np.float32))
+        found.append([var.numpy() for var in (result, *(jt.grad((result * weight).sum(), inputs) if gradients else ()))])
+    return max(float(np.abs(cpu - gpu).max() / max(np.abs(cpu).max(), 1e-6)) for cpu, gpu in zip(*found))
+
+
+def detr(backbone):
+    """Functions for a training step of (images, targets) and for a forward pass of images, which return when they are done."""
+    import jittor as jt
+    from engine import weighted_sum
+    from main import build_optimizer, parse_args
+    from models import build_model
+    from util.misc import nested_tensor_from_arrays
+    from util.runtime import StepMemory
+    args = parse_args(["--backbone", backbone, "--backbone_weights", "none", "--device", "cuda"])
+    args.num_classes = 91
+    network, criterion, _ = build_model(args)
+    optimizer = build_optimizer(network, args)
+    memory = StepMemory()
+
+    def step(images, targets):
+        network.train()
+        loss, _ = weighted_sum(criterion(network(nested_tensor_from_arrays(images).to_jittor()), targets), criterion.weight_dict)
+        optimizer.backward(loss)
+        optimizer.clip_grad_norm(0.1)
+        optimizer.step()
+        memory.tidy()
+        jt.sync_all(True)
+
+    def forward(images):
+        network.eval()
+        with jt.no_grad():
+            network(nested_tensor_from_arrays(images).to_jittor())["pred_boxes"].sync(True)
+    return step, forward
+
+
+def random_batches(count, short=(480, 800), long=1333):
+    """(images, targets) of two images each, of the sizes that the original's training transforms give COCO's pictures."""
+    import numpy as np
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        images, targets = [], []
+        for _ in range(2):
+            side = random.integers(*short, endpoint=True)
+            size = side, min(long, int(side * random.uniform(1.2, 1.6))) if short[0] < short[1] else long
+            images.append(random.standard_normal((3, *(size if random.random() < 0.7 else size[::-1])), np.float32))
+            objects = random.integers(0, 15)
+            targets.append({"labels": random.integers(1, 91, objects),
+                            "boxes": random.uniform(0.2, 0.4, (objects, 4)).astype(np.float32)})
+        yield images, targets
+
+
+# ---- the table
+
+def print_table(done):
+    print("| row | measured | |\n| --- | --- | --- |")
+    for name in ROWS:
+        measured, ok = done.get(name, ("not run yet", None))
+        print(f"| {name} | {measured} | {'' if ok is None else 'ok' if ok else '**no**'} |")
+
+
+def run_row(name, folder, seconds):
+    """(what was measured, whether it is within its limit), or None where the time did not suffice."""
+    environment = {**os.environ, **({} if name in WITH_TF32 else {"NVIDIA_TF32_OVERRIDE": "0"})}
+    result = folder / "row.json"
+    result.unlink(missing_ok=True)
+    process = subprocess.Popen([sys.executable, "-m", "tests.cuda", "--out", str(folder), "--row", name], cwd=REPO, env=environment,
+                               start_new_session=True)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)  # the demo saves
+        process.wait()
+        return None
+    return json.loads(result.read_text()) if process.returncode == 0 else (f"failed, exit code {process.returncode}", False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("output/cuda"), help="folder for the rows that are done")
+    parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--row", choices=ROWS, help="this row alone, in this process")
+    args = parser.parse_args()
+
+    from util import runtime
+    from util.errors import InputError
+    try:
+        runtime.prepare_device("cuda")
+        if args.row:
+            runtime.select_device("cuda")
+    except InputError as error:
+        print(f"tests.cuda needs a GPU: {error}", file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.row:
+        measured, ok = ROWS[args.row](args.out)
+        (args.out / "row.json").write_text(json.dumps([measured, bool(ok)]))
+        return 0
+    end = time.time() + 60 * args.minutes
+    kept = args.out / "rows.json"
+    done = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in ROWS:
+        if done.get(name, [None, False])[1] or time.time() > end:
+            continue
+        if (found := run_row(name, args.out, end - time.time())) is not None:
+            done[name] = found
+            kept.write_text(json.dumps(done, indent=1))
+    print_table(done)
+    if len(done) < len(ROWS):
+        print(f"{len(ROWS) - len(done)} rows are left: run it again")
+        return 3
+    return int(not all(ok for _, ok in done.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
