@@ -8,7 +8,7 @@
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
 
 static thread_local dim3 threadIdx, blockIdx;
-static dim3 blockDim;
+static dim3 gridDim, blockDim;
 static std::barrier<>* block_barrier;
 
 #define __global__
@@ -28,6 +28,7 @@ static float __shfl_xor_sync(unsigned, float x, int step) {
 }
 
 template <class Kernel> void launch(dim3 grid, dim3 block, Kernel kernel) {
+    gridDim = grid;
     blockDim = block;
     for (unsigned number = 0; number < grid.x * grid.y * grid.z; number++) {
         std::barrier<> barrier(block.x * block.y * block.z);

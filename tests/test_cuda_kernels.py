@@ -23,8 +23,8 @@ void run_softmax_backward(const float* d, const float* y, float* dx, long rows, 
 void run_transpose(const float* x, float* y, long batch, long m, long n) {
     launch({unsigned(n - 1) / TILE + 1, unsigned(m - 1) / TILE + 1, (unsigned)batch}, {TILE, TILE_ROWS}, [=] { transpose(x, y, m, n); });
 }
-void run_square_sums(const float* x, float* sums, long n) {
-    launch({SUM_BLOCKS}, {ROW_THREADS}, [=] { square_sums(x, n, sums); });
+void run_square_sums(const float* x, float* sums, long blocks, long n) {
+    launch({(unsigned)blocks}, {ROW_THREADS}, [=] { square_sums(x, n, sums); });
 }
 void run_adamw(const float* p, const float* v, const float* m, const float* g, const float* scale, const float* s, float* p2,
                float* v2, float* m2, long n) {
@@ -96,7 +96,7 @@ def test_transpose(kernels, batch, m, n):
 @pytest.mark.parametrize("n", [1, 127, 4096, 100_001])
 def test_square_sums(kernels, n):
     x, sums = normal(n), filled(ops.SUM_BLOCKS)
-    kernels("run_square_sums", x, sums, n)
+    kernels("run_square_sums", x, sums, ops.SUM_BLOCKS, n)
     np.testing.assert_allclose(sums.sum(dtype=np.float64), (x.astype(np.float64) ** 2).sum(), rtol=1e-6)
 
 

@@ -5,6 +5,7 @@ Jittor of the first that fits, and has it import without CUDA where none does. I
 `use_cutt`, `use_cutlass` and `use_nccl` where the user has set them.
 """
 import ctypes
+import functools
 import os
 import platform
 import re
@@ -139,6 +140,7 @@ def _find(name, folders, version=()):
     return next((folder / each for folder in folders for each in names if (folder / each).is_file()), None)
 
 
+@functools.cache  # asked for again once a toolkit is chosen
 def _version(nvcc):
     """(major, minor), or None where nvcc does not run."""
     found = re.search(r"release (\d+)\.(\d+)", _output(nvcc, "--version") or "")

@@ -35,7 +35,6 @@ import numpy as np
 from jittor import nn
 
 
-
 def _include(name):
     """Jittor copies the header at each call, so it is short; the digest has Jittor compile anew when the file changes."""
     source = Path(__file__).with_name(name)
@@ -45,7 +44,7 @@ def _include(name):
 HEADER, CUDA_HEADER = _include("kernels.h"), _include("kernels.cuh")
 # Fewer channels make matrices too small for sgemm: with 1 instead of 32 a step of the demo takes 72 ms instead of 65.
 LEAST_CHANNELS = 32
-SUM_BLOCKS = 32  # as in kernels.cuh
+SUM_BLOCKS = 32  # partial sums of each array in norm_of_all with CUDA
 
 
 def bmm(a, b):
@@ -174,7 +173,7 @@ def norm(x, layer, residual=None, relu=False):
 def norm_of_all(arrays):
     """The 2-norm [1] of all numbers in a list of float32 arrays, without the digits that one float32 loop over all would lose."""
     if jt.flags.use_cuda:
-        sums = "".join(f"detr::square_sums<<<detr::SUM_BLOCKS, detr::ROW_THREADS>>>(in{i}_p, in{i}->num, out0_p + {i} * out0_shape1);"
+        sums = "".join(f"detr::square_sums<<<out0_shape1, detr::ROW_THREADS>>>(in{i}_p, in{i}->num, out0_p + {i} * out0_shape1);"
                        for i in range(len(arrays)))
         return _code([len(arrays), SUM_BLOCKS], arrays, "", sums).sum(1).sum().sqrt()
     if _on_onednn():
@@ -216,13 +215,17 @@ def _finish(x, residual, cut):
 
 def _code(shape, inputs, source, cuda_source=""):
     """The float32 result of an operator. Without cuda_source it is one of the CPU."""
-    return jt.code(shape, "float32", inputs, cpu_header=HEADER, cpu_src=source, cuda_header=CUDA_HEADER, cuda_src=cuda_source)
+    return jt.code(shape, "float32", inputs, **_sources(source, cuda_source))
 
 
 def _codes(shapes, inputs, source, cuda_source=""):
     """Several results of one operator."""
-    return jt.code(shapes, ["float32"] * len(shapes), inputs, cpu_header=HEADER, cpu_src=source, cuda_header=CUDA_HEADER,
-                   cuda_src=cuda_source)
+    return jt.code(shapes, ["float32"] * len(shapes), inputs, **_sources(source, cuda_source))
+
+
+def _sources(cpu, cuda):
+    # A change of kernels.cuh leaves operators without CUDA as they are compiled.
+    return dict(cpu_header=HEADER, cpu_src=cpu, cuda_header=CUDA_HEADER if cuda else "", cuda_src=cuda)
 
 
 class _Product(jt.Function):

@@ -74,12 +74,10 @@ static __global__ void transpose(const float* x, float* y, num m, num n) {
 
 // ---- the optimizer
 
-constexpr int SUM_BLOCKS = 32;
-
-// sums [SUM_BLOCKS], whose sum is that of the squares of x [n]. Several, because one float32 sum of millions loses digits.
+// sums, one of each block, whose sum is that of the squares of x [n]. Several, because one float32 sum of millions loses digits.
 static __global__ void square_sums(const float* x, num n, float* sums) {
     float sum = 0;
-    for (num i = (num)blockIdx.x * ROW_THREADS + threadIdx.x; i < n; i += SUM_BLOCKS * ROW_THREADS) sum += x[i] * x[i];
+    for (num i = (num)blockIdx.x * ROW_THREADS + threadIdx.x; i < n; i += (num)gridDim.x * ROW_THREADS) sum += x[i] * x[i];
     sum = over_block(sum, Sum());
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
