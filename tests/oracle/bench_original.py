@@ -19,38 +19,41 @@ def build(row):
     return run_model.build(row)
 
 
-def forward(row):
-    model, _, postprocessors = build(row)
-    model.eval()
-    images, _ = bench_rows.make_batch(bench_rows.MODELS[row][2])
+def forward(options):
+    model, _, postprocessors = build(options.row)
+    model.to(options.device).eval()
+    images, _ = bench_rows.make_batch(bench_rows.MODELS[options.row][2])
     samples = misc.nested_tensor_from_tensor_list([torch.from_numpy(image) for image in images])
     sizes = torch.tensor([image.shape[1:] for image in images])
 
     @torch.no_grad()
     def step():
-        outputs = model(samples)
-        results = postprocessors["bbox"](outputs, sizes)
+        outputs = model(samples.to(options.device))
+        results = postprocessors["bbox"](outputs, sizes.to(options.device))
+        results = [{name: value.cpu() for name, value in result.items()} for result in results]
         if "segm" in postprocessors:
             masks = postprocessors["segm"](results, outputs, sizes, sizes)[0]["masks"]
             [run_evaluate.encode(mask) for mask in masks]
-    return bench_rows.measure(row, step)
+    return bench_rows.measure(step, options)
 
 
-def train(row):
-    model, criterion, _ = build(row)
-    model.train()
-    samples, targets = run_model.to_torch(*bench_rows.make_batch(bench_rows.MODELS[row][2]))
+def train(options):
+    model, criterion, _ = build(options.row)
+    model.to(options.device).train()
+    criterion.to(options.device)
+    samples, host_targets = run_model.to_torch(*bench_rows.make_batch(bench_rows.MODELS[options.row][2]))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=1e-4)
 
     def step():
-        losses = criterion(model(samples), targets)
+        targets = [{name: value.to(options.device) for name, value in target.items()} for target in host_targets]
+        losses = criterion(model(samples.to(options.device)), targets)
         loss = run_model.weighted_loss(criterion, losses)
         {name: value.item() for name, value in losses.items()}  # the original logs every loss at every step
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
-    return bench_rows.measure(row, step)
+    return bench_rows.measure(step, options)
 
 
 @torch.no_grad()
@@ -91,4 +94,4 @@ if __name__ == "__main__":
     elif options.row in bench_rows.DATA:
         bench_rows.report(data(options))
     else:
-        bench_rows.report((forward if options.row.startswith("forward") else train)(options.row))
+        bench_rows.report((forward if options.row.startswith("forward") else train)(options))

@@ -21,12 +21,12 @@ def build(row):
     return ours.build(row)
 
 
-def forward(row):
+def forward(options):
     import jittor as jt
     from util.misc import nested_tensor_from_arrays
-    _, model, _, postprocessors = build(row)
+    _, model, _, postprocessors = build(options.row)
     model.eval()
-    images, _ = bench_rows.make_batch(bench_rows.MODELS[row][2])
+    images, _ = bench_rows.make_batch(bench_rows.MODELS[options.row][2])
     batch, sizes = nested_tensor_from_arrays(images), [image.shape[1:] for image in images]
 
     def step():
@@ -35,7 +35,7 @@ def forward(row):
             results = postprocessors["bbox"](outputs, sizes)
             if "segm" in postprocessors:
                 postprocessors["segm"](results, outputs, sizes, sizes)
-    return bench_rows.measure(row, step)
+    return bench_rows.measure(step, options)
 
 
 def trainer(row):
@@ -55,11 +55,11 @@ def trainer(row):
     return train, batch
 
 
-def train(row):
+def train(options):
     from tiny import Batches
-    run, batch = trainer(row)
-    batch = batch(bench_rows.MODELS[row][2])
-    clock = bench_rows.Clock(row, batch)
+    run, batch = trainer(options.row)
+    batch = batch(bench_rows.MODELS[options.row][2])
+    clock = bench_rows.Clock(options, batch)
     run(clock)
     figures = clock.figures()
     transfers = [count_transfers(lambda: run(Batches([batch] * n))) for n in (1, 2)]
@@ -185,7 +185,8 @@ if __name__ == "__main__":
         sys.exit()
     from util import runtime
     start = time.time()
-    runtime.select_device("cpu")
+    runtime.prepare_device(options.device)
+    runtime.select_device(options.device)
     if options.row == "compilations":
         bench_rows.report({"core": time.time() - start, **compilations()})
     elif options.row == "operators":
@@ -193,4 +194,4 @@ if __name__ == "__main__":
     elif options.row in bench_rows.DATA:
         bench_rows.report(data(options))
     else:
-        bench_rows.report((forward if options.row.startswith("forward") else train)(options.row))
+        bench_rows.report((forward if options.row.startswith("forward") else train)(options))

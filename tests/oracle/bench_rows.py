@@ -22,6 +22,7 @@ DATA = {"transforms-val": "one image through the validation transforms", "transf
 EVAL = "`--eval` of 80 images, batch size 2, wall time"
 START = "warm start of `--eval` to the first result"
 REPEATS = {"forward": (2, 5), "train": (1, 4), "forward-dc5": (1, 3), "forward-masks": (1, 2), "train-demo": (5, 60)}
+REPEATS_CUDA = 10, 50
 
 
 def make_batch(sizes):
@@ -33,9 +34,9 @@ def make_batch(sizes):
     return images, targets
 
 
-def measure(row, step):
-    """Times step() after some without a clock."""
-    clock = Clock(row)
+def measure(step, options):
+    """Times step(), which returns when it is done, after some without a clock."""
+    clock = Clock(options)
     for _ in clock:
         step()
     return clock.figures()
@@ -44,8 +45,8 @@ def measure(row, step):
 class Clock:
     """An iterable that times what is done between its items, after some that warm up."""
 
-    def __init__(self, row, item=None):
-        self.warmup, self.repeats = REPEATS[row]
+    def __init__(self, options, item=None):
+        self.warmup, self.repeats = REPEATS_CUDA if options.device == "cuda" else REPEATS[options.row]
         self.item = item
         self.moments = []
 
@@ -78,6 +79,7 @@ def measure_data(dataset):
 def parse():
     parser = argparse.ArgumentParser()
     parser.add_argument("row")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the models' rows")
     parser.add_argument("--coco_path")
     parser.add_argument("--weights")
     return parser.parse_args()

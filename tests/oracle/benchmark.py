@@ -1,6 +1,6 @@
-"""This project against the original under PyTorch, on the CPU of this machine:
+"""This project against the original under PyTorch, on this machine's CPU, or with --device cuda on its GPU:
 
-    python -m tests.oracle.benchmark [--pairs 5] [--rows forward train …] [--coco_path PATH] [--out FILE.json]
+    python -m tests.oracle.benchmark [--pairs 5] [--rows forward train …] [--device cuda] [--coco_path PATH] [--out FILE.json]
 
 Each measurement is a process of its own; the two frameworks take turns (A B A B), with the same weights, images and number
 of threads. Prints a table of medians, spread (smallest to largest) and their ratio, and writes all figures as JSON. Run
@@ -18,7 +18,8 @@ from pathlib import Path
 from . import bench_rows
 from .conftest import HERE, ORACLE_PYTHON
 
-ALL = [*bench_rows.MODELS, *bench_rows.DATA, "eval", "operators", "compilations"]
+ON_CPU = [*bench_rows.DATA, "eval", "operators", "compilations"]
+ALL = [*bench_rows.MODELS, *ON_CPU]
 
 
 def run(python, script, row, environment=None, **options):
@@ -50,7 +51,7 @@ def table_row(title, ours, theirs, unit=1000, digits=0):
     return f"| {title} | {cell(ours)} | {cell(theirs)} | **{ratio:.2f}** |"
 
 
-def rows_of(row, pairs):
+def rows_of(row, device, pairs):
     """The table's rows for a row's pairs of figures (ours, theirs)."""
     def values(key):
         return [[side[key] for side in pair] for pair in zip(*pairs)]
@@ -60,18 +61,22 @@ def rows_of(row, pairs):
     else:
         title = bench_rows.MODELS[row][0] if row in bench_rows.MODELS else bench_rows.DATA[row]
         yield table_row(f"{title}, ms", *values("seconds"), digits=0 if pairs[0][0]["seconds"] > 0.1 else 1)
-    if row not in bench_rows.DATA:
+    if row not in bench_rows.DATA and device == "cpu":  # on a GPU it would be the host's
         yield table_row("its peak memory, GB", *values("memory"), 1, 2)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--rows", nargs="+", choices=ALL, default=ALL)
+    parser.add_argument("--rows", nargs="+", choices=ALL, help="default: all")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="with cuda, the models' rows only")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--coco_path", default="../shared/data/coco_tiny", help="a folder like COCO's, of 80 images or so")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     args = parser.parse_args()
+    args.rows = args.rows or ([*bench_rows.MODELS] if args.device == "cuda" else ALL)
+    if args.device == "cuda" and (rows := set(args.rows) & set(ON_CPU)):
+        parser.error(f"rows for the CPU only: {', '.join(sorted(rows))}")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     measured, lines, remarks = {}, [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -92,20 +97,21 @@ def main():
                 remarks.append("| operator, forward and back, ms | own | Jittor's |\n| --- | --- | --- |\n" + "\n".join(
                     f"| {name} | {own:.1f} | {plain:.1f} |" for name, (own, plain) in figures.items()))
                 continue
-            options = {} if row in bench_rows.MODELS else {"coco_path": args.coco_path, "weights": weights}
+            options = {"device": args.device} if row in bench_rows.MODELS else {"coco_path": args.coco_path, "weights": weights}
             run(sys.executable, "bench_ours.py", row, **options)  # compiles
             measured[row] = []
             for _ in range(args.pairs):
                 measured[row].append((run(sys.executable, "bench_ours.py", row, **options),
                                       run(ORACLE_PYTHON, "bench_original.py", row, **options)))
-            found = list(rows_of(row, measured[row]))
+            found = list(rows_of(row, args.device, measured[row]))
             print("\n".join(found), flush=True)
             lines += found
             if "transfers" in measured[row][0][0]:
                 remarks.append(f"Transfers from the device in a {bench_rows.MODELS[row][0].split(',')[0]}: "
                                f"{measured[row][0][0]['transfers']}.")
     args.out.write_text(json.dumps(measured, indent=1))
-    print(f"\n| {args.threads} threads, {args.pairs} pairs | this project | PyTorch | ratio |\n| --- | --- | --- | --- |")
+    where = "GPU" if args.device == "cuda" else f"{args.threads} threads"
+    print(f"\n| {where}, {args.pairs} pairs | this project | PyTorch | ratio |\n| --- | --- | --- | --- |")
     print("\n".join(lines + [""] + remarks))
 
 
