@@ -4,8 +4,6 @@ import math
 import random
 from contextlib import nullcontext
 
-import util  # noqa: F401  prepares the process before the first import of jittor
-import jittor as jt
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -17,9 +15,10 @@ from models.attention import watch_attention
 from models.detr import PostProcess
 from models.segmentation import PostProcessSegm
 from util import dist
+from util.backend import jt
 from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
-from util.runtime import StepMemory
+from util.memory import StepMemory
 
 PRINT_FREQ = 10
 
@@ -64,6 +63,9 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)
         optimizer.step()
+        # Starts the step's computation, which Jittor would put off until something reads the weights. The mean of the gradients is part
+        # of it, and all processes have to take it at the same point: what comes next differs, because only one of them saves.
+        jt.sync_all()
         memory.tidy()
         logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])
         if after_step:

@@ -1,5 +1,4 @@
 """Data sets: building them by name, and what the rest of the program needs to know about them."""
-import util  # noqa: F401  prepares the process before the first import of jittor
 from util.errors import InputError
 
 # Highest category id + 1 of each data set: the class ids are the data set's own, never remapped.

@@ -54,11 +54,14 @@ class CocoImages:
     def __len__(self):
         return len(self.ids)
 
+    def read_image(self, image_id):
+        """The image in RGB, in the orientation that its boxes are of. Raises InputError where it cannot be read."""
+        return read_listed_image(self.img_folder, self.images[image_id])
+
     def __getitem__(self, index):
         image_id = self.ids[index]
-        listed = self.images[image_id]
-        path = self.img_folder / listed["file_name"]
-        image = read_listed_image(self.img_folder, listed)
+        path = self.img_folder / self.images[image_id]["file_name"]
+        image = self.read_image(image_id)
         try:
             target = self.target(image_id, image)
             return self.transforms(image, target, random.Random(f"{self.seed}/{self.epoch}/{index}"))

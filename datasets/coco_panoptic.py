@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import get_num_classes
-from datasets.annotations import (Faults, category_names, check_categories, check_images, id_fault, is_number, load_coco, read_json,
-                                  short)
+from datasets.annotations import Faults, category_names, check_categories, check_images, id_fault, is_number, load_coco, read_json, short
 from datasets.coco import CocoImages, make_coco_transforms, read_image
 from util.errors import InputError
 

@@ -8,14 +8,12 @@ import traceback
 from multiprocessing.util import Finalize
 from typing import NamedTuple, Optional
 
-import jittor as jt
 import numpy as np
 
+from util.backend import jt
 from util.errors import InputError
 from util.misc import NestedTensor, nested_tensor_from_arrays
-from util.signals import children_ignore, die_with_parent, take_back_from_jittor
-
-take_back_from_jittor()
+from util.signals import children_ignore, die_with_parent
 
 
 class DataLoader:

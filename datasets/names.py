@@ -1,5 +1,11 @@
 """The names of COCO's categories by their ids, for weights that come without their class names."""
 
+
+def published_names(num_classes):
+    """A dictionary category id -> name for a model with as many classes as the original's published ones, else {}."""
+    return {91: COCO, 250: {**COCO, **STUFF}}.get(num_classes, {})
+
+
 COCO = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
     10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench", 16: "bird", 17: "cat",

@@ -2,10 +2,8 @@
 import math
 from contextlib import contextmanager
 
-import jittor as jt
-from jittor import nn
-
-from .ops import Dropout, Linear, bmm, bmm_transpose, linear, softmax
+from util.backend import nn
+from util.ops import Dropout, Linear, bmm, bmm_transpose, linear, softmax
 
 
 class MultiheadAttention(nn.Module):

@@ -1,12 +1,9 @@
 """ResNet backbones, with frozen BatchNorm or trained normalisation, and the join with the position encoding."""
-import jittor as jt
-from jittor import nn
-from jittor.models import resnet
-
+from util import ops
+from util.backend import jt, nn, resnet
 from util.errors import InputError
 from util.misc import NestedTensor, resize_nearest
 
-from . import ops
 from .position_encoding import build_position_encoding
 
 SHALLOW = ("resnet18", "resnet34", "tiny")  # basic blocks: no dilation
@@ -96,7 +93,7 @@ class Backbone(nn.Module):
     norm: "frozen", as in the original: the stem and stage 1 never train, the rest only if `train_backbone`. With
     "batch" or "group" everything trains, for training without ImageNet's weights.
     return_interm_layers: the result has the maps of all stages, for masks, and not only the last one's.
-    Its weights are random until `util.checkpoint.load_backbone` fills them.
+    Its weights are random until `models.weights.imagenet.load_backbone` fills them.
     Raises InputError for `dilation` with a ResNet of basic blocks.
     """
 

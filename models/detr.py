@@ -1,13 +1,10 @@
 """The DETR model, its loss and its postprocessing (paper, sections 3.1 and 3.2)."""
-import jittor as jt
 import numpy as np
-from jittor import nn
 
-from datasets import get_num_classes
-from util import box_ops, dist
+from util import box_ops, dist, ops
+from util.backend import jt, nn
 from util.misc import NestedTensor, nested_tensor_from_arrays
 
-from . import ops
 from .backbone import build_backbone
 from .matcher import build_matcher
 from .segmentation import DETRsegm, PostProcessPanoptic, PostProcessSegm, dice_loss, sigmoid_focal_loss
@@ -223,12 +220,11 @@ class PostProcess:
         labels, scores, boxes = jt.fetch_sync([labels, scores, outputs["pred_boxes"]])
         height, width = np.asarray(target_sizes, np.float32).T
         boxes = box_ops.box_cxcywh_to_xyxy(boxes) * np.stack([width, height, width, height], 1)[:, None]
-        return [{"scores": s, "labels": l, "boxes": b} for s, l, b in zip(scores, labels, boxes)]
+        return [dict(zip(("scores", "labels", "boxes"), image)) for image in zip(scores, labels, boxes)]
 
 
-def build(args):
+def build(args, num_classes):
     """model, criterion and postprocessors, a dictionary with bbox and, with masks, segm and panoptic."""
-    num_classes = get_num_classes(args)
     model = DETR(build_backbone(args), build_transformer(args), num_classes, args.num_queries,
                  aux_loss=args.aux_loss)
     for part in args.freeze:

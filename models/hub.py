@@ -2,13 +2,13 @@
 
 `pretrained` loads the original's weights, downloaded once into the user's cache; without it all weights are random.
 """
-from util.checkpoint import load_checkpoint, load_model_state
-
 from .backbone import Backbone, Joiner
 from .detr import DETR
 from .position_encoding import PositionEmbeddingSine
 from .segmentation import DETRsegm, PostProcessPanoptic
 from .transformer import Transformer
+from .weights.checkpoint import load_checkpoint
+from .weights.model import load_model_state
 
 WEIGHTS = "https://dl.fbaipublicfiles.com/detr/"
 

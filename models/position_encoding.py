@@ -1,13 +1,11 @@
 """Position encodings of the backbone's feature map: two-dimensional sine (paper, appendix A.4) or learned."""
 import math
 
-import jittor as jt
 import numpy as np
-from jittor import nn
 
+from util import ops
+from util.backend import jt, nn
 from util.errors import InputError
-
-from . import ops
 
 
 class PositionEmbeddingSine(nn.Module):

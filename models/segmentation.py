@@ -5,15 +5,13 @@ Paper, section 4.4. Source: `models/segmentation.py` of the original.
 import io
 from collections import defaultdict
 
-import jittor as jt
 import numpy as np
-from jittor import nn
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from util import ops
+from util.backend import jt, nn
 from util.misc import nearest_index, resize_nearest
-
-from . import ops
 
 QUERY_BLOCK = 10  # masks that are computed or enlarged at a time; all of them at once are what fills the memory
 

@@ -4,11 +4,10 @@ It differs from the textbook one in that position encodings are added to queries
 encoder has no final norm (but with pre-norm), and the decoder returns the output of each of its layers.
 Tensors are batch first: [B, N, C].
 """
-import jittor as jt
-from jittor import nn
+from util.backend import jt, nn
+from util.ops import Dropout, LayerNorm, Linear, relu, transpose
 
 from .attention import MultiheadAttention
-from .ops import Dropout, LayerNorm, Linear, relu, transpose
 
 
 class Transformer(nn.Module):

@@ -2,12 +2,11 @@
 import os
 from pathlib import Path
 
-import pytest
-import tiny
+os.environ["nvcc_path"] = ""  # on the CPU, also where there is a GPU: `python -m tests.cuda` is for that
 
-from util.signals import take_back_from_jittor
+import pytest  # noqa: E402
+import tiny  # noqa: E402
 
-take_back_from_jittor()
 REPO = Path(__file__).resolve().parents[1]
 COCO = Path(os.environ.get("DETR_TEST_COCO", REPO.parent / "shared" / "data" / "coco_tiny"))
 

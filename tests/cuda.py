@@ -26,7 +26,7 @@ MOST_GROWTH = 1.1
 # ---- rows: a function of the folder gives (what was measured, whether it is within its limit)
 
 def device(_):
-    import jittor as jt
+    from util.backend import jt
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     gpu = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
     versions = f"nvcc {jt.compiler.nvcc_path} {'.'.join(map(str, jt.compiler.nvcc_version))}"
@@ -34,11 +34,11 @@ def device(_):
 
 
 def operators(_):
-    """Operators of models/ops and Jittor's layers that the models use: results and gradients."""
-    import jittor as jt
+    """Operators of util/ops and Jittor's layers that the models use: results and gradients."""
     import numpy as np
-    from jittor import nn
-    from models import ops
+
+    from util import ops
+    from util.backend import jt, nn
     from util.misc import resize_nearest
     mask = np.random.default_rng(0).random((2, 130)) < 0.3
 
@@ -68,15 +68,19 @@ def operators(_):
               for name, (function, *shapes) in cases.items()}
     worst = max(errors, key=errors.get)
     beyond = [f"{name} {error:.1e}" for name, error in errors.items() if not error <= OPERATOR_LIMIT]
-    return f"{len(errors)} operators, largest difference {errors[worst]:.1e} ({worst}){'; beyond: ' * bool(beyond)}{', '.join(beyond)}", not beyond
+    measured = f"{len(errors)} operators, largest difference {errors[worst]:.1e} ({worst})"
+    if beyond:
+        measured += f"; beyond the limit: {', '.join(beyond)}"
+    return measured, not beyond
 
 
 def model(case):
     """Outputs, losses and gradients of a case of the recipe with which the CPU is compared with the original."""
     def row(_):
-        import jittor as jt
         import numpy as np
         import ours
+
+        from util.backend import jt
         results = []
         for use_cuda in (0, 1):
             jt.flags.use_cuda = use_cuda
@@ -94,9 +98,10 @@ def model(case):
 
 
 def training(_):
-    import jittor as jt
     import numpy as np
     import ours
+
+    from util.backend import jt
     losses = []
     for use_cuda in (0, 1):
         jt.flags.use_cuda = use_cuda
@@ -120,7 +125,7 @@ def demo(folder):
 
 def sizes(_):
     """Training of DETR-R50 at random sizes: memory held by Jittor, kernels compiled."""
-    import jittor as jt
+    from util.backend import jt
     step = trainer("resnet50")
     jit = Path(jt.flags.cache_path) / "jit"
     held = []
@@ -158,8 +163,9 @@ WITH_TF32 = ("speed", "demo", "sizes")  # the others compare numbers
 
 def on_both(function, shapes, gradients=True):
     """The largest difference of result and gradients between CPU and GPU, relative to the largest number of each."""
-    import jittor as jt
     import numpy as np
+
+    from util.backend import jt
     found = []
     for use_cuda in (0, 1):
         jt.flags.use_cuda = use_cuda
@@ -173,15 +179,16 @@ def on_both(function, shapes, gradients=True):
 
 def trainer(backbone):
     """A function for a training step of (images, targets), which returns when it is done."""
-    import jittor as jt
+    import tiny
+
+    from arguments import parse_args
     from engine import weighted_sum
-    from main import build_optimizer, parse_args
-    from models import build_model
+    from main import build_optimizer
+    from util.backend import jt
+    from util.memory import StepMemory
     from util.misc import nested_tensor_from_arrays
-    from util.runtime import StepMemory
     args = parse_args(["--backbone", backbone, "--backbone_weights", "none", "--device", "cuda"])
-    args.num_classes = 91
-    network, criterion, _ = build_model(args)
+    network, criterion, _ = tiny.build(args)
     optimizer = build_optimizer(network, args)
     memory = StepMemory()
 
@@ -249,7 +256,8 @@ def main():
     try:
         runtime.prepare_device("cuda")
         if args.row:
-            runtime.select_device("cuda")
+            from util.backend import select_device
+            select_device("cuda")
     except InputError as error:
         print(f"tests.cuda needs a GPU: {error}", file=sys.stderr)
         return 2

@@ -16,8 +16,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.weights.checkpoint import load_checkpoint
 from tests.interrupt import assert_same_training, finish, start
-from util.checkpoint import load_checkpoint
 from util.errors import InputError
 
 

@@ -1,6 +1,6 @@
 """Files that no honest program writes, in the three forms of a checkpoint. What they would run leaves a mark, a new file.
 
-    python -m tests.hostile     runs `python -m util.checkpoint` on each, and prints a table of what it said, took and used
+    python -m tests.hostile     runs `python -m models.weights` on each, and prints a table of what it said, took and used
 """
 import io
 import os
@@ -116,7 +116,8 @@ def files(mark):
             "the class ndarray": pkl(b"\x80\x02cnumpy\nndarray\n(" + push((10**12,)) + b"tR."),
             "persistent id in .pkl": pkl(b"\x80\x02" + push(touch) + b"Q.")},
         "changed stand-ins": {
-            f"{name.split()[1]}, {form.__name__}": form(b"\x80\x02c" + name.encode() + b"\n" + push({"build": touch, "__class__": touch}) + b"b.")
+            f"{name.split()[1]}, {form.__name__}": form(
+                b"\x80\x02c" + name.encode() + b"\n" + push({"build": touch, "__class__": touch}) + b"b.")
             for name in ("torch._utils\n_rebuild_tensor_v2", "collections\nOrderedDict", "argparse\nNamespace")
             for form in (zipped, legacy)},
         "sizes without content": {
@@ -156,11 +157,13 @@ def files(mark):
                     "8 million bits": pkl(b"\x80\x02\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"."),
                     "a million digits": pkl(b"L" + b"9" * 10**6 + b"L\n."),
                     "a negative length": pkl(b"\x80\x02\x8b" + struct.pack("<i", -5) + b".")},
-        "types of arrays": {"objects": pkl(array(dtype="O8")), "fields": pkl(array(dtype="V8", state=(3, "|", None, ("a",), {"a": 1}, 8, 1, 0))),
+        "types of arrays": {"objects": pkl(array(dtype="O8")),
+                            "fields": pkl(array(dtype="V8", state=(3, "|", None, ("a",), {"a": 1}, 8, 1, 0))),
                             "subarray": pkl(array(state=(3, "<", ("f4", (1 << 30,)), None, None, -1, -1, 0))),
                             "text": pkl(array(dtype="U1000000000")), "unknown": pkl(array(dtype="f9")),
                             "a byte order": pkl(array(state=(3, "?", None, None, None, -1, -1, 0))),
-                            "a list as state": pkl(array(state=[1])), "complex weights": pkl(array((1,), "c16", bytes(16))[:-1] + b"\x00.")},
+                            "a list as state": pkl(array(state=[1])),
+                            "complex weights": pkl(array((1,), "c16", bytes(16))[:-1] + b"\x00.")},
         "zip bombs": {"compressed storage": zipped(tensor(1 << 22, size=(1 << 22,)), bytes(1 << 24), compression=zipfile.ZIP_DEFLATED),
                       "compressed pickle": zipped(b"\x80\x02](" + b"N" * (1 << 22) + b"e.", compression=zipfile.ZIP_DEFLATED),
                       "LZMA": zipped(tensor(1 << 20, size=(1 << 20,)), bytes(1 << 22), compression=zipfile.ZIP_LZMA),
@@ -205,7 +208,7 @@ print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"""
 def read(path, folder):
     """Converts path in a process of its own: exit code, what it said, seconds, GB of memory."""
     start = time.time()
-    command = [sys.executable, "-m", "util.checkpoint", path, folder / "out.pth"]
+    command = [sys.executable, "-m", "models.weights", path, folder / "out.pth"]
     done = subprocess.run([sys.executable, "-c", MEASURE, *command], cwd=ROOT, capture_output=True, text=True, check=True)
     code, kilobytes = map(int, done.stdout.split())
     return code, done.stderr, time.time() - start, kilobytes / 2**20

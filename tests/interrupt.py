@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from models.weights.checkpoint import load_checkpoint
 from tests.same import assert_same
-from util.checkpoint import load_checkpoint
 
 REPO = Path(__file__).resolve().parents[1]
 FLAGS = """--dataset_file shapes --shapes_train 48 --shapes_val 6 --shapes_size 32 --backbone tiny --backbone_norm batch

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from engine import PRINT_FREQ
-from util.runtime import StepMemory
+from util.memory import StepMemory
 
 REPO = Path(__file__).resolve().parents[1]
 FLAGS = """--backbone tiny --backbone_norm batch --backbone_weights none --enc_layers 1 --dec_layers 1 --hidden_dim 64 --nheads 1

@@ -1,14 +1,15 @@
 """Our side of the comparison with the original: the same results, under the same names, as oracle/run_model.py."""
 import argparse
 
-import jittor as jt
 import numpy as np
 import recipe
+import tiny
 
-from main import build_optimizer, get_args_parser
-from models import build_model
+from arguments import get_args_parser
+from main import build_optimizer
 from models.attention import watch_attention
-from util.checkpoint import load_model_state
+from models.weights.model import load_model_state
+from util.backend import jt
 from util.misc import nested_tensor_from_arrays
 
 
@@ -18,7 +19,7 @@ def arguments(case):
 
 def build(case):
     args = arguments(case)
-    model, criterion, postprocessors = build_model(args)
+    model, criterion, postprocessors = tiny.build(args)
     weights = recipe.make_weights({name: tuple(p.shape) for name, p in model.state_dict().items()})
     load_model_state(model, weights, "the recipe")
     return args, model, criterion, postprocessors

@@ -1,6 +1,6 @@
 """What test_dist.py runs under mpirun, one part each; the main process writes the result.
 
-    mpirun -np N python tests/run_processes.py {train,messages,allreduce} OUT.npz [--batch_size B] [--steps S] [--accum_steps A]
+    mpirun -np N python tests/run_processes.py {train,save,messages,allreduce} OUT.npz [--batch_size B] [--steps S] [--accum_steps A]
     python tests/run_processes.py alone OUT.npz --processes N [--batch_size B] [--steps S]
 
 `train` takes steps as engine.py does; `alone` computes in one process what they should be, by the definition: the mean over
@@ -12,17 +12,18 @@ import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent), str(Path(__file__).parent / "oracle")]
-import numpy as np
+import numpy as np  # noqa: E402
+import ours  # noqa: E402
+import recipe  # noqa: E402
+import tiny  # noqa: E402
 
-from util import dist  # first, because it prepares the process for the import of jittor
-import jittor as jt
-import ours
-import recipe
-import tiny
-
-from engine import train_one_epoch
-from main import build_optimizer
-from util.misc import nested_tensor_from_arrays
+import engine  # noqa: E402
+from engine import train_one_epoch  # noqa: E402
+from main import build_optimizer  # noqa: E402
+from models.weights.model import model_state  # noqa: E402
+from util import dist  # noqa: E402
+from util.backend import jt  # noqa: E402
+from util.misc import nested_tensor_from_arrays  # noqa: E402
 
 CASE = "resnet18"
 
@@ -44,6 +45,18 @@ def train(batch_size, steps, accum_steps):
             batches.append((nested_tensor_from_arrays(images), targets))
     train_one_epoch(model, criterion, batches, optimizer, 0, 0, args.clip_max_norm, after_step=after_step, accum_steps=accum_steps)
     return result
+
+
+def save():
+    """After a step the main process alone reads the weights, as it does to save them; then all wait for each other."""
+    engine.StepMemory.tidy = lambda self: None  # waits for the step's computation, without CUDA only
+    args, model, criterion, _ = ours.build(CASE)
+    images, targets = recipe.make_share(0, dist.get_rank(), 1)
+    batches = tiny.Batches([(nested_tensor_from_arrays(images), targets)])
+    train_one_epoch(model, criterion, batches, build_optimizer(model, args), 0, 0, args.clip_max_norm)
+    weights = model_state(model) if dist.is_main_process() else {}
+    dist.barrier()
+    return {"weights": len(weights)}
 
 
 def alone(batch_size, steps, processes):
@@ -115,7 +128,7 @@ def messages():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["train", "alone", "messages", "allreduce"])
+    parser.add_argument("part", choices=["train", "save", "alone", "messages", "allreduce"])
     parser.add_argument("out")
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1)
@@ -128,6 +141,6 @@ if __name__ == "__main__":
         elif options.part == "alone":
             result = alone(options.batch_size, options.steps, options.processes)
         else:
-            result = {"messages": messages, "allreduce": allreduce}[options.part]()
+            result = {"save": save, "messages": messages, "allreduce": allreduce}[options.part]()
         if dist.is_main_process():
             np.savez(options.out, **result)

@@ -35,14 +35,13 @@ while not select.select([0], [], [], 0)[0]:
 
 
 def main(seconds, how, rate, product):
-    """product: "bmm" or "linear" of models/ops, or "matmul", Jittor's own.
+    """product: "bmm" or "linear" of util/ops, or "matmul", Jittor's own.
 
     Returns (products, signals heard, products that differ from the first one)."""
     import numpy as np
 
-    import util  # noqa: F401  prepares the process before the first import of jittor
-    import jittor as jt
-    from models import ops
+    from util import ops
+    from util.backend import jt
 
     rng = np.random.default_rng(0)
     multiply = {"bmm": ops.bmm, "linear": ops.linear, "matmul": jt.nn.matmul_transpose}[product]

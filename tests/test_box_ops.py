@@ -1,8 +1,8 @@
 """Box formats and generalised IoU, the same in NumPy (matcher) and Jittor (loss)."""
-import jittor as jt
 import numpy as np
 import pytest
 
+from util.backend import jt
 from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
 
 BOX = (0, 0, 2, 2)

@@ -5,16 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jittor as jt
 import numpy as np
 import pytest
 from same import assert_same
 
-from util import checkpoint as module
-from util.checkpoint import (load_backbone, load_checkpoint, load_model_state, load_optimizer_state, model_state,
-                             optimizer_state, save_checkpoint)
+from models.weights import checkpoint as module
+from models.weights.checkpoint import load_checkpoint
+from models.weights.imagenet import load_backbone
+from models.weights.model import load_model_state, model_state
+from models.weights.torch_file import read_torch_file, write_torch_file
+from models.weights.training import load_optimizer_state, optimizer_state
+from util.backend import jt
 from util.errors import InputError
-from util.torch_file import read_torch_file, write_torch_file
+from util.jittor_file import write_jittor_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +41,7 @@ class Net(jt.nn.Module):
 
 def test_round_trip_is_exact_and_jittor_reads_it(tmp_path):
     path = tmp_path / "checkpoint.pkl"
-    save_checkpoint(tree(), path)
+    write_jittor_file(tree(), path)
     assert_same(load_checkpoint(path), tree())
     assert_same(jt.load(str(path)), tree())
     assert os.listdir(tmp_path) == ["checkpoint.pkl"]
@@ -52,9 +55,9 @@ def test_what_jittor_saved_is_read(tmp_path):
 @pytest.mark.parametrize("value", [Path("/"), object(), np.array([{}], object), print, np.ma.zeros(2)])
 def test_what_a_checkpoint_cannot_hold_is_a_type_error_and_leaves_the_old_file(tmp_path, value):
     path = tmp_path / "checkpoint.pkl"
-    save_checkpoint(tree(), path)
+    write_jittor_file(tree(), path)
     with pytest.raises(TypeError, match="a checkpoint cannot hold a"):
-        save_checkpoint({"model": {}, "value": value}, path)
+        write_jittor_file({"model": {}, "value": value}, path)
     assert_same(load_checkpoint(path), tree())
     assert os.listdir(tmp_path) == ["checkpoint.pkl"]
 
@@ -62,13 +65,13 @@ def test_what_a_checkpoint_cannot_hold_is_a_type_error_and_leaves_the_old_file(t
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     # Limits the size of files in a process of its own: writing then fails as on a full disk.
     path = tmp_path / "checkpoint.pkl"
-    save_checkpoint(tree(), path)
+    write_jittor_file(tree(), path)
     script = ("import resource, signal, sys, numpy as np\n"
-              "from util.checkpoint import save_checkpoint\n"
+              "from util.jittor_file import write_jittor_file\n"
               "from util.errors import InputError\n"
               "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
               "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-              "try: save_checkpoint({'model': {'a': np.ones(10**6)}}, sys.argv[1])\n"
+              "try: write_jittor_file({'model': {'a': np.ones(10**6)}}, sys.argv[1])\n"
               "except InputError as error: print(error)")
     done = subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True)
     assert f"{path}: cannot be written (File too large)" in done.stdout, done.stderr
@@ -81,13 +84,13 @@ def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path, place):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match=f"{place}: cannot be written"):
-        save_checkpoint(tree(), tmp_path / place)
+        write_jittor_file(tree(), tmp_path / place)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_truncated_or_changed_anywhere_is_an_input_error(tmp_path):
     path = tmp_path / "checkpoint.pkl"
-    save_checkpoint({"model": {"a": np.arange(20.0)}}, path)
+    write_jittor_file({"model": {"a": np.arange(20.0)}}, path)
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
@@ -138,7 +141,7 @@ def test_pytorch_files_are_known_by_content_with_and_without_a_model_key(tmp_pat
 
 @pytest.mark.parametrize("content", [[1], {"model": 3}, {"model": {}}, {"epoch": 3}, {"model": {"a": 1.0}}])
 def test_what_is_no_state_dict_is_an_input_error(tmp_path, content):
-    save_checkpoint(content, tmp_path / "odd.pkl")
+    write_jittor_file(content, tmp_path / "odd.pkl")
     with pytest.raises(InputError, match="odd.pkl: .*state dict"):
         load_checkpoint(tmp_path / "odd.pkl")
 
@@ -210,7 +213,7 @@ def test_an_optimizer_resumes_to_the_last_bit(tmp_path):
     net = Net()
     optimizer = adamw(net)
     train(net, optimizer, 3)
-    save_checkpoint({"model": model_state(net), "optimizer": optimizer_state(optimizer)}, tmp_path / "half.pkl")
+    write_jittor_file({"model": model_state(net), "optimizer": optimizer_state(optimizer)}, tmp_path / "half.pkl")
     optimizer.param_groups[0]["lr"] = 0.01
     train(net, optimizer, 3, start=3)
 
@@ -268,14 +271,14 @@ def test_without_a_network_the_imagenet_weights_say_what_to_do(tmp_path, monkeyp
 
 def convert(*arguments):
     # Without Jittor: its import fails, so a conversion that touched it would too.
-    code = "import sys, runpy; sys.modules['jittor'] = None; runpy.run_module('util.checkpoint', run_name='__main__')"
+    code = "import sys, runpy; sys.modules['jittor'] = None; runpy.run_module('models.weights', run_name='__main__')"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_the_command_writes_a_pytorch_file(tmp_path):
     source, target = tmp_path / "checkpoint.pkl", tmp_path / "weights.pth"
-    save_checkpoint(tree(), source)
+    write_jittor_file(tree(), source)
     done = convert(source, target)
     assert done.returncode == 0, done.stderr
     assert_same(read_torch_file(target), {"model": tree()["model"]})
@@ -286,7 +289,7 @@ def test_the_command_reports_errors_in_one_line(tmp_path):
     done = convert(source, tmp_path / "weights.pth")
     assert done.returncode == 1 and done.stderr.startswith(f"error: {source}: cannot be read")
     assert done.stderr.count("\n") == 1 and os.listdir(tmp_path) == []
-    save_checkpoint(tree(), source)
+    write_jittor_file(tree(), source)
     done = convert(source, tmp_path / "." / "checkpoint.pkl")
     assert done.returncode == 1 and "is the input itself" in done.stderr
     assert_same(load_checkpoint(source), tree())

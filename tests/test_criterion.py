@@ -1,10 +1,10 @@
 """The loss at the edges: no objects, perfect predictions, boxes of one pixel; and its names."""
-import jittor as jt
 import numpy as np
 import pytest
 
 from models.detr import SetCriterion
 from models.matcher import HungarianMatcher
+from util.backend import jt
 
 CLASSES, QUERIES = 4, 6
 NAMES = {"loss_ce", "loss_bbox", "loss_giou", "cardinality_error"}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from test_main import REPO
 
-from util import cuda, runtime
+from util import cuda, memory, runtime
 from util.errors import InputError
 
 LIBRARIES = [f"lib{name}.so" for name in ("cudart", "cublas", "cudnn", "cudnn_ops_infer", "cudnn_ops_train", "cudnn_cnn_infer",
@@ -208,10 +208,10 @@ def test_what_a_gpu_holds_is_freed_between_batches_when_it_is_most_of_its_memory
         @staticmethod
         def gc():
             freed.append(held)
-    monkeypatch.setitem(sys.modules, "jittor", FakeJittor)
-    memory = runtime.StepMemory()
+    monkeypatch.setattr("util.backend.jt", FakeJittor)
+    step_memory = memory.StepMemory()
     for held in (1, 20, 35, 37, 5):
-        memory.tidy()
+        step_memory.tidy()
     assert freed == [37]
 
 

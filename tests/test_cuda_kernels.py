@@ -1,4 +1,4 @@
-"""The CUDA kernels of models/ops/kernels.cuh, run on the CPU (see cuda_on_cpu.h), against NumPy."""
+"""The CUDA kernels of util/ops/kernels.cuh, run on the CPU (see cuda_on_cpu.h), against NumPy."""
 import ctypes
 import subprocess
 from pathlib import Path
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_main import REPO
 
-from models import ops
+from util import ops
 
 SOURCE = """
 #include "tests/cuda_on_cpu.h"
-#include "models/ops/kernels.cuh"
+#include "util/ops/kernels.cuh"
 using namespace detr;
 extern "C" {
 void run_softmax(const float* x, const float* penalty, long neighbours, float* y, long rows, long n) {

@@ -12,7 +12,7 @@ import pytest
 from interrupt import FLAGS, assert_same_training
 from test_main import REPO
 
-from util.checkpoint import load_checkpoint
+from models.weights.checkpoint import load_checkpoint
 
 ENVIRONMENT = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
 
@@ -59,6 +59,10 @@ def test_steps_are_those_of_the_definition(processes, batch_size, steps, tmp_pat
         one = part("train", 1, tmp_path / "one.npz", *flags, "--accum_steps", processes)
         check_steps(one, expected)
         check_steps(one, found)
+
+
+def test_the_main_process_saves_without_the_others(tmp_path):
+    assert part("save", 2, tmp_path / "out.npz")["weights"] > 100
 
 
 def check_steps(found, expected):
@@ -174,7 +178,7 @@ def test_another_number_of_processes_goes_on_and_says_so(shapes, tmp_path):
 
 
 def test_a_fault_of_one_process_ends_the_job_with_its_error(trained, shapes, tmp_path):
-    source = ("from util import dist\nimport jittor\nwith dist.job():\n    if dist.get_rank() == 1:\n        raise {}\n"
+    source = ("from util import dist\nfrom util import backend\nwith dist.job():\n    if dist.get_rank() == 1:\n        raise {}\n"
               "    dist.barrier()\n    dist.barrier()")
     for fault, message in (("dist.InputError('photo.jpg: broken')", "process 1: error: photo.jpg: broken\n"),
                            ("ZeroDivisionError('one')", "ZeroDivisionError: one\n")):

@@ -1,20 +1,19 @@
 """A training step: what moves, what does not, and when it stops; on a tiny model with made-up batches."""
-import jittor as jt
 import numpy as np
 import pytest
 import tiny
 
 from engine import train_one_epoch
 from main import build_optimizer
-from models import build_model
-from util.checkpoint import model_state
+from models.weights.model import model_state
+from util.backend import jt
 from util.errors import InputError
 
 
 def make(*flags):
     args = tiny.arguments("--dropout", 0, *flags)
     jt.set_global_seed(0)
-    model, criterion, _ = build_model(args)
+    model, criterion, _ = tiny.build(args)
     return model, criterion, build_optimizer(model, args)
 
 
@@ -118,7 +117,7 @@ def test_dropout_depends_on_seed_epoch_and_step_only():
     def loss_in(epoch, draws):
         args = tiny.arguments("--dropout", 0.3)
         jt.set_global_seed(0)
-        model, criterion, _ = build_model(args)
+        model, criterion, _ = tiny.build(args)
         optimizer = build_optimizer(model, args)
         jt.randn(draws).sync()  # another history of the generator
         return train_one_epoch(model, criterion, tiny.Batches([tiny.make_batch(0)]), optimizer, epoch, seed=7)["loss"]

@@ -1,20 +1,21 @@
 """Beginning from another model's weights: what is taken, made anew, left out; parts that do not train."""
-import jittor as jt
 import numpy as np
 import pytest
 import tiny
 
+from datasets.names import published_names
 from engine import train_one_epoch
 from main import build_optimizer
-from models import build_model
-from util.checkpoint import class_names, model_state, published_names
+from models.weights.checkpoint import class_names, num_classes_of
+from models.weights.finetune import load_what_fits, match_classes
+from models.weights.model import model_state
+from util.backend import jt
 from util.errors import InputError
-from util.finetune import load_what_fits, match_classes
 
 
 def build(*flags, seed=0):
     jt.set_global_seed(seed)
-    return build_model(tiny.arguments(*flags))[0]
+    return tiny.build(tiny.arguments(*flags))[0]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_match_classes():
 def test_names_of_published_weights():
     for logits, count in ((92, 80), (251, 133), (21, 0)):
         for name in ("class_embed.bias", "detr.class_embed.bias"):
-            assert len(published_names({"model": {name: np.zeros(logits, np.float32)}})) == count
+            assert len(published_names(num_classes_of({"model": {name: np.zeros(logits, np.float32)}}))) == count
     assert class_names({"model": {}, "classes": {1: "a\n"}}, "w.pkl") == {1: "a\\n"}
     for classes in (["cat"], {"1": "cat"}, {1: 2}):
         with pytest.raises(InputError, match="w.pkl: its classes are not"):
@@ -108,7 +109,7 @@ def test_frozen_parts_do_not_change(parts):
     """Neither weights nor, in BatchNorm, statistics; the other part and the heads do."""
     args = tiny.arguments("--freeze", *parts, "--backbone_norm", "batch", "--lr", 1e-3, "--lr_backbone", 1e-3)
     jt.set_global_seed(0)
-    model, criterion, _ = build_model(args)
+    model, criterion, _ = tiny.build(args)
     before = model_state(model)
     train_one_epoch(model, criterion, tiny.Batches([tiny.make_batch(0)]), build_optimizer(model, args), 0, 0, 0.1)
     changed = {name for name, array in model_state(model).items() if (array != before[name]).any()}

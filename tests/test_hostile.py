@@ -7,7 +7,8 @@ from pathlib import Path
 import hostile
 import pytest
 
-from util.checkpoint import check_training_state, load_checkpoint
+from models.weights.checkpoint import load_checkpoint
+from models.weights.training import check_training_state
 from util.errors import InputError
 
 MARK = Path(tempfile.gettempdir()) / f"mark-{os.getpid()}"  # what runs makes this file
@@ -40,7 +41,8 @@ def test_the_program_ends_with_one_line_and_little_memory(kind, tmp_path):
         assert seconds < 10 and memory < 1 and not MARK.exists()
 
 
-TRAINING = {"model": {}, "epoch": 0, "step": 2, "images": 8, "processes": 1, "args": {"batch_size": 2, "accum_steps": 1, "seed": 1}, "meters": {},
+TRAINING = {"model": {}, "epoch": 0, "step": 2, "images": 8, "processes": 1, "args": {"batch_size": 2, "accum_steps": 1, "seed": 1},
+            "meters": {},
             "lr_scheduler": {"step_size": 2, "gamma": 0.1, "last_epoch": 0},
             "optimizer": {"state": {}, "groups": [{"names": ["a"], "lr": 1e-4, "weight_decay": 0, "betas": (0, 1), "eps": 1e-8}]}}
 

@@ -56,7 +56,8 @@ HOSTILE_PICTURES = {"empty.jpg": b"", "text.jpg": b"<html>", "bomb.png": bomb(2*
 FLOATS = st.binary(min_size=8, max_size=8).map(lambda content: struct.unpack("<d", content)[0])
 NUMBERS = st.one_of(st.sampled_from([0, 1, -1, 2**31, 2**63, 2**64, -2**63, 10**400, 0.5, 1e-320, 1e7, 1e308, float("nan"),
                                      float("inf"), -float("inf"), True, False]), st.integers(-5, 40), FLOATS)
-ODD = st.one_of(st.none(), NUMBERS, st.text(max_size=5), st.lists(NUMBERS, max_size=5), st.dictionaries(st.text(max_size=2), NUMBERS, max_size=2))
+ODD = st.one_of(st.none(), NUMBERS, st.text(max_size=5), st.lists(NUMBERS, max_size=5),
+                st.dictionaries(st.text(max_size=2), NUMBERS, max_size=2))
 BOXES = st.one_of(ODD, st.lists(NUMBERS, min_size=4, max_size=4), st.lists(st.integers(-5, 40), min_size=4, max_size=4))
 COUNTS = st.one_of(ODD, st.lists(st.integers(-10, 700), max_size=6), st.text("0123456789:;<=>?@ABCDOPQRST`abcno\x00é", max_size=12),
                    st.sampled_from([[600], [0, 600], [300, 300], "hb0", [10**12], [2**31, 2**31]]))

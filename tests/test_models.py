@@ -1,14 +1,13 @@
 """Names and sizes of the model, what trains, what it refuses, and that padding does not matter."""
-import jittor as jt
 import numpy as np
 import pytest
 import tiny
 
-from main import get_args_parser
-from models import build_model
+from arguments import get_args_parser
 from models.backbone import FrozenBatchNorm2d
 from models.detr import PostProcess
 from models.position_encoding import PositionEmbeddingLearned
+from util.backend import jt
 from util.errors import InputError
 from util.misc import NestedTensor
 
@@ -19,11 +18,11 @@ def trainable(model):
 
 def build_tiny(*flags):
     jt.set_global_seed(0)
-    return build_model(tiny.arguments(*flags))[0]
+    return tiny.build(tiny.arguments(*flags))[0]
 
 
 def test_detr_resnet50_has_the_originals_names_and_parameters():
-    model = build_model(get_args_parser().parse_args([]))[0]
+    model = tiny.build(get_args_parser().parse_args([]))[0]
     names = set(model.state_dict())
     assert len(names) == 458
     assert {"transformer.encoder.layers.5.self_attn.in_proj_weight", "transformer.decoder.norm.bias",
@@ -183,8 +182,8 @@ def test_postprocess_gives_pixels_and_never_no_object():
 
 @pytest.mark.parametrize("flags", [[], ["--masks", "--hidden_dim", 128, "--nheads", 8]])
 def test_no_product_runs_in_jittors_own_operator(flags):
-    """On its threads a signal could overwrite memory (see HandlerStack in models/ops/kernels.h)."""
-    model, criterion, _ = build_model(tiny.arguments(*flags))
+    """On its threads a signal could overwrite memory (see HandlerStack in util/ops/kernels.h)."""
+    model, criterion, _ = tiny.build(tiny.arguments(*flags))
     samples, targets = tiny.make_batch(0)
     for target in targets:
         target["masks"] = np.ones((1, *samples.tensors.shape[2:]), bool)

@@ -1,10 +1,10 @@
 """AdamW and clipping are Jittor's; the learning rate falls when PyTorch's StepLR lets it fall."""
 from types import SimpleNamespace
 
-import jittor as jt
 import numpy as np
 import pytest
 
+from util.backend import jt
 from util.optim import AdamW, StepLR
 
 # learning rate of each epoch from 1e-4, by torch.optim.lr_scheduler.StepLR

@@ -8,12 +8,13 @@ import tiny
 from interrupt import FLAGS
 from PIL import Image
 
+from arguments import parse_args
 from datasets import build_dataset, count_classes, get_classes
 from datasets.annotations import category_names
 from datasets.coco import CocoDetection, make_coco_transforms
 from datasets.summary import print_summary
-from main import main, parse_args
-from util.checkpoint import load_checkpoint
+from main import main
+from models.weights.checkpoint import load_checkpoint
 from util.errors import InputError
 
 PLAIN = ["--img_scales", "64", "--eval_size", "64", "--max_size", "96"]
@@ -71,8 +72,8 @@ def test_training_stores_the_classes_and_predicts_them(tmp_path, capsys):
 def test_other_classes_than_the_checkpoints_are_refused(tmp_path):
     flags = own_flags("cvat", tmp_path)
     model = {"class_embed.bias": np.zeros(5, np.float32)}
-    from util.checkpoint import save_checkpoint
-    save_checkpoint({"model": model, "classes": {1: "dog", 2: "cat"}}, tmp_path / "w.pkl")
+    from util.jittor_file import write_jittor_file
+    write_jittor_file({"model": model, "classes": {1: "dog", 2: "cat"}}, tmp_path / "w.pkl")
     with pytest.raises(InputError, match=r"class 1 is 'cat' there and 'dog' in .*w\.pkl; give the same classes the same ids"):
         main(parse_args(["--eval", *flags[4:], "--resume", str(tmp_path / "w.pkl"), "--device", "cpu"]))
 

@@ -271,7 +271,7 @@ def test_masks_on_top_of_a_trained_box_model(root, tmp_path):
     main(args)
     main(arguments(root, "--epochs", 1, "--num_workers", 0, "--seed", 47, "--output_dir", tmp_path / "masks",
                    "--frozen_weights", tmp_path / "box" / "checkpoint.pkl"))
-    from util.checkpoint import load_checkpoint
+    from models.weights.checkpoint import load_checkpoint
     box, masks = (load_checkpoint(tmp_path / name / "checkpoint.pkl")["model"] for name in ("box", "masks"))
     for name, array in box.items():
         np.testing.assert_array_equal(masks[f"detr.{name}"], array, err_msg=name)

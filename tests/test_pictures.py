@@ -29,7 +29,11 @@ def coco(tmp_path_factory):
 
 
 def draw(coco, tmp_path, results):
-    plot_predictions(*coco, results, tmp_path / "predictions.png")
+    coco, folder = coco
+
+    def read_image(number):
+        return Image.open(folder / coco.imgs[number]["file_name"]).convert("RGB")
+    plot_predictions(coco, read_image, results, tmp_path / "predictions.png")
     with Image.open(tmp_path / "predictions.png") as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jittor as jt
 import numpy as np
 import pytest
 import tiny
@@ -12,15 +11,17 @@ from interrupt import FLAGS
 from PIL import Image
 from test_main import REPO
 
-import models
+from arguments import parse_args
 from datasets.coco import upright
 from engine import predict
-from main import main, parse_args
-from models import build_model, hub
+from main import main
+from models import hub
+from models.weights.model import model_state
+from predict import find_pictures, unique_names
 from util import pictures
-from util.checkpoint import model_state, save_checkpoint
+from util.backend import jt
 from util.errors import InputError
-from util.predict import find_pictures, unique_names
+from util.jittor_file import write_jittor_file
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_fault_in_one_picture_costs_only_that_one(trained, tmp_path, monkeypat
 def test_a_full_disk_ends_it(trained, tmp_path, monkeypatch):
     def full(picture, path):
         raise InputError(f"{path}: cannot be written (No space left on device)")
-    monkeypatch.setattr("util.predict.save", full)
+    monkeypatch.setattr("predict.save", full)
     with pytest.raises(InputError, match="cannot be written"):
         run(trained, tmp_path, "--predict", trained[1] / "val2017")
 
@@ -143,7 +144,7 @@ def test_the_folder_of_a_training_is_refused(trained):
 @pytest.fixture(scope="module")
 def model():
     jt.set_global_seed(0)
-    return build_model(tiny.arguments())[0]
+    return tiny.build(tiny.arguments())[0]
 
 
 def test_inputs_of_the_library(model, tmp_path):
@@ -179,7 +180,7 @@ def test_attention(model, size):
 
 def test_masks():
     jt.set_global_seed(0)
-    masks_model = build_model(tiny.arguments("--masks", "--hidden_dim", 128, "--nheads", 8))[0]
+    masks_model = tiny.build(tiny.arguments("--masks", "--hidden_dim", 128, "--nheads", 8))[0]
     [result] = predict(masks_model, [np.zeros((30, 50, 3), np.uint8)], 0, 64)
     assert result["masks"].shape == (10, 30, 50) and result["masks"].dtype == bool
     assert predict(masks_model, [np.zeros((30, 50, 3), np.uint8)], 1, 64)[0]["masks"].shape == (0, 30, 50)
@@ -277,8 +278,8 @@ HUB = {"detr_resnet50": [], "detr_resnet50_dc5": ["--dilation"], "detr_resnet101
 @pytest.mark.parametrize("name", HUB)
 def test_models_by_name(name):
     """Have the flags' weights, and dilation where the name says so."""
-    model = getattr(models, name)()
-    other = build_model(parse_args(HUB[name]))[0]
+    model = getattr(hub, name)()
+    other = tiny.build(parse_args(HUB[name]))[0]
     assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in other.named_parameters()]
     body, other_body = ((getattr(m, "detr", m)).backbone[0].body for m in (model, other))
     assert (body.layer4[0].conv2.stride, body.layer4[1].conv2.dilation) == (
@@ -299,13 +300,13 @@ def test_the_readmes_program_runs(tmp_path):
 
 def test_published_weights_load_by_name(tmp_path, monkeypatch):
     """From a local folder in place of the original's address; the loading is strict."""
-    model = models.detr_resnet50(num_classes=4)
-    save_checkpoint({"model": model_state(model)}, tmp_path / "detr-r50-e632da11.pth")
+    model = hub.detr_resnet50(num_classes=4)
+    write_jittor_file({"model": model_state(model)}, tmp_path / "detr-r50-e632da11.pth")
     monkeypatch.setattr(hub, "WEIGHTS", f"{tmp_path}/")
-    again = models.detr_resnet50(pretrained=True, num_classes=4)
+    again = hub.detr_resnet50(pretrained=True, num_classes=4)
     assert (again.class_embed.weight.numpy() == model.class_embed.weight.numpy()).all()
     with pytest.raises(InputError, match="detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed"):
-        models.detr_resnet50(pretrained=True)
+        hub.detr_resnet50(pretrained=True)
 
 
 def test_the_panoptic_postprocessor_knows_things_and_stuff():

@@ -11,9 +11,10 @@ from interrupt import assert_same_training
 from test_main import REPO
 
 import datasets.loader
-from util.checkpoint import load_checkpoint, save_checkpoint
+from models.weights.checkpoint import load_checkpoint
 from util.errors import InputError
 from util.files import PARTIAL
+from util.jittor_file import write_jittor_file
 
 
 def run(coco, output, *flags):
@@ -96,11 +97,11 @@ def test_a_second_signal_acts_at_once(coco, tmp_path):
 def test_saving_every_two_steps(coco, whole, tmp_path):
     saved = []
 
-    def remember(state, path, save=save_checkpoint):
+    def remember(state, path, save=write_jittor_file):
         saved.append((path.name, state.get("epoch"), state.get("step")))
         save(state, path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("util.output.save_checkpoint", remember)
+        patch.setattr("util.output.write_jittor_file", remember)
         run(coco, tmp_path, "--checkpoint_interval", 2)
     assert [entry for entry in saved if entry[0] == "checkpoint.pkl"] == [
         ("checkpoint.pkl", -1, 2), ("checkpoint.pkl", 0, 0), ("checkpoint.pkl", 0, 2), ("checkpoint.pkl", 1, 0)]
@@ -184,7 +185,7 @@ def test_one_run_at_a_time_in_a_folder(coco, tmp_path):
 
 def test_a_damaged_checkpoint_names_the_newest_intact_one(tmp_path):
     for number, name in enumerate(("checkpoint0001.pkl", "checkpoint0002.pkl", "checkpoint0003.pkl", "checkpoint.pkl")):
-        save_checkpoint({"model": {}}, tmp_path / name)
+        write_jittor_file({"model": {}}, tmp_path / name)
         os.utime(tmp_path / name, (number, number))
     for name in ("checkpoint.pkl", "checkpoint0003.pkl"):
         content = bytearray((tmp_path / name).read_bytes())

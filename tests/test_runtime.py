@@ -13,7 +13,8 @@ from util import runtime
 
 ROOT = Path(__file__).parent.parent
 STAGED = Path(".cache/jittor/mkl/dnnl_lnx_2.2.0_cpu_gomp")
-REPORT = "import os, util; print({name: os.environ.get(name) for name in ('nvcc_path', 'use_mkl')})"
+PREPARE = "from util import runtime; runtime.prepare()\n"
+REPORT = PREPARE + "import os; print({name: os.environ.get(name) for name in ('nvcc_path', 'use_mkl')})"
 NO_WHEEL = "from importlib import metadata; metadata.distributions = lambda **_: []\n"
 NO_NETWORK = ("import socket\n"
               "def refuse(*_, **__): raise OSError('no network')\n"
@@ -68,7 +69,7 @@ def test_an_empty_home_gets_its_own_copy_of_onednn(home):
 def test_what_is_staged_is_left_alone_and_costs_little(home):
     finish(start(home))
     before = (home / STAGED / "lib/libmkldnn.so").stat()
-    code = "import time, numpy; t = time.process_time(); import util; print(time.process_time() - t)"
+    code = "import time, numpy; t = time.process_time(); from util import runtime; runtime.prepare(); print(time.process_time() - t)"
     seconds = min(finish(start(home, NO_WHEEL + code))[0] for _ in range(3))
     after = (home / STAGED / "lib/libmkldnn.so").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -162,7 +163,7 @@ def fails(home, code, **variables):
     return err
 
 
-@pytest.mark.parametrize("module", ["util", "models", "main"])
+@pytest.mark.parametrize("module", ["util.backend", "models.hub", "engine"])
 def test_numpy_2_is_refused(home, module):
     line = fails(home, f"import numpy; numpy.__version__ = '2.4.6'; import {module}")
     assert line.startswith("error: NumPy 2.4.6 is installed") and "-m pip install 'numpy<2'`" in line
@@ -179,7 +180,7 @@ NO_CONFIG = "from pathlib import Path; is_file = Path.is_file\nPath.is_file = la
 
 def test_the_base_interpreters_config_is_found(home):
     """An environment of pyenv or uv has none beside its interpreter."""
-    report = "import sysconfig\nfrom util import runtime\nprint(repr(__import__('os').environ.get('python_config_path')))"
+    report = PREPARE + "print(repr(__import__('os').environ.get('python_config_path')))"
     base = Path(sysconfig.get_config_var("BINDIR"))
     hide_others = NO_CONFIG.format(f"(not path.name.endswith('-config') or str(path.parent) == {str(base)!r})")
     make_nothing_else = f"import sys; sys.executable = {str(home / 'bin' / 'python')!r}\n"
@@ -189,14 +190,15 @@ def test_the_base_interpreters_config_is_found(home):
 
 
 def test_missing_headers_and_a_missing_compiler_are_named(home):
-    line = fails(home, NO_CONFIG.format("not path.name.endswith('-config')") + "import util")
+    line = fails(home, NO_CONFIG.format("not path.name.endswith('-config')") + PREPARE)
     assert f"python3.{sys.version_info.minor}-config is missing" in line and f"g++ python3.{sys.version_info.minor}-dev`" in line
-    line = fails(home, "import shutil; shutil.which = lambda name: None\nimport util", cc_path="g++")
+    line = fails(home, "import shutil; shutil.which = lambda name: None\n" + PREPARE, cc_path="g++")
     assert line.startswith("error: g++ is missing") and "apt-get install g++" in line
 
 
-def test_importing_util_does_not_import_jittor(home):
-    found, _ = finish(start(home, "import sys, util; print([m for m in sys.modules if m.startswith('jittor')])"))
+@pytest.mark.parametrize("modules", ["main", "arguments, predict, models.weights.checkpoint"])
+def test_what_comes_before_jittor_does_not_import_it(home, modules):
+    found, _ = finish(start(home, f"import sys, {modules}; print([m for m in sys.modules if m.startswith('jittor')])"))
     assert found == []
 
 
@@ -233,9 +235,9 @@ def test_the_announcement_depends_on_the_cache(tmp_path, monkeypatch, capsys):
 
 def test_devices_on_a_machine_without_cuda_and_no_threads_that_compile():
     code = ("from util.errors import InputError\n"
-            "from util.runtime import prepare_device, select_device\n"
+            "from util.runtime import prepare_device\n"
             "prepare_device('auto')\n"
-            "import jittor as jt\n"
+            "from util.backend import jt, select_device\n"
             "found = [select_device('auto'), jt.flags.use_cuda, select_device('cpu'), jt.flags.use_parallel_op_compiler]\n"
             "try: select_device('cuda')\n"
             "except InputError as error: found.append(str(error))\n"
@@ -250,7 +252,7 @@ def test_devices_on_a_machine_without_cuda_and_no_threads_that_compile():
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors are left alone")
 def test_subnormal_numbers_are_zero_in_every_thread_from_the_start():
-    source = ("import util, threading, numpy as np\n"
+    source = ("import threading, numpy as np\nfrom util import runtime; runtime.prepare()\n"
               "def show(): print(*np.float32([1e-30]) * np.float32([1e-10, 1]))\n"
               "show(); threading.Thread(target=show).start()\nimport scipy.optimize, matplotlib.figure\n")
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)

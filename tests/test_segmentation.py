@@ -1,20 +1,18 @@
 """Mask head, mask losses, and the way from masks to instances and panoptic images."""
 import io
 
-import jittor as jt
 import numpy as np
 import pytest
 import tiny
-from jittor import nn
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from datasets.coco_panoptic import rgb2id
 from engine import train_one_epoch
 from main import build_optimizer
-from models import build_model
 from models.segmentation import PostProcessPanoptic, PostProcessSegm, bilinear, dice_loss, id2rgb, sigmoid_focal_loss
-from util.checkpoint import model_state
+from models.weights.model import model_state
+from util.backend import jt, nn
 from util.misc import nearest_index
 
 FLAGS = ("--masks", "--backbone", "tiny", "--backbone_norm", "batch", "--hidden_dim", "128", "--nheads", "8", "--dropout", "0")
@@ -33,7 +31,7 @@ def make_batch(seed, counts=(2, 1)):
 
 def build(*flags):
     jt.set_global_seed(0)
-    return build_model(tiny.arguments(*FLAGS, *flags))
+    return tiny.build(tiny.arguments(*FLAGS, *flags))
 
 
 def test_names_and_shapes():

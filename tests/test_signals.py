@@ -21,7 +21,7 @@ def test_signals_do_not_damage_products(how, product):
     assert int(re.search(r" products, (\d+) signals, 0 products wrong", done.stdout)[1]) > 20, done.stdout
 
 
-@pytest.mark.parametrize("module", ["models", "datasets.loader"])
+@pytest.mark.parametrize("module", ["models.hub", "datasets.loader"])
 def test_a_program_of_ones_own_keeps_its_signals(module):
     """Ctrl-C is KeyboardInterrupt, the death of a child is no reason to quit, and a child hears all signals."""
     done = run("import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell has what it starts with & ignore it
@@ -48,13 +48,13 @@ def test_a_child_of_a_training_ends_at_a_signal(number):
 def test_handlers_that_were_there_before_are_kept():
     done = run("import os, signal\nheard = []\nfor number in (signal.SIGCHLD, signal.SIGINT):\n"
                "    signal.signal(number, lambda number, _: heard.append(number))\n"
-               "import models\nheard.clear()\n"
+               "import models.hub\nheard.clear()\n"
                "for number in (signal.SIGCHLD, signal.SIGINT):\n    os.kill(os.getpid(), number)\nprint(*map(int, heard))")
     assert done.stdout.splitlines()[-1:] == [f"{int(signal.SIGCHLD)} {int(signal.SIGINT)}"], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL])
 def test_a_crash_ends_the_process_by_its_signal(number):
-    done = run(f"import models, atexit, os\natexit.register(print, 'at exit')\nos.kill(os.getpid(), {int(number)})\nprint('alive')")
+    done = run(f"import models.hub, atexit, os\natexit.register(print, 'at exit')\nos.kill(os.getpid(), {int(number)})\nprint('alive')")
     assert done.returncode == -number and "at exit" not in done.stdout and "alive" not in done.stdout
     assert "Fatal Python error" in done.stderr and 'File "<string>", line 3' in done.stderr

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.weights.torch_file import is_torch_file, read_torch_file, write_torch_file
 from util.errors import InputError
-from util.torch_file import is_torch_file, read_torch_file, write_torch_file
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = ["torch_zip.pth", "torch_legacy.pth"]

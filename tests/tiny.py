@@ -4,7 +4,9 @@ import json
 import numpy as np
 from PIL import Image
 
-from main import parse_args
+from arguments import parse_args
+from datasets import get_num_classes
+from models import build_model
 from util.misc import nested_tensor_from_arrays
 
 FLAGS = ["--backbone", "resnet18", "--backbone_weights", "none", "--enc_layers", "1", "--dec_layers", "2",
@@ -14,6 +16,11 @@ FLAGS = ["--backbone", "resnet18", "--backbone_weights", "none", "--enc_layers",
 def arguments(*flags):
     """The parsed flags of main.py for the tiny model; `flags` win over FLAGS."""
     return parse_args([*FLAGS, *map(str, flags)])
+
+
+def build(args):
+    """model, criterion, postprocessors for parsed flags of main.py that tell the number of classes."""
+    return build_model(args, get_num_classes(args))
 
 
 def make_batch(seed, sizes=((64, 96), (80, 64))):

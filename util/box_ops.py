@@ -3,8 +3,9 @@
 The matcher works on the host and the loss on the device; both need the same formulas, so these functions use only
 what the two libraries spell the same way.
 """
-import jittor as jt
 import numpy as np
+
+from util.backend import jt
 
 
 def _library(x):

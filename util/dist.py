@@ -58,11 +58,11 @@ def broadcast(value, root=0):
 
 
 def _broadcast_bytes(content, root):
-    from jittor import mpi
+    from util.backend import jt
     size = np.frombuffer(len(content).to_bytes(8, "little"), np.uint8).copy()  # Jittor would make int32 of an int64
-    mpi.broadcast(size, root)
+    jt.mpi.broadcast(size, root)
     data = np.frombuffer(content, np.uint8).copy() if get_rank() == root else np.empty(size.view(np.int64)[0], np.uint8)
-    mpi.broadcast(data, root)
+    jt.mpi.broadcast(data, root)
     return data.tobytes()
 
 

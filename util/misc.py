@@ -1,6 +1,7 @@
 """Batches of images of different sizes, and small helpers."""
-import jittor as jt
 import numpy as np
+
+from util.backend import jt
 
 
 class NestedTensor:

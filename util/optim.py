@@ -1,9 +1,8 @@
 """Two pieces of training that Jittor's own versions do not do as PyTorch does: AdamW with gradient clipping, step decay."""
 import math
 
-import jittor as jt
-
-from models import ops
+from util import ops
+from util.backend import jt
 
 
 class AdamW(jt.optim.AdamW):

@@ -2,10 +2,9 @@
 import json
 from pathlib import Path
 
-from datasets.panoptic_eval import PanopticEvaluator
 from util import dist
-from util.checkpoint import model_state, optimizer_state, save_checkpoint
 from util.files import replacing, training_files
+from util.jittor_file import write_jittor_file
 from util.pictures import plot_predictions
 from util.plot_utils import plot_curves, read_log
 
@@ -26,20 +25,20 @@ class OutputFolder:
                 old.unlink()
         self.logs = read_log(self.path) if (self.path / "log.txt").exists() else []
 
-    def save_training(self, model, optimizer, lr_scheduler, args, epoch, step=0, **more):
+    def save_training(self, make_state, lr_drop):
         """Writes checkpoint.pkl, and checkpointNNNN.pkl before each drop of the learning rate and every 100 epochs.
 
-        epoch: the last epoch that was trained to its end; step: batches of the next one that were trained since; more: plain
-        containers to save with them.
+        make_state: gives what to save, a dictionary of plain containers and arrays. Its `epoch` is the last one that was trained to its
+        end, its `step` the number of batches of the next one that were trained since.
         """
         if self.active:
+            state = make_state()
+            epochs = state["epoch"] + 1
             names = ["checkpoint.pkl"]
-            if step == 0 and ((epoch + 1) % args.lr_drop == 0 or (epoch + 1) % 100 == 0):
-                names.append(f"checkpoint{epoch:04}.pkl")
-            state = {"model": model_state(model), "optimizer": optimizer_state(optimizer), "lr_scheduler": lr_scheduler.state_dict(),
-                     "epoch": epoch, "step": step, "processes": dist.get_world_size(), "args": vars(args), **more}
+            if state["step"] == 0 and (epochs % lr_drop == 0 or epochs % 100 == 0):
+                names.append(f"checkpoint{state['epoch']:04}.pkl")
             for name in names:
-                save_checkpoint(state, self.path / name)
+                write_jittor_file(state, self.path / name)
         dist.barrier()  # nobody goes on, or ends the run, before the checkpoint is there
 
     def save_evaluation(self, evaluator, dataset, names):
@@ -55,14 +54,13 @@ class OutputFolder:
         accumulated = {**accumulated, "params": vars(accumulated["params"])}
         for name in names:
             (self.path / name).parent.mkdir(exist_ok=True)
-            save_checkpoint(accumulated, self.path / name)
+            write_jittor_file(accumulated, self.path / name)
         with replacing(self.path / "predictions.png") as file:
-            plot_predictions(evaluator.coco_gt, dataset.img_folder, evaluator.results["bbox"], file)
+            plot_predictions(evaluator.coco_gt, dataset.read_image, evaluator.results["bbox"], file)
 
-    def panoptic_evaluator(self, dataset):
-        """A PanopticEvaluator that writes its predictions into panoptic_eval/."""
-        folder = self.path / "panoptic_eval" if self.active else None
-        return PanopticEvaluator(dataset.ann_file, dataset.ann_folder, folder)
+    def panoptic_folder(self):
+        """Where the predicted panoptic PNGs go, or None where nothing is written."""
+        return self.path / "panoptic_eval" if self.active else None
 
     def lacks(self, epoch):
         """Whether log.txt should have a line of this epoch and has none: the main process's answer, in all."""

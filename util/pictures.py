@@ -7,8 +7,6 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets.coco import read_listed_image
-
 GRID = (4, 3)  # columns and rows of the predictions
 CELL = 400  # side of a cell in pixels, into which an image is enlarged or shrunk
 HEADER = 32  # height in pixels of the line that explains the picture
@@ -21,10 +19,11 @@ POINTS = 4  # from which the encoder's attention is drawn
 MOST = 20  # detections whose attention is drawn
 
 
-def plot_predictions(coco, img_folder, results, path):
+def plot_predictions(coco, read_image, results, path):
     """Draws the first images of `results`, with ground truth and detections, as one picture.
 
-    coco: pycocotools COCO with the ground truth; results: detections in COCO's result format; path: a path or a binary file.
+    coco: pycocotools COCO with the ground truth; read_image: gives the PIL image of an image id; results: detections in COCO's
+    result format; path: a path or a binary file.
     """
     columns, rows = GRID
     detections = {}
@@ -38,7 +37,7 @@ def plot_predictions(coco, img_folder, results, path):
                                  f"{SCORE} or more", fill="black", font=_font(" ", 18), anchor="lm")
     for number, image_id in enumerate(shown):
         place = (number % columns * CELL, HEADER + number // columns * CELL)
-        picture.paste(_draw_cell(coco, img_folder, image_id, detections[image_id]), place)
+        picture.paste(_draw_cell(coco, read_image, image_id, detections[image_id]), place)
     picture.save(path, format="png")
 
 
@@ -143,9 +142,9 @@ def _tint(image, masks, colours):
     return Image.fromarray(pixels)
 
 
-def _draw_cell(coco, img_folder, image_id, detections):
+def _draw_cell(coco, read_image, image_id, detections):
     """One image, enlarged or shrunk to fit into a cell, with its frames."""
-    image = read_listed_image(img_folder, coco.imgs[image_id])
+    image = read_image(image_id)
     scale = (CELL - 4) / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)

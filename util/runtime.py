@@ -1,12 +1,10 @@
-"""Prepares the process for the first `import jittor`, and chooses the device.
+"""Prepares the process for the first `import jittor`, which is in `util.backend`.
 
 Some things keep a plain `import jittor` from working on many machines: a CUDA that it cannot work with (see `util.cuda`); oneDNN
 (Jittor calls it "mkl"), which Jittor downloads from one university server; and a Python whose python3.X-config is not where
-Jittor looks for it. `prepare` settles these. It runs when `util` is imported, costs a few milliseconds once oneDNN is in place,
-and respects the environment variables `JITTOR_HOME`, `use_mkl`, `use_parallel_op_compiler`, `python_config_path` and `cc_path`
-where the user has set them.
+Jittor looks for it. `prepare` settles these. It costs a few milliseconds once oneDNN is in place, and respects the environment
+variables `JITTOR_HOME`, `use_mkl`, `use_parallel_op_compiler`, `python_config_path` and `cc_path` where the user has set them.
 """
-import atexit
 import ctypes
 import fcntl
 import json
@@ -20,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from util import cuda, dist
+from util import cuda, dist, memory
 from util.errors import InputError
-from util.signals import take_back_from_jittor
 
 ONEDNN_WHEEL = "onednn-devel-cpu-gomp==2022.2.1"
 ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
@@ -39,7 +36,7 @@ def prepare():
         return
     _check_numpy()
     _find_compiler()
-    _keep_freed_memory()
+    memory.keep_freed_memory()
     _flush_subnormals()
     # Jittor compiles a step's operators in several threads, which change its graph (edges, what is to be freed) without a
     # lock: now and then a first step crashed. In turn takes longer, once.
@@ -50,10 +47,11 @@ def prepare():
 
 
 def prepare_device(name):
-    """What `select_device` needs before anything imports Jittor. Says what Jittor will compile, and why a GPU is not used.
+    """`prepare` for a device, before anything imports Jittor. Says what Jittor will compile, and why a GPU is not used.
 
     name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda" where CUDA cannot work.
     """
+    prepare()
     if name == "cpu":
         os.environ["nvcc_path"] = ""  # Jittor would load CUDA all the same
     elif cuda.obstacle:
@@ -61,73 +59,10 @@ def prepare_device(name):
             remedy = f"{cuda.obstacle.remedy}, or " if cuda.obstacle.remedy else ""
             raise InputError(f"--device cuda: {cuda.obstacle.reason}; {remedy}use --device cpu")
         if cuda.obstacle.remedy and dist.is_main_process():
-            _warn(f"the GPU is not used: {cuda.obstacle.reason}; {cuda.obstacle.remedy}")
+            warn(f"the GPU is not used: {cuda.obstacle.reason}; {cuda.obstacle.remedy}")
     elif os.environ.get("nvcc_path"):
         cuda.prepare_processes(jittor_home() / ".cache" / "jittor" / "nccl", _is_reachable)
     _announce_compilation()
-
-
-def select_device(name):
-    """Import Jittor and set its device. Returns "cuda" or "cpu". Takes the names, and raises the error, of `prepare_device`."""
-    import jittor as jt
-    take_back_from_jittor()
-    _end_compilers()
-    gpus = jt.get_device_count() if jt.has_cuda else 0
-    if name == "cuda" and gpus == 0:
-        raise InputError(f"--device cuda: Jittor finds no GPU (nvcc_path={os.environ.get('nvcc_path', '')!r}); use --device cpu")
-    device = "cpu" if gpus == 0 or name == "cpu" else "cuda"
-    jt.flags.use_cuda = int(device == "cuda")
-    if device == "cuda":
-        # A convolution takes the algorithm that cuDNN expects to be the fastest, as by default in PyTorch. Jittor would try all of them
-        # for the first hundred sizes of convolutions, with up to a quarter of the GPU's memory. A few batches of COCO's have as many.
-        jt.compile_extern.cudnn.set_algorithm_cache_size(0)
-    processes = dist.get_local_size()
-    if device == "cuda" and processes > gpus and os.environ.get("use_nccl", "1") == "1" and dist.is_main_process():
-        _warn(f"{processes} processes on this machine see {gpus} GPU each, so they average their gradients on the CPU, which is "
-              f"slow; start as many processes as there are GPUs, and show every GPU to each (CUDA_VISIBLE_DEVICES)")
-    return device
-
-
-class StepMemory:
-    """Keeps the memory flat over batches of many sizes; `tidy` is to be called after each of them.
-
-    Jittor's allocator keeps freed memory in the pieces into which it was split for one batch, and takes more from the C library
-    where none fits: with every size it has seen it holds more. Here, when it holds more than a batch needs that starts without
-    such pieces, they go back to the C library, which joins them; and every EVERY batches to the system, so that one large batch
-    does not hold its memory for days.
-
-    With CUDA freeing would wait for the device. There the pieces stay until Jittor holds most of the GPU's memory: before the
-    next batch needs more than is left, and not in its middle, where pieces that are in use keep whole blocks from being freed.
-    """
-    EVERY = 50
-    MOST = 0.9  # of the GPU's memory
-
-    def __init__(self):
-        self.batches = 0
-        self.need = 0
-        self.tidied = True
-
-    def tidy(self):
-        import jittor as jt
-        if jt.flags.use_cuda:
-            memory = jt.get_mem_info()
-            if memory.total_cuda_used > self.MOST * memory.total_cuda_ram:
-                jt.gc()
-            return
-        jt.sync_all()
-        held = jt.get_mem_info().total_cpu_used
-        if self.batches % self.EVERY == 0:
-            jt.gc()
-            _return_freed_memory()
-            self.need = 0
-            self.tidied = True
-        elif self.tidied:
-            self.need = max(self.need, held)
-            self.tidied = False
-        elif held > self.need:
-            jt.gc()
-            self.tidied = True
-        self.batches += 1
 
 
 def jittor_home():
@@ -162,19 +97,6 @@ def _announce_compilation():
               "the first step (a few minutes more); later runs read its cache.", flush=True)
 
 
-def _end_compilers():
-    """Ends the processes that compiled Jittor's core when it was imported, which have nothing more to do.
-
-    A signal for the whole process group, as Ctrl-C is, would kill them while they hold the lock that Python waits for when it
-    ends them at the exit.
-    """
-    import jittor_utils
-    if jittor_utils.pool_size:
-        jittor_utils.pool_cleanup()
-        atexit.unregister(jittor_utils.pool_cleanup)
-        jittor_utils.pool_size = 0  # it would start them anew
-
-
 def _check_numpy():
     if int(np.__version__.split(".")[0]) >= 2:
         sys.exit(f"error: NumPy {np.__version__} is installed, with which Jittor would turn every array into other numbers, without a "
@@ -197,20 +119,6 @@ def _find_compiler():
     if not shutil.which(os.environ.get("cc_path", "g++")):
         sys.exit(f"error: {os.environ.get('cc_path', 'g++')} is missing, the compiler that Jittor needs: install it (on Debian or "
                  f"Ubuntu: `apt-get install {packages}`)")
-
-
-def _keep_freed_memory():
-    """Lets glibc keep what a training step frees, instead of giving it back and fetching it page by page in the next."""
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, -1)  # never
-
-
-def _return_freed_memory():
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _flush_subnormals():
@@ -243,7 +151,7 @@ def _provide_onednn():
     else:
         os.environ["use_mkl"] = "0"
         remedy = f"`pip install {ONEDNN_WHEEL}`" if wheels_fit else f"a connection to {JITTOR_SERVER[0]}"
-        _warn(f"oneDNN is missing, so convolutions on the CPU are about 100 times slower; the remedy is {remedy}")
+        warn(f"oneDNN is missing, so convolutions on the CPU are about 100 times slower; the remedy is {remedy}")
 
 
 def _is_complete(staged):
@@ -299,5 +207,5 @@ def _is_reachable(address):
     return True
 
 
-def _warn(message):
+def warn(message):
     print(f"warning: {message}", file=sys.stderr)

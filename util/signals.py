@@ -1,6 +1,6 @@
 """Signals: ending a run in good order when the machine is taken away, as Slurm and Ctrl-C announce it; and crashes.
 
-While oneDNN multiplies, a handler must not run on the stack of its thread (see HandlerStack in models/ops/kernels.h). Handlers set
+While oneDNN multiplies, a handler must not run on the stack of its thread (see HandlerStack in util/ops/kernels.h). Handlers set
 with Python's `signal.signal` run on a stack of their own, where the thread has one; handlers set in C have to ask for that.
 """
 import ctypes

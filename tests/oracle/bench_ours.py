@@ -22,7 +22,7 @@ def build(row):
 
 
 def forward(options):
-    import jittor as jt
+    from util.backend import jt
     from util.misc import nested_tensor_from_arrays
     _, model, _, postprocessors = build(options.row)
     model.eval()
@@ -68,7 +68,7 @@ def train(options):
 
 def count_transfers(step):
     """How often step() fetches something from the device."""
-    import jittor as jt
+    from util.backend import jt
     count = 0
 
     def profile(_, event, function):
@@ -104,9 +104,8 @@ def data(options):
 
 def operators():
     """Milliseconds, forward and back, of each own operator and of what Jittor has in its place, at sizes of R50's training."""
-    import jittor as jt
-    from jittor import nn
-    from models import ops
+    from util import ops
+    from util.backend import jt, nn
 
     def conv(outputs, channels, kernel, stride, height, width):
         place = (stride, stride), (kernel // 2, kernel // 2)
@@ -151,9 +150,10 @@ def operators():
 
 def compilations():
     """Operators compiled in two training steps and an evaluation, and in 30 more of each with images of other sizes."""
-    import jittor as jt
     import numpy as np
     from tiny import Batches
+
+    from util.backend import jt
     from util.misc import nested_tensor_from_arrays
     train, batch = trainer("train")
     folder = Path(jt.flags.cache_path) / "jit"
@@ -186,7 +186,8 @@ if __name__ == "__main__":
     from util import runtime
     start = time.time()
     runtime.prepare_device(options.device)
-    runtime.select_device(options.device)
+    from util.backend import select_device
+    select_device(options.device)
     if options.row == "compilations":
         bench_rows.report({"core": time.time() - start, **compilations()})
     elif options.row == "operators":

@@ -8,7 +8,6 @@ For each case: `CASE/NAME` for what run_model.py writes, but every tenth query's
 import sys
 
 import numpy as np
-
 from digest import digest
 
 CASES = ("resnet18", "learned", "pre-norm", "tiny", "no-objects", "more-objects-than-queries")

@@ -39,7 +39,8 @@ def flags(case):
     base = dict(
         weight_decay=1e-4, clip_max_norm=0.1, lr_drop=200, dilation=False,
         backbone_norm="frozen", position_embedding="sine", enc_layers=6, dec_layers=6, dim_feedforward=2048,
-        hidden_dim=256, dropout=0.0, nheads=8, num_queries=100, pre_norm=False, masks=False, aux_loss=True, frozen_weights=None, set_cost_class=1,
+        hidden_dim=256, dropout=0.0, nheads=8, num_queries=100, pre_norm=False, masks=False, aux_loss=True, frozen_weights=None,
+        set_cost_class=1,
         set_cost_bbox=5, set_cost_giou=2, mask_loss_coef=1, dice_loss_coef=1, bbox_loss_coef=5, giou_loss_coef=2,
         eos_coef=0.1, dataset_file="coco", device="cpu", seed=42, **TRAINING)
     return {**base, **CASES[case]}

@@ -234,7 +234,7 @@ def main():
         if "steps" in args.parts:
             sections.append(compare_steps(out, folder / "steps", args.coco_path.resolve()))
         if "demo" in args.parts:
-            from main import parse_args
+            from arguments import parse_args
             from datasets import build_dataset
             shapes = build_dataset("val", parse_args(["--demo"])).img_folder.parent
             sections.append(compare_demo(out, folder / "demo", shapes))

@@ -8,11 +8,10 @@ standard deviation, least and greatest value.
 import argparse
 import sys
 
+import detr.models.backbone
 import numpy as np
 import recipe
 import torch
-
-import detr.models.backbone
 from detr.models import build_model
 
 detr.models.backbone.is_main_process = lambda: False  # no download of ImageNet weights

@@ -10,11 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-
 import detr.models.backbone
 import detr.models.detr
+import numpy as np
+import torch
 from detr.models import build_model
 from detr.util.misc import nested_tensor_from_tensor_list
 

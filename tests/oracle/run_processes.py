@@ -9,12 +9,11 @@ import argparse
 import os
 
 import numpy as np
+import recipe
+import run_model
 import torch
 import torch.distributed
 import torch.multiprocessing
-
-import run_model
-import recipe
 from detr.util.misc import reduce_dict
 
 CASE = "resnet18"

@@ -13,8 +13,9 @@ from pycocotools import mask as coco_mask
 from test_coco import make_coco, write_annotations
 
 import main
-from util.checkpoint import main as convert
-from util.checkpoint import load_model_state, model_state, save_checkpoint
+from models.weights.__main__ import main as convert
+from models.weights.model import load_model_state, model_state
+from util.jittor_file import write_jittor_file
 
 CASE = os.environ.get("DETR_ORACLE_CASE", "resnet18")
 IMAGES = int(os.environ.get("DETR_ORACLE_IMAGES", 12))
@@ -100,7 +101,7 @@ def test_weights_saved_here_detect_the_same_in_the_original(original, folder, tm
     _, model, _, _ = ours.build(CASE)
     weights = recipe.make_detector({name: tuple(p.shape) for name, p in model.state_dict().items()})
     load_model_state(model, weights, "the recipe")
-    save_checkpoint({"model": model_state(model)}, tmp_path / "ours.pkl")
+    write_jittor_file({"model": model_state(model)}, tmp_path / "ours.pkl")
     monkeypatch.setattr("sys.argv", ["checkpoint", str(tmp_path / "ours.pkl"), str(tmp_path / "ours.pth")])
     convert()
     theirs = original("run_evaluate.py", "--load", tmp_path / "ours.pth", CASE, folder)

@@ -1,10 +1,10 @@
 """Fresh weights have the original's distributions, tensor by tensor."""
-import jittor as jt
 import numpy as np
-import pytest
 import ours
+import pytest
+import tiny
 
-from models import build_model
+from util.backend import jt
 
 
 def figures_of(model):
@@ -22,7 +22,7 @@ def test_initialisation(case, count, original, measured):
     """
     theirs = original("run_init.py", case)
     jt.set_global_seed(42)
-    mine = figures_of(build_model(ours.arguments(case))[0])
+    mine = figures_of(tiny.build(ours.arguments(case))[0])
     assert len(mine) == count
     assert {name.removesuffix("/shape") for name in theirs if name.endswith("/shape")} == set(mine)
 

@@ -2,7 +2,6 @@
 import json
 import shutil
 
-import jittor as jt
 import numpy as np
 import pytest
 import recipe
@@ -13,6 +12,7 @@ import main
 from datasets.coco_panoptic import rgb2id
 from datasets.panoptic_eval import PanopticEvaluator
 from models.segmentation import PostProcessPanoptic
+from util.backend import jt
 
 pytest.importorskip("panopticapi")
 PARTS = ("All", "Things", "Stuff")

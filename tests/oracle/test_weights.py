@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from util.checkpoint import main, save_checkpoint
-from util.torch_file import read_torch_file
+from models.weights.__main__ import main
+from models.weights.torch_file import read_torch_file
+from util.jittor_file import write_jittor_file
 
 SCRIPT = Path(__file__).parent / "run_checkpoint.py"
 
@@ -34,7 +35,7 @@ def test_what_is_converted_for_pytorch_is_read_equal_with_weights_only(oracle_py
              "transposed": random.randn(3, 2).astype(np.float32).T, "scalar": np.array(2.5, np.float32),
              "half": random.randn(3).astype(np.float16), "count": np.array([2**40]), "mask": np.array([True, False]),
              "empty": np.zeros((0, 2), np.float32)}
-    save_checkpoint({"model": model, "epoch": 3}, tmp_path / "checkpoint.pkl")
+    write_jittor_file({"model": model, "epoch": 3}, tmp_path / "checkpoint.pkl")
     monkeypatch.setattr("sys.argv", ["checkpoint", str(tmp_path / "checkpoint.pkl"), str(tmp_path / "weights.pth")])
     main()
     run(oracle_python, "--read", tmp_path / "weights.pth", tmp_path / "read.npz")

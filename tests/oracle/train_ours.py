@@ -22,13 +22,14 @@ STEPS, STEPS_PER_EPOCH, SHORT_SIDE = 30, 10, 320
 
 
 def prepare(options):
-    import jittor as jt
+    import tiny
+
     from datasets import NUM_CLASSES, build_dataset
+    from datasets import transforms as T
     from datasets.coco import NORMALIZE
     from datasets.loader import DataLoader
-    from datasets import transforms as T
-    from models import build_model
-    from util.checkpoint import model_state
+    from models.weights.model import model_state
+    from util.backend import jt
     if options.prepare == "demo":
         args = program.parse_args(["--demo", "--seed", str(options.seed)])
         dataset, epochs, batches = build_dataset("train", args), args.epochs, None
@@ -41,7 +42,7 @@ def prepare(options):
         epochs, batches = STEPS // STEPS_PER_EPOCH, STEPS_PER_EPOCH
     jt.set_global_seed(args.seed)
     (options.folder / "epochs").mkdir(parents=True)
-    np.savez(options.folder / "weights.npz", **model_state(build_model(args)[0]))
+    np.savez(options.folder / "weights.npz", **model_state(tiny.build(args)[0]))
     flags = {**vars(args), "classes": NUM_CLASSES[args.dataset_file], "device": "cpu"}
     (options.folder / "flags.json").write_text(json.dumps(flags))
     loader = DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True, num_workers=0, seed=args.seed)
@@ -94,15 +95,16 @@ class Recording:
 
 
 def train(options):
+    import tiny
+
     from datasets import build_dataset, get_coco_api_from_dataset
     from datasets.loader import DataLoader
     from engine import evaluate, train_one_epoch
-    from models import build_model
-    from util.checkpoint import load_model_state, model_state
+    from models.weights.model import load_model_state, model_state
     from util.optim import StepLR
     flags = json.loads((options.folder / "flags.json").read_text())
     args = argparse.Namespace(**flags)
-    model, criterion, postprocessors = build_model(args)
+    model, criterion, postprocessors = tiny.build(args)
     with np.load(options.folder / "weights.npz") as arrays:
         load_model_state(model, dict(arrays), "weights.npz")
     optimizer = program.build_optimizer(model, args)
@@ -152,5 +154,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--evaluate", type=Path)
     options = parser.parse_args()
-    runtime.select_device("cpu")
+    runtime.prepare_device("cpu")
     (prepare if options.prepare else train)(options)

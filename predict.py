@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from util.errors import InputError, printable
 from util.files import replacing
-from util.runtime import StepMemory
+from util.memory import StepMemory
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
 

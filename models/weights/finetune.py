@@ -1,9 +1,8 @@
 """Beginning a training from the weights of a model with other classes or queries."""
-import jittor as jt
-import numpy as np
-
-from util.checkpoint import model_state, summarize_names
+from util.backend import jt
 from util.errors import InputError
+
+from .model import model_state, summarize_names
 
 
 def load_what_fits(model, state, old_classes, classes, source):

@@ -30,9 +30,9 @@ The kernels are in kernels.h and kernels.cuh. `tests/test_ops.py` compares each 
 import hashlib
 from pathlib import Path
 
-import jittor as jt
 import numpy as np
-from jittor import nn
+
+from util.backend import jt, nn
 
 
 def _include(name):

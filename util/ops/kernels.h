@@ -1,4 +1,4 @@
-// What models/ops/__init__.py computes on the CPU. Arrays are float32, row-major and contiguous; images are [B, C, H, W].
+// What util/ops/__init__.py computes on the CPU. Arrays are float32, row-major and contiguous; images are [B, C, H, W].
 #pragma once
 #include <algorithm>
 #include <cmath>
