@@ -8,6 +8,7 @@ Exit code: 0 where all rows are done and within their limits, 1 where one is not
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,10 +28,12 @@ MOST_GROWTH = 1.1
 
 def device(_):
     from util.backend import jt
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    gpu = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+    gpu = "no nvidia-smi"
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        gpu = subprocess.run(query, capture_output=True, text=True).stdout.strip().replace("\n", " and ")
     versions = f"nvcc {jt.compiler.nvcc_path} {'.'.join(map(str, jt.compiler.nvcc_version))}"
-    return f"{gpu[0] if gpu else 'unknown to nvidia-smi'}; {versions}; archs {list(jt.flags.cuda_archs)}", True
+    return f"{gpu}; {versions}; architectures {list(jt.flags.cuda_archs)}", True
 
 
 def operators(_):
