@@ -1,7 +1,6 @@
 """ResNet backbones, with frozen BatchNorm or trained normalisation, and the join with the position encoding."""
 from util import ops
 from util.backend import jt, nn, resnet
-from util.errors import InputError
 from util.misc import NestedTensor, resize_nearest
 
 from .position_encoding import build_position_encoding
@@ -94,14 +93,13 @@ class Backbone(nn.Module):
     "batch" or "group" everything trains, for training without ImageNet's weights.
     return_interm_layers: the result has the maps of all stages, for masks, and not only the last one's.
     Its weights are random until `models.weights.imagenet.load_backbone` fills them.
-    Raises InputError for `dilation` with a ResNet of basic blocks.
+    Raises ValueError for `dilation` with a ResNet of basic blocks.
     """
 
     def __init__(self, name, train_backbone, dilation, norm="frozen", return_interm_layers=False):
         super().__init__()
         if dilation and name in SHALLOW:
-            raise InputError(f"--dilation needs a bottleneck ResNet, and {name} has basic blocks: "
-                             "use --backbone resnet50, resnet101 or resnet152")
+            raise ValueError(f"dilation: {name} has basic blocks; use resnet50, resnet101 or resnet152")
         if name == "tiny":
             self.body, width = TinyResNet(NORMS[norm]), 16
         else:

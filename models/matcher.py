@@ -3,7 +3,6 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
-from util.errors import InputError
 
 
 class HungarianMatcher:
@@ -15,8 +14,7 @@ class HungarianMatcher:
 
     def __init__(self, cost_class=1, cost_bbox=1, cost_giou=1):
         if cost_class == cost_bbox == cost_giou == 0:
-            raise InputError("--set_cost_class, --set_cost_bbox and --set_cost_giou are all 0: "
-                             "give at least one of them a weight")
+            raise ValueError("cost_class, cost_bbox and cost_giou are all 0")
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou

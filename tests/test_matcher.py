@@ -7,7 +7,6 @@ from scipy.special import softmax
 
 from models.matcher import HungarianMatcher
 from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
-from util.errors import InputError
 
 QUERIES, CLASSES = 5, 4
 
@@ -58,5 +57,5 @@ def test_a_diverged_model_is_left_to_the_engine():
 
 
 def test_weights_must_not_all_be_zero():
-    with pytest.raises(InputError, match="--set_cost_class"):
+    with pytest.raises(ValueError, match="cost_class, cost_bbox and cost_giou are all 0"):
         HungarianMatcher(0, 0, 0)

@@ -82,7 +82,7 @@ def test_train_mode_does_not_wake_frozen_parameters():
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
 def test_dilation_needs_bottlenecks(backbone):
-    with pytest.raises(InputError, match=f"--dilation .* {backbone}"):
+    with pytest.raises(ValueError, match=f"dilation: {backbone} has basic blocks"):
         build_tiny("--backbone", backbone, "--dilation")
 
 
