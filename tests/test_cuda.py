@@ -5,7 +5,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from test_main import REPO
+from processes import REPO
 
 from util import cuda, memory, runtime
 from util.errors import InputError

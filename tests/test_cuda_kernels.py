@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_main import REPO
+from processes import REPO
 
 from util import ops
 
 SOURCE = """
-#include "tests/cuda_on_cpu.h"
+#include "tests/helpers/cuda_on_cpu.h"
 #include "util/ops/kernels.cuh"
 using namespace detr;
 extern "C" {

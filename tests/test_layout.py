@@ -2,7 +2,7 @@
 import ast
 
 import pytest
-from test_main import REPO
+from processes import REPO
 
 LAYERS = ["main", "arguments", "predict", "engine"]  # each imports only from those behind it, and from the packages
 

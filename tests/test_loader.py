@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from test_coco import arguments, make_coco
+from coco_files import arguments, make_coco
 
 from datasets import build_dataset
 from datasets.loader import DataLoader

@@ -6,11 +6,11 @@ import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from processes import REPO
 from same import assert_same
 
 from arguments import check_flags, get_args_parser, parse_args
@@ -19,8 +19,6 @@ from models.weights.checkpoint import load_checkpoint
 from util.backend import jt
 from util.errors import InputError
 from util.jittor_file import write_jittor_file
-
-REPO = Path(__file__).parents[1]
 
 
 def run(*flags):

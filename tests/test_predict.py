@@ -9,7 +9,7 @@ import pytest
 import tiny
 from interrupt import FLAGS
 from PIL import Image
-from test_main import REPO
+from processes import REPO
 
 from arguments import parse_args
 from datasets.coco import upright

@@ -8,7 +8,7 @@ import sys
 import pytest
 import test_main
 from interrupt import assert_same_training
-from test_main import REPO
+from processes import REPO
 
 import datasets.loader
 from models.weights.checkpoint import load_checkpoint
@@ -198,6 +198,6 @@ def test_a_damaged_checkpoint_names_the_newest_intact_one(tmp_path):
 @pytest.mark.parametrize("name", ["KILL", "TERM"])
 def test_interrupted_trainings_end_as_the_undisturbed_one(name):
     # in a process of its own, since Jittor ends one whose child is killed
-    done = subprocess.run([sys.executable, "-m", "tests.interrupt", "--times", "2", "--signal", name], cwd=REPO, text=True,
+    done = subprocess.run([sys.executable, "-m", "tests.tools.interrupt", "--times", "2", "--signal", name], cwd=REPO, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
     assert done.returncode == 0 and f"2 x SIG{name}" in done.stdout, done.stdout

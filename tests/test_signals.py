@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from test_main import REPO
+from processes import REPO
 
 
 def run(source, *flags):
@@ -15,8 +15,8 @@ def run(source, *flags):
 # "both": two signals in a row, of which the second may go to a thread that computes
 @pytest.mark.parametrize("how, product", [("both", "bmm"), ("both", "linear"), ("child", "bmm")])
 def test_signals_do_not_damage_products(how, product):
-    done = subprocess.run([sys.executable, "-m", "tests.signal_damage", "--seconds", "2", "--how", how, "--product", product], cwd=REPO,
-                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    command = [sys.executable, "-m", "tests.tools.signal_damage", "--seconds", "2", "--how", how, "--product", product]
+    done = subprocess.run(command, cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]
     assert int(re.search(r" products, (\d+) signals, 0 products wrong", done.stdout)[1]) > 20, done.stdout
 

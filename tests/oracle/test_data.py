@@ -1,7 +1,7 @@
 """Our data pipeline and COCO figures against the original's, on the same files and with the same random draws."""
 import numpy as np
 import pytest
-from test_coco import IMAGES, arguments, make_coco
+from coco_files import IMAGES, arguments, make_coco
 
 from datasets import build_dataset, get_coco_api_from_dataset
 from datasets.coco_eval import CocoEvaluator

@@ -9,8 +9,8 @@ import numpy as np
 import ours
 import pytest
 import recipe
+from coco_files import make_coco, write_annotations
 from pycocotools import mask as coco_mask
-from test_coco import make_coco, write_annotations
 
 import main
 from models.weights.__main__ import main as convert

@@ -1,7 +1,7 @@
 """The golden results in the repository are what the original computes today."""
 import numpy as np
+from golden_file import GOLDEN, check_case, of_case
 from make_golden import CASES
-from test_golden import GOLDEN, check_case, of_case
 
 
 def test_committed_golden_results_are_the_originals(original):

@@ -1,6 +1,6 @@
 """Two processes of this project under mpirun and of the original under torch.distributed, on the same batches."""
 import numpy as np
-from test_dist import part
+from processes import part
 
 
 def test_steps_of_two_processes(original, measured, tmp_path):

@@ -1,6 +1,6 @@
 """Interrupts a training again and again, resumes it each time, and compares its end with that of an undisturbed one:
 
-    python -m tests.interrupt [--times 100] [--signal KILL] [--seed N] [--model tiny|resnet18]
+    python -m tests.tools.interrupt [--times 100] [--signal KILL] [--seed N] [--model tiny|resnet18]
 
 The whole process group gets the signal, at a random moment; a third of the moments are within a save. A training that comes
 to its end is compared to the last bit (weights, optimizer, log.txt), and another one starts until all interruptions are spent.
@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 from models.weights.checkpoint import load_checkpoint
-from tests.same import assert_same
+from tests.helpers.same import assert_same
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 FLAGS = """--dataset_file shapes --shapes_train 48 --shapes_val 6 --shapes_size 32 --backbone tiny --backbone_norm batch
            --backbone_weights none --enc_layers 1 --dec_layers 2 --hidden_dim 128 --nheads 8 --dim_feedforward 128 --num_queries 8
            --batch_size 4 --epochs 4 --lr_drop 2 --device cpu --checkpoint_interval 2""".split()

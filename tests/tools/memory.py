@@ -1,6 +1,6 @@
 """Trains a small model for thousands of steps on images of varying sizes, evaluates it on thousands, and draws its memory:
 
-    python -m tests.memory [--steps 3000] [--images 2000] [--coco_path PATH] [--out memory.png]
+    python -m tests.tools.memory [--steps 3000] [--images 2000] [--coco_path PATH] [--out memory.png]
 
 The program itself runs, on real images with the original's transforms; its memory is read from outside, whenever it prints.
 """
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from engine import PRINT_FREQ
 from util.memory import StepMemory
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 FLAGS = """--backbone tiny --backbone_norm batch --backbone_weights none --enc_layers 1 --dec_layers 1 --hidden_dim 64 --nheads 1
            --dim_feedforward 128 --num_queries 20 --batch_size 2 --epochs 1 --device cpu""".split()
 PROGRESS = re.compile(r"^(Epoch|Test):.*?\[ *(\d+)/\d+\]")

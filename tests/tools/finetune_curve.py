@@ -1,6 +1,6 @@
 """Fine-tuning against training from nothing: a detector of circles, rectangles and triangles learns stars too.
 
-    python -m tests.finetune_curve output/demo/checkpoint.pkl output/finetune [--epochs 22]
+    python -m tests.tools.finetune_curve output/demo/checkpoint.pkl output/finetune [--epochs 22]
 
 Draws a variant of the shapes with one more class and other category ids, trains on it from nothing for so many epochs, and
 fine-tunes the demo's detector for a quarter of them; then draws both curves into FOLDER/curve.png and prints them.
@@ -20,7 +20,7 @@ from datasets import shapes
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).resolve().parents[2]
 IDS = {"star": 1, "triangle": 2, "circle": 5, "rectangle": 9}
 # The demo's model and schedule, on data in a layout of one's own.
 DEMO = ["--demo", "--dataset_file", "coco"]

@@ -1,6 +1,6 @@
 """Signals while oneDNN multiplies: every product has to stay right.
 
-    python -m tests.signal_damage [--seconds 600] [--how process|thread|both|child] [--threads 2] [--rate 2000] [--product bmm]
+    python -m tests.tools.signal_damage [--seconds 600] [--how process|thread|both|child] [--threads 2] [--rate 2000] [--product bmm]
 
 oneDNN 2.6 keeps an address of the heap in the stack pointer while it multiplies (its issue 4845), so the frame of a signal handler
 can land in arrays. A second process sends signals to this process, to its main thread, or to both in turn; or it has children whose

@@ -1,6 +1,6 @@
 """Does to a training what machines, disks and people do, and looks at what is lost: prints a table. Needs root, for a small disk.
 
-    python -m tests.faults
+    python -m tests.tools.faults
 
 Each fault strikes after the second of four epochs. Then it is mended, the training goes on from its last intact
 checkpoint, and its end is compared with that of an undisturbed one to the last bit. SIGKILL and SIGTERM at any moment: see
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.weights.checkpoint import load_checkpoint
-from tests.interrupt import assert_same_training, finish, start
+from tests.tools.interrupt import assert_same_training, finish, start
 from util.errors import InputError
 
 

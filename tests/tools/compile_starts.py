@@ -1,6 +1,6 @@
 """Starts that compile all operators of a very small model in many threads; do they crash?
 
-    python -m tests.compile_starts HOME [--times 60] [--threads 16]
+    python -m tests.tools.compile_starts HOME [--times 60] [--threads 16]
 
 HOME is a Jittor home of its own, in which the core is compiled once; its operators are removed before each start. Every other start
 has two busy processes at nice 10 beside it. `cc_path=/usr/lib/ccache/g++` in the environment (with Debian's ccache) makes a start take
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.interrupt import FLAGS, REPO
+from tests.tools.interrupt import FLAGS, REPO
 
 BUSY = ["nice", "-n", "10", sys.executable, "-c", "while True: pass"]
 

@@ -1,6 +1,6 @@
 """Files that no honest program writes, in the three forms of a checkpoint. What they would run leaves a mark, a new file.
 
-    python -m tests.hostile     runs `python -m models.weights` on each, and prints a table of what it said, took and used
+    python -m tests.tools.hostile     runs `python -m models.weights` on each, and prints a table of what it said, took and used
 """
 import io
 import os
@@ -14,7 +14,7 @@ import zipfile
 from hashlib import sha1
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MAGIC = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
 FOREIGN = ["posix system", "nt system", "os popen", "subprocess Popen", "subprocess check_output", "builtins eval", "builtins exec",
            "builtins __import__", "builtins open", "builtins getattr", "builtins compile", "__builtin__ eval", "runpy _run_code",

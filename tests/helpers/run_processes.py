@@ -1,7 +1,8 @@
 """What test_dist.py runs under mpirun, one part each; the main process writes the result.
 
-    mpirun -np N python tests/run_processes.py {train,save,messages,allreduce} OUT.npz [--batch_size B] [--steps S] [--accum_steps A]
-    python tests/run_processes.py alone OUT.npz --processes N [--batch_size B] [--steps S]
+    mpirun -np N python tests/helpers/run_processes.py {train,save,messages,allreduce} OUT.npz [--batch_size B] [--steps S]
+                                                       [--accum_steps A]
+    python tests/helpers/run_processes.py alone OUT.npz --processes N [--batch_size B] [--steps S]
 
 `train` takes steps as engine.py does; `alone` computes in one process what they should be, by the definition: the mean over
 the processes of each one's loss, whose number of boxes is the mean over the processes.
@@ -11,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent), str(Path(__file__).parent / "oracle")]
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "helpers"), str(TESTS / "oracle")]
 import numpy as np  # noqa: E402
 import ours  # noqa: E402
 import recipe  # noqa: E402
