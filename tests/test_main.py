@@ -21,16 +21,11 @@ from util.errors import InputError
 from util.jittor_file import write_jittor_file
 
 
-def run(*flags):
-    # With this seed the training images are not cropped in the first two epochs, and so stay small.
-    main(tiny.arguments("--lr_drop", 1, "--seed", 47, *flags))
-
-
 @pytest.fixture(scope="module")
 def trained(coco, tmp_path_factory):
     """The output folder of two epochs at once, with data workers."""
     folder = tmp_path_factory.mktemp("trained")
-    run("--coco_path", coco, "--output_dir", folder, "--epochs", 2, "--num_workers", 2)
+    tiny.train("--coco_path", coco, "--output_dir", folder, "--epochs", 2, "--num_workers", 2)
     return folder
 
 
@@ -39,8 +34,8 @@ def resumed(coco, tmp_path_factory):
     """The output folder of one epoch and a second one resumed from it, without data workers."""
     folder = tmp_path_factory.mktemp("resumed")
     flags = ("--coco_path", coco, "--output_dir", folder, "--num_workers", 0)
-    run(*flags, "--epochs", 1)
-    run(*flags, "--epochs", 2, "--resume", folder / "checkpoint.pkl")
+    tiny.train(*flags, "--epochs", 1)
+    tiny.train(*flags, "--epochs", 2, "--resume", folder / "checkpoint.pkl")
     return folder
 
 
@@ -84,7 +79,7 @@ def test_resuming_continues_to_the_last_bit(trained, resumed):
 
 
 def test_evaluating_the_checkpoint_gives_the_trainings_figures(coco, trained, tmp_path):
-    run("--coco_path", coco, "--output_dir", tmp_path, "--eval", "--resume", trained / "checkpoint.pkl")
+    tiny.train("--coco_path", coco, "--output_dir", tmp_path, "--eval", "--resume", trained / "checkpoint.pkl")
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "eval.pkl", "detections_bbox.json", "predictions.png"}
     found, expected = (load_figures(path) for path in (tmp_path / "eval.pkl", trained / "eval" / "latest.pkl"))
     assert_same(found, expected)
@@ -100,7 +95,7 @@ def load_figures(path):
 
 
 def test_evaluating_prints_the_12_figures(coco, trained, capsys):
-    run("--coco_path", coco, "--eval", "--resume", trained / "checkpoint.pkl")
+    tiny.train("--coco_path", coco, "--eval", "--resume", trained / "checkpoint.pkl")
     output = capsys.readouterr().out
     figures = [float(line.rsplit("=", 1)[1]) for line in output.splitlines() if line.startswith(" Average ")]
     assert len(figures) == 12
@@ -109,7 +104,7 @@ def test_evaluating_prints_the_12_figures(coco, trained, capsys):
 
 def test_weights_alone_start_a_new_training(coco, trained, tmp_path, capsys):
     write_jittor_file({"model": load_checkpoint(trained / "checkpoint.pkl")["model"]}, tmp_path / "weights.pkl")
-    run("--coco_path", coco, "--epochs", 1, "--lr", 1e-9, "--lr_backbone", 1e-9, "--resume", tmp_path / "weights.pkl",
+    tiny.train("--coco_path", coco, "--epochs", 1, "--lr", 1e-9, "--lr_backbone", 1e-9, "--resume", tmp_path / "weights.pkl",
         "--output_dir", tmp_path / "out")
     assert "only the weights are taken; training starts at epoch 0" in capsys.readouterr().out
     [line] = log_of(tmp_path / "out")
@@ -163,7 +158,7 @@ def test_bad_data_is_named_before_the_first_step(name, tmp_path, capsys):
     damage(coco)
     # one batch: whatever the order, the truncated image is in it
     with pytest.raises(InputError, match=message):
-        run("--coco_path", coco, "--output_dir", output, "--batch_size", 3, "--num_workers", 2)
+        tiny.train("--coco_path", coco, "--output_dir", output, "--batch_size", 3, "--num_workers", 2)
     assert "[0/1]" not in capsys.readouterr().out
     assert [path.name for path in output.iterdir()] == [".lock"], "nothing is written"
 
@@ -216,7 +211,7 @@ def test_bad_checkpoint_is_named_before_the_first_step(name, coco, trained, tmp_
     make_flags, message = BAD_CHECKPOINTS[name]
     flags = make_flags(trained / "checkpoint.pkl", tmp_path / "bad.pkl")
     with pytest.raises(InputError, match=message):
-        run("--coco_path", coco, *flags)
+        tiny.train("--coco_path", coco, *flags)
     assert "[0/" not in capsys.readouterr().out
 
 
@@ -251,7 +246,7 @@ def test_bad_checkpoint_is_named_before_the_first_step(name, coco, trained, tmp_
 ])
 def test_wrong_flags_are_named(flag, value, message, coco):
     with pytest.raises(InputError, match=message):
-        run("--coco_path", coco, *[flag] if value is None else [flag, value])
+        tiny.train("--coco_path", coco, *[flag] if value is None else [flag, value])
 
 
 def numeric_flags():
@@ -313,7 +308,7 @@ def test_wrong_flags_end_before_jittor_and_the_data(tmp_path):
 ])
 def test_flags_that_do_not_go_together_are_named(flags, message, coco):
     with pytest.raises(InputError, match=message):
-        run("--coco_path", coco, *flags)
+        tiny.train("--coco_path", coco, *flags)
 
 
 def test_demo_sets_flags_that_others_win_over(capsys):
@@ -343,7 +338,7 @@ def test_demo_trains_evaluates_and_draws(tmp_path, capsys):
 def test_cuda_is_an_error_where_there_is_none(coco, monkeypatch):
     monkeypatch.setattr(jt, "has_cuda", False)
     with pytest.raises(InputError, match="--device cuda: .*use --device cpu"):
-        run("--coco_path", coco, "--device", "cuda")
+        tiny.train("--coco_path", coco, "--device", "cuda")
 
 
 @pytest.mark.parametrize("flags, message", [

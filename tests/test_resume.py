@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import pytest
-import test_main
+import tiny
 from interrupt import assert_same_training
 from processes import REPO
 
 import datasets.loader
+from arguments import parse_args
+from main import main
 from models.weights.checkpoint import load_checkpoint
 from util.errors import InputError
 from util.files import PARTIAL
@@ -18,7 +20,7 @@ from util.jittor_file import write_jittor_file
 
 
 def run(coco, output, *flags):
-    test_main.run("--epochs", 2, "--batch_size", 1, "--num_workers", 0, "--coco_path", coco, "--output_dir", output, *flags)
+    tiny.train("--epochs", 2, "--batch_size", 1, "--num_workers", 0, "--coco_path", coco, "--output_dir", output, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +125,12 @@ def test_flags_that_are_given_win_and_others_come_from_the_checkpoint(coco, tmp_
     run(coco, tmp_path / "whole", *flags)
     run(coco, tmp_path / "parts", *flags, "--epochs", 1)
     checkpoint = tmp_path / "parts" / "checkpoint.pkl"
-    test_main.main(test_main.parse_args(["--coco_path", str(coco), "--output_dir", str(checkpoint.parent), "--resume", str(checkpoint),
+    main(parse_args(["--coco_path", str(coco), "--output_dir", str(checkpoint.parent), "--resume", str(checkpoint),
                                          "--epochs", "2", "--num_workers", "0", "--device", "cpu"]))
     assert_same_training(tmp_path / "parts", tmp_path / "whole")
     capsys.readouterr()
 
-    test_main.main(test_main.parse_args([
+    main(parse_args([
         "--coco_path", str(coco), "--output_dir", str(checkpoint.parent), "--resume", str(checkpoint), "--epochs", "4", "--lr", "1e-6",
         "--lr_drop", "1", "--weight_decay", "0.5", "--num_workers", "0", "--device", "cpu"]))
     output = capsys.readouterr().out
