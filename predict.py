@@ -61,7 +61,8 @@ def predict_pictures(model, args, names):
             start = time.time()
             try:
                 image = upright(path)
-                [result] = predict(model, [image], args.threshold, size, args.max_size, args.attention)
+                [result] = predict(model, [image], threshold=args.threshold, size=size, max_size=args.max_size,
+                                   attention=args.attention)
                 pictures = {"detections": draw_detections(image, result, names)}
                 if args.attention:
                     pictures["attention"] = draw_attention(image, result, names)

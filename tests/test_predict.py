@@ -74,10 +74,10 @@ def test_goes_on_past_what_cannot_be_read(trained, tmp_path, capsys):
 
 def test_a_fault_in_one_picture_costs_only_that_one(trained, tmp_path, monkeypatch, capsys):
     """Whatever it is; and what was detected in the others is written."""
-    def fail_at_the_second(model, images, *rest):
+    def fail_at_the_second(model, images, **options):
         if images[0].size == (50, 40):
             raise MemoryError("one line,\nand another")
-        return predict(model, images, *rest)
+        return predict(model, images, **options)
     monkeypatch.setattr("engine.predict", fail_at_the_second)
     for number, size in enumerate([(32, 32), (50, 40), (64, 32)]):
         Image.new("RGB", size, "red").save(tmp_path / f"{number}.png")
