@@ -165,7 +165,6 @@ def how_to_go_on(args):
     return f"go on with {dist.launcher()}{full_command(again)}"
 
 
-
 # ---- what a checkpoint says about them
 
 # The model itself: weights fit no other, or worse, fit and mean nothing.

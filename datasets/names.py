@@ -1,9 +1,10 @@
 """The names of COCO's categories by their ids, for weights that come without their class names."""
+from datasets import NUM_CLASSES
 
 
 def published_names(num_classes):
     """A dictionary category id -> name for a model with as many classes as the original's published ones, else {}."""
-    return {91: COCO, 250: {**COCO, **STUFF}}.get(num_classes, {})
+    return {NUM_CLASSES["coco"]: COCO, NUM_CLASSES["coco_panoptic"]: {**COCO, **STUFF}}.get(num_classes, {})
 
 
 COCO = {

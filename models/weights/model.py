@@ -27,7 +27,7 @@ def load_model_state(model, state, source):
     state = {name: value for name, value in state.items()
              if name in variables or not name.endswith("num_batches_tracked")}
     problems = list_misfits({name: var.shape for name, var in variables.items()},
-                        {name: value.shape for name, value in state.items()})
+                            {name: value.shape for name, value in state.items()})
     problems += summarize_names("not of floating point", [name for name, value in state.items() if value.dtype.kind != "f"])
     if problems:
         raise InputError(f"{source}: does not fit the model: {'; '.join(problems)}")

@@ -34,7 +34,7 @@ def load_optimizer_state(optimizer, state, source):
         raise InputError(f"{source}: its optimizer is not one of this program's; only its weights can be loaded")
     groups, moments = optimizer.param_groups, state["state"]
     problems = list_misfits({name: var.shape for group in groups for name, var in zip(group["names"], group["params"])},
-                        {name: moment["exp_avg"].shape for name, moment in moments.items()})
+                            {name: moment["exp_avg"].shape for name, moment in moments.items()})
     if not problems and [group["names"] for group in groups] != [group["names"] for group in state["groups"]]:
         problems = ["the parameters are grouped in another way"]
     if problems:
