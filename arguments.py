@@ -3,8 +3,9 @@ import argparse
 import shlex
 from pathlib import Path
 
-from datasets import EVAL_SIZE, MAX_SIZE, NUM_CLASSES, SCALES, get_num_classes
+from datasets import EVAL_SIZE, MAX_RATIO, MAX_SIZE, NUM_CLASSES, SCALES, get_num_classes
 from datasets.panoptic_eval import require_panopticapi
+from models import BASIC_BLOCKS, LEARNED_CELLS
 from models.weights.checkpoint import num_classes_of
 from predict import find_pictures
 from util import dist
@@ -283,11 +284,18 @@ def check_numbers(args):
 
 def check_model(args):
     """Raises InputError for a model that cannot be built."""
-    if args.dilation and args.backbone in ("resnet18", "resnet34", "tiny"):
+    if args.dilation and args.backbone in BASIC_BLOCKS:
         raise InputError(f"--dilation does not go with --backbone {args.backbone}, whose blocks have no dilation: use resnet50, "
                          "resnet101 or resnet152")
     if args.hidden_dim < 4 or args.hidden_dim % 4 or args.hidden_dim % args.nheads:
         raise InputError(f"--hidden_dim is {args.hidden_dim}: give a multiple of 4 and of --nheads ({args.nheads})")
+    if args.position_embedding == "learned":
+        stride = 16 if args.dilation or args.backbone == "tiny" else 32
+        # Rounding the shorter side of the flattest image makes the longer one that much longer than --max_size.
+        longest = args.shapes_size if args.dataset_file == "shapes" else args.max_size + MAX_RATIO // 2
+        if longest > LEARNED_CELLS * stride:
+            raise InputError(f"--position_embedding learned has {LEARNED_CELLS} rows and columns, for images of up to {LEARNED_CELLS * stride} pixels: give "
+                             f"--max_size {LEARNED_CELLS * stride - MAX_RATIO // 2}, or --position_embedding sine")
     if args.masks and (args.hidden_dim % 128 or args.nheads % 8):
         raise InputError(f"--masks normalises channels in groups of eight: give a --hidden_dim (here {args.hidden_dim}) "
                          f"that is a multiple of 128 and a multiple of 8 as --nheads (here {args.nheads})")

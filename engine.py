@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
 from datasets import EVAL_SIZE, MAX_SIZE
-from datasets.coco import NORMALIZE, upright
+from datasets.coco import NORMALIZE, read_picture
 from datasets.coco_eval import CocoEvaluator
 from models.attention import watch_attention
 from models.detr import PostProcess
@@ -23,12 +23,12 @@ from util.memory import StepMemory
 PRINT_FREQ = 10
 
 
-def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_norm=0, done=0, meters=None, after_step=None,
+def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_norm=0, start_step=0, meters=None, after_step=None,
                     accum_steps=1):
     """Trains for one pass over `data_loader` and returns the epoch's averages, a dictionary of floats.
 
     max_norm: clip the global norm of the gradients to it; 0 does not clip.
-    done, meters: steps of this epoch that were trained before, and the meters' state after them.
+    start_step, meters: steps of this epoch that were trained before, and the meters' state after them.
     after_step: called with the number of steps done and the MetricLogger after each step.
     accum_steps: batches that make one step, by the definition of as many processes: the mean of the batches' losses, whose number
     of boxes is the mean over the batches.
@@ -41,22 +41,22 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
     logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
     logger.load_state_dict(meters or {})
     memory = StepMemory()
-    data_loader.set_epoch(epoch, done * accum_steps)
-    for step, batches in enumerate(logger.log_every(Steps(data_loader, accum_steps), PRINT_FREQ, f"Epoch: [{epoch}]", done), done):
+    data_loader.set_epoch(epoch, start_step * accum_steps)
+    for step, batches in enumerate(logger.log_every(Steps(data_loader, accum_steps), PRINT_FREQ, f"Epoch: [{epoch}]", start_step), start_step):
         if not all(dist.all_gather(all(targets for _, targets in batches))):  # bad samples were skipped, and nothing is left
             continue
         num_boxes = criterion.average_boxes(*[targets for _, targets in batches])
-        everyones = []
+        scalars_of_batches = []
         for share, (samples, targets) in enumerate(batches, accum_steps * (step * dist.get_world_size() + dist.get_rank())):
             # Dropout depends on seed, epoch and batch only, so that a resumed run continues as if it had never stopped.
             jt.set_seed(random.Random(f"{seed}/{epoch}/{share}").getrandbits(31))
             losses = criterion(model(samples.to_jittor()), targets, num_boxes)
             loss, scalars = weighted_sum(losses, criterion.weight_dict)
-            everyones.append(scalars)
+            scalars_of_batches.append(scalars)
             optimizer.backward(loss if accum_steps == 1 else loss / accum_steps)
             if accum_steps > 1:
                 jt.sync_all()  # the gradients now, so that no more than one batch's activations take memory
-        scalars = dist.reduce_dict({name: sum(each[name] for each in everyones) / accum_steps for name in everyones[0]})
+        scalars = dist.reduce_dict({name: sum(each[name] for each in scalars_of_batches) / accum_steps for name in scalars})
         if not math.isfinite(scalars["loss"]):
             raise InputError(f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last checkpoint is "
                              "intact; resume from it with a smaller --lr, or check the annotations")
@@ -169,7 +169,7 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
     transform = T.Compose([T.RandomResize([size], max_size), NORMALIZE])
     results = []
     for image in images:
-        image = upright(image)
+        image = read_picture(image)
         array, _ = transform(image, {"boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0, np.float32)}, random.Random(0))
         with jt.no_grad(), watch_attention(detr.transformer) if attention else nullcontext({}) as seen:
             outputs = model([array])
@@ -193,8 +193,12 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
 
 
 def shape_of_map(length, height, width):
-    """(h, w) of the feature map of so many positions that a backbone with stride 32, or 16, makes of an image."""
-    return next((h, w) for h, w in ((-(-height // stride), -(-width // stride)) for stride in (32, 16)) if h * w == length)
+    """(h, w) of a feature map with `length` positions, which a backbone of stride 32 or 16 makes of an image [height, width]."""
+    for stride in (32, 16):
+        h, w = math.ceil(height / stride), math.ceil(width / stride)
+        if h * w == length:
+            return h, w
+    raise ValueError(f"no feature map of an image of {height} x {width} has {length} positions")
 
 
 def weighted_sum(losses, weight_dict):

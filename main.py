@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import NamedTuple, Optional
 
 from arguments import adopt_flags, check_args, how_to_go_on, parse_args
-from datasets import build_dataset, check_names, count_classes, get_classes, get_coco_api_from_dataset, get_num_classes
+from datasets import build_dataset, check_names, get_classes, get_coco_api_from_dataset, get_num_classes, num_classes_from_ids
 from datasets.names import published_names
 from datasets.summary import print_summary
 from models import build_model
@@ -90,7 +90,7 @@ class Data:
         self.classes = get_classes(self.val) if args.eval else get_classes(self.train, self.val)
         self.num_classes = get_num_classes(args)
         if self.num_classes is None:
-            self.num_classes = count_classes(self.classes, args.val_ann if args.eval else args.train_ann)
+            self.num_classes = num_classes_from_ids(self.classes, args.val_ann if args.eval else args.train_ann)
 
 
 def names_of(checkpoint, source):
@@ -171,10 +171,11 @@ class Trainer:
     def train_epoch(self, epoch):
         """Trains for one epoch, saves, and returns the averages of the losses."""
         from engine import train_one_epoch
-        done, meters = (self.position.step, self.position.meters) if epoch == self.position.epoch else (0, None)
+        is_resumed = epoch == self.position.epoch
         train_stats = train_one_epoch(
             self.model, self.criterion, self.data.train_loader, self.optimizer, epoch=epoch, seed=self.args.seed,
-            max_norm=self.args.clip_max_norm, done=done, meters=meters, accum_steps=self.args.accum_steps,
+            max_norm=self.args.clip_max_norm, start_step=self.position.step if is_resumed else 0,
+            meters=self.position.meters if is_resumed else None, accum_steps=self.args.accum_steps,
             after_step=lambda step, logger: self.after_step(epoch, step, logger))
         self.lr_scheduler.step()
         self.save(epoch, train_stats=train_stats)

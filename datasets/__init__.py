@@ -7,11 +7,12 @@ NUM_CLASSES = {"coco": 91, "coco_panoptic": 250, "shapes": 4}
 SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 EVAL_SIZE = 800
 MAX_SIZE = 1333
-MOST_CLASSES = 10_000  # what a number of classes may follow from; a category id beyond is no numbering
+MAX_RATIO = 100  # of an image's sides; the training transforms would enlarge a flatter one to gigabytes
+MAX_CLASSES = 10_000  # where the highest category id decides their number; a file with higher ids does not number classes
 
 
 def get_num_classes(args):
-    """The number of classes that the flags fix, highest category id + 1; None for one's own data, whose files tell it."""
+    """The number of classes that the flags fix, highest category id + 1; None for the user's own data, whose annotations decide it."""
     if args.num_classes is not None:
         return args.num_classes
     return None if args.train_ann or args.val_ann else NUM_CLASSES[args.dataset_file]
@@ -32,19 +33,19 @@ def get_classes(*datasets):
 
 def check_names(classes, source, others, other_source):
     """Raises InputError where two dictionaries id -> name call an id by different names. source: where each is from."""
-    for number in classes.keys() & others.keys():
-        if classes[number] != others[number]:
-            raise InputError(f"{source}: class {number} is '{classes[number]}' there and '{others[number]}' in {other_source}; "
+    for class_id in classes.keys() & others.keys():
+        if classes[class_id] != others[class_id]:
+            raise InputError(f"{source}: class {class_id} is '{classes[class_id]}' there and '{others[class_id]}' in {other_source}; "
                              "give the same classes the same ids")
 
 
-def count_classes(classes, source):
-    """The number of classes, highest id + 1, for a dictionary id -> name. Raises InputError for ids that are no numbering."""
-    most = max(classes, default=-1)
-    if not 0 <= most < MOST_CLASSES:
-        raise InputError(f"{source}: its highest category id is {most}, where the number of classes, which is that id + 1, should "
-                         f"be 1 to {MOST_CLASSES}; renumber the categories")
-    return most + 1
+def num_classes_from_ids(classes, source):
+    """Highest id + 1 of a dictionary category id -> name. Raises InputError, which names source, where that is no possible number."""
+    highest = max(classes, default=-1)
+    if not 0 <= highest < MAX_CLASSES:
+        raise InputError(f"{source}: its highest category id is {highest}, where the number of classes, which is that id + 1, should "
+                         f"be 1 to {MAX_CLASSES}; renumber the categories")
+    return highest + 1
 
 
 def build_dataset(image_set, args):

@@ -15,19 +15,20 @@ from pycocotools.coco import COCO
 
 from util.errors import InputError, printable
 
-LARGEST = 1e7  # coordinate of a box, pixels
-FARTHEST = 1e6  # coordinate of a polygon's corner, and the length of its outline, pixels
+MAX_BOX_COORDINATE = 1e7  # pixels
+MAX_POLYGON_COORDINATE = 1e6  # pixels; of a corner, and the most that an outline may be long
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses an image
 
 
-class Faults:
-    """What becomes of a bad sample: called with a message, raises it as InputError, or keeps it where samples are skipped."""
+class BadSamples:
+    """Collects what is wrong with images and annotations that are left out; without `skip` the first one is raised as InputError."""
 
     def __init__(self, skip):
         self.skip = skip
         self.messages = []
 
-    def __call__(self, message):
+    def add(self, message):
+        """message: one line with file, id and remedy."""
         error = InputError(message)
         if not self.skip:
             raise error
@@ -52,10 +53,11 @@ def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=
     """
     if not img_folder.is_dir():
         raise InputError(f"{img_folder}: no such folder; put the images there")
-    data, faults = read_json(ann_file), Faults(skip_bad_samples)
-    data["images"] = check_images(data["images"], img_folder, ann_file, faults)
-    data["annotations"] = check_annotations(data, ann_file, return_masks, num_classes, faults)
-    faults.report()
+    data = read_json(ann_file)
+    bad_samples = BadSamples(skip_bad_samples)
+    data["images"] = check_images(data["images"], img_folder, ann_file, bad_samples)
+    data["annotations"] = check_annotations(data, ann_file, return_masks, num_classes, bad_samples)
+    bad_samples.report()
     fill_in_missing(data, ann_file)
     renumber_zero(data, ann_file)
     coco = COCO()
@@ -80,7 +82,7 @@ def read_json(ann_file):
     return data
 
 
-def check_images(images, img_folder, ann_file, faults):
+def check_images(images, img_folder, ann_file, bad_samples):
     """The images that have an id of their own, a possible size, and a file in the folder."""
     if not images:
         raise InputError(f"{ann_file}: lists no image; a data set needs one at least")
@@ -88,24 +90,24 @@ def check_images(images, img_folder, ann_file, faults):
     for image in images:
         fault = id_fault(image.get("id"), ids, "image") or size_fault(image) or name_fault(image.get("file_name"))
         if fault:
-            faults(f"{ann_file}: image {short(image.get('id'))}: {fault}")
+            bad_samples.add(f"{ann_file}: image {short(image.get('id'))}: {fault}")
             continue
         folder, name = os.path.split(image["file_name"])
         if folder not in present:  # one listing per folder: asking for every file takes minutes on network drives
             path = img_folder / folder
             present[folder] = set(os.listdir(path)) if path.is_dir() else set()
         (good if name in present[folder] else missing).append(image)
-    if missing and not faults.skip:
+    if missing and not bad_samples.skip:
         raise InputError(f"{img_folder / missing[0]['file_name']}: no such image; {len(missing)} of the {len(images)} images in "
                          f"{ann_file} are missing: add them, or remove them from the annotation file")
     for image in missing:
-        faults(f"{img_folder / image['file_name']}: no such image; add it, or remove it from {ann_file}")
+        bad_samples.add(f"{img_folder / image['file_name']}: no such image; add it, or remove it from {ann_file}")
     if not good:
-        raise InputError(f"{ann_file}: none of its {len(images)} images can be used; the first: {faults.messages[0]}")
+        raise InputError(f"{ann_file}: none of its {len(images)} images can be used; the first: {bad_samples.messages[0]}")
     return good
 
 
-def check_annotations(data, ann_file, return_masks, num_classes, faults):
+def check_annotations(data, ann_file, return_masks, num_classes, bad_samples):
     """The annotations with an id of their own, a known image and category, a usable box and, if asked for, a segmentation."""
     check_categories(data["categories"], ann_file)
     images = {image["id"]: image for image in data["images"]}
@@ -117,7 +119,7 @@ def check_annotations(data, ann_file, return_masks, num_classes, faults):
     ids, good = set(), []
     for ann in data["annotations"]:
         if fault := annotation_fault(ann, ids, images, categories, num_classes, return_masks):
-            faults(f"{ann_file}: annotation {short(ann.get('id'))} of image {short(ann.get('image_id'))}: {fault}")
+            bad_samples.add(f"{ann_file}: annotation {short(ann.get('id'))} of image {short(ann.get('image_id'))}: {fault}")
         else:
             good.append(ann)
     return good
@@ -164,11 +166,13 @@ def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
     return None
 
 
-def id_fault(number, ids, kind):
+def id_fault(value, ids, kind):
     """What is wrong with an id, or None. Adds it to ids, those of its kind so far."""
-    if type(number) is not int or not -2**63 <= number < 2**63 or number in ids:
-        return f"{kind} id {short(number)} is not a whole number of its own; renumber the ids"
-    ids.add(number)
+    if type(value) is not int or not -2**63 <= value < 2**63:
+        return f"{kind} id {short(value)} is not a whole number of 64 bits; renumber the ids"
+    if value in ids:
+        return f"{kind} id {short(value)} is there twice; renumber the ids"
+    ids.add(value)
     return None
 
 
@@ -195,7 +199,7 @@ def is_number(value, least, most):
 
 
 def is_box(box):
-    return (isinstance(box, list) and len(box) == 4 and all(is_number(value, -LARGEST, LARGEST) for value in box)
+    return (isinstance(box, list) and len(box) == 4 and all(is_number(value, -MAX_BOX_COORDINATE, MAX_BOX_COORDINATE) for value in box)
             and box[2] >= 0 and box[3] >= 0)
 
 
@@ -204,7 +208,7 @@ def is_segmentation(segmentation, image):
     width, height = image["width"], image["height"]
     if isinstance(segmentation, list):
         return all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-                   and all(is_number(value, -FARTHEST, FARTHEST) for value in polygon)
+                   and all(is_number(value, -MAX_POLYGON_COORDINATE, MAX_POLYGON_COORDINATE) for value in polygon)
                    and is_short(polygon) for polygon in segmentation)
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         return False
@@ -217,10 +221,10 @@ def is_segmentation(segmentation, image):
 
 def is_short(polygon):
     """Whether the outline has a possible length: pycocotools walks along it in fifths of pixels and keeps each step."""
-    if len(polygon) * max(map(abs, polygon)) < FARTHEST:
+    if len(polygon) * max(map(abs, polygon)) < MAX_POLYGON_COORDINATE:
         return True
     x, y = polygon[::2], polygon[1::2]
-    return sum(abs(x[i] - x[i - 1]) + abs(y[i] - y[i - 1]) for i in range(len(x))) < FARTHEST
+    return sum(abs(x[i] - x[i - 1]) + abs(y[i] - y[i - 1]) for i in range(len(x))) < MAX_POLYGON_COORDINATE
 
 
 def rle_runs(counts):

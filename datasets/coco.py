@@ -10,14 +10,13 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
-from datasets import EVAL_SIZE, MAX_SIZE, SCALES, get_num_classes
+from datasets import EVAL_SIZE, MAX_RATIO, MAX_SIZE, SCALES, get_num_classes
 from datasets.annotations import category_names, load_coco, segmentation_to_rle
 from util.errors import InputError
 
 # What every image goes through last: ImageNet's mean and standard deviation, as the backbone's weights expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 
-MAX_RATIO = 100  # of an image's sides; the training transforms would enlarge a flatter one to gigabytes
 # What Pillow may take a file for. It knows many more formats, one of which (EPS) runs a program on the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
@@ -56,7 +55,13 @@ class CocoImages:
 
     def read_image(self, image_id):
         """The image in RGB, in the orientation that its boxes are of. Raises InputError where it cannot be read."""
-        return read_listed_image(self.img_folder, self.images[image_id])
+        image_info = self.images[image_id]
+        image = read_image(self.img_folder / image_info["file_name"])
+        # COCO's boxes are of the image as it is stored, and its EXIF orientation is not applied. Annotation tools show it upright,
+        # and then list width and height the other way round.
+        if image.width != image.height and (image_info.get("height"), image_info.get("width")) == image.size:
+            return read_image(self.img_folder / image_info["file_name"], upright=True)
+        return image
 
     def __getitem__(self, index):
         image_id = self.ids[index]
@@ -102,46 +107,32 @@ class CocoDetection(CocoImages):
                 for ann in self.coco.dataset["annotations"] if not ann["iscrowd"]]
 
     def target(self, image_id, image):
-        listed = self.images[image_id]
-        if self.prepare.return_masks and (listed["width"], listed["height"]) != image.size:
-            raise InputError(f"{self.img_folder / listed['file_name']}: is of {image.size[0]} x {image.size[1]} pixels, but of "
-                             f"{listed['width']} x {listed['height']} in {self.ann_file}; correct width and height there")
-        return self.prepare(image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]})[1]
+        image_info = self.images[image_id]
+        if self.prepare.return_masks and (image_info["width"], image_info["height"]) != image.size:
+            raise InputError(f"{self.img_folder / image_info['file_name']}: is of {image.size[0]} x {image.size[1]} pixels, but of "
+                             f"{image_info['width']} x {image_info['height']} in {self.ann_file}; correct width and height there")
+        return self.prepare(image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]})
 
 
-def read_listed_image(img_folder, listed):
-    """The image that an annotation file lists, in RGB, in the orientation that its boxes are of.
-
-    COCO's boxes are of the image as it is stored, and its EXIF orientation is not applied. Annotation tools show it upright, and
-    then list width and height the other way round.
-    """
-    path = img_folder / listed["file_name"]
-    image = read_image(path)
-    if image.width != image.height and (listed.get("height"), listed.get("width")) == image.size:
-        return read_image(path, upright=True)
-    return image
-
-
-def read_image(path, upright=False, listed=True):
-    """The image in RGB, as stored, or with its EXIF orientation applied where it should be `upright`.
-
-    listed: whether it stands in an annotation file, which the messages say then.
+def read_image(path, upright=False):
+    """An image of a data set in RGB, as it is stored, or `upright`: turned as its EXIF orientation says.
 
     Raises:
         InputError: the file is missing, damaged, no image, or one that is too large or too flat.
     """
-    remedy = "remove it from the annotation file" if listed else "leave it out"
-    if not path.is_file():
-        raise InputError(f"{path}: cannot be read as an image (no such file); add it, or {remedy}")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            size = image.size
-            if max(size) <= MAX_RATIO * min(size):
-                image = ImageOps.exif_transpose(image) if upright else image
-                return image.convert("RGB") if listed else to_rgb(image)
-    except Exception as error:  # Pillow raises almost any for damaged bytes
-        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}") from error
-    raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; {remedy}")
+    return _decode(path, upright, lambda image: image.convert("RGB"), "remove it from the annotation file")
+
+
+def read_picture(image):
+    """A picture to predict on, as a PIL image in RGB, turned as its EXIF orientation says.
+
+    image: a path, a PIL image or an array uint8 [H, W, 3]. Raises InputError as `read_image` does.
+    """
+    if isinstance(image, np.ndarray):
+        return to_rgb(Image.fromarray(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    return _decode(Path(image), True, to_rgb, "leave it out")
 
 
 def to_rgb(image):
@@ -151,13 +142,18 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def upright(image):
-    """A path, a PIL image or an array uint8 [H, W, 3] as a PIL image in RGB, turned as its EXIF orientation says."""
-    if isinstance(image, np.ndarray):
-        return to_rgb(Image.fromarray(image))
-    if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
-    return read_image(Path(image), upright=True, listed=False)
+def _decode(path, upright, convert, remedy):
+    """The image of a file. convert: makes RGB of it; remedy: the end of the messages."""
+    if not path.is_file():
+        raise InputError(f"{path}: cannot be read as an image (no such file); add it, or {remedy}")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            size = image.size
+            if max(size) <= MAX_RATIO * min(size):
+                return convert(ImageOps.exif_transpose(image) if upright else image)
+    except Exception as error:  # Pillow raises almost any for damaged bytes
+        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}") from error
+    raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; {remedy}")
 
 
 class ConvertCocoPolysToMask:
@@ -192,7 +188,7 @@ class ConvertCocoPolysToMask:
         if self.return_masks:
             segmentations = [ann["segmentation"] for ann, kept in zip(annotations, keep) if kept]
             result["masks"] = convert_coco_poly_to_mask(segmentations, height, width)
-        return image, result
+        return result
 
 
 def convert_coco_poly_to_mask(segmentations, height, width):
@@ -231,7 +227,7 @@ def make_coco_transforms(image_set, scales=SCALES, eval_size=EVAL_SIZE, max_size
 
 
 def build(image_set, args):
-    """COCO 2017 under `args.coco_path` (train2017/, val2017/, annotations/), or one's own data in COCO's format.
+    """COCO 2017 under `args.coco_path` (train2017/, val2017/, annotations/), or the user's own data in COCO's format.
 
     image_set: 'train' or 'val'. The latter's folders and files are `args.train_images`, `train_ann`, `val_images`, `val_ann`.
 

@@ -48,11 +48,11 @@ class CocoEvaluator:
 
     def synchronize_between_processes(self):
         """The main process takes the predictions of all processes, in the order of the image ids."""
-        everyones = dist.gather((self.img_ids, self.results))
-        if everyones is None:
+        gathered = dist.gather((self.img_ids, self.results))
+        if gathered is None:
             return
-        self.img_ids = set().union(*(img_ids for img_ids, _ in everyones))
-        self.results = {iou_type: sorted((result for _, results in everyones for result in results[iou_type]),
+        self.img_ids = set().union(*(img_ids for img_ids, _ in gathered))
+        self.results = {iou_type: sorted((result for _, results in gathered for result in results[iou_type]),
                                          key=lambda result: result["image_id"]) for iou_type in self.results}
 
     def accumulate(self):

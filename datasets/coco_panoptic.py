@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from datasets import get_num_classes
-from datasets.annotations import Faults, category_names, check_categories, check_images, id_fault, is_number, load_coco, read_json, short
+from datasets.annotations import (
+    BadSamples,
+    category_names,
+    check_categories,
+    check_images,
+    id_fault,
+    is_number,
+    load_coco,
+    read_json,
+    short,
+)
 from datasets.coco import CocoImages, make_coco_transforms, read_image
 from util.errors import InputError
 
@@ -32,10 +42,10 @@ class CocoPanoptic(CocoImages):
             if not folder.is_dir():
                 raise InputError(f"{folder}: no such folder; put the {what} there")
         content = read_json(self.ann_file)
-        faults = Faults(skip_bad_samples)
-        content["images"] = check_images(content["images"], Path(img_folder), self.ann_file, faults)
-        self.annotations = check_annotations(content, self.ann_folder, self.ann_file, num_classes, faults)
-        faults.report()
+        bad_samples = BadSamples(skip_bad_samples)
+        content["images"] = check_images(content["images"], Path(img_folder), self.ann_file, bad_samples)
+        self.annotations = check_panoptic_annotations(content, self.ann_folder, self.ann_file, num_classes, bad_samples)
+        bad_samples.report()
         self.classes = category_names(content["categories"])
         self.return_masks = return_masks
         images = [image for image in content["images"] if image["id"] in self.annotations]
@@ -92,10 +102,10 @@ def masks_to_boxes(masks):
     return boxes
 
 
-def check_annotations(content, ann_folder, ann_file, num_classes, faults):
+def check_panoptic_annotations(content, ann_folder, ann_file, num_classes, bad_samples):
     """A dictionary image id -> annotation, of the annotations whose PNG and segments can be used.
 
-    Raises InputError where no image has one, or, unless `faults` skips bad samples, for the first fault found.
+    Raises InputError where no image has one, or, unless `bad_samples` skips them, for the first fault found.
     """
     check_categories(content["categories"], ann_file)
     categories = {category["id"] for category in content["categories"]}
@@ -109,20 +119,20 @@ def check_annotations(content, ann_folder, ann_file, num_classes, faults):
         if type(image_id) is not int or image_id not in known or image_id in annotations:
             fault = "no image with this id is listed, or it has two annotations; correct image_id"
         else:
-            fault = annotation_fault(annotation, ann_folder, names, categories)
+            fault = panoptic_annotation_fault(annotation, ann_folder, names, categories)
         if fault:
-            faults(f"{ann_file}: annotation of image {short(image_id)}: {fault}")
+            bad_samples.add(f"{ann_file}: annotation of image {short(image_id)}: {fault}")
         else:
             annotations[image_id] = annotation
     for image in content["images"]:
         if image["id"] not in annotations:
-            faults(f"{ann_file}: image {image['id']} has no annotation; add it, or remove the image")
+            bad_samples.add(f"{ann_file}: image {image['id']} has no annotation; add it, or remove the image")
     if not annotations:
         raise InputError(f"{ann_file}: no image has an annotation that can be used; add one")
     return annotations
 
 
-def annotation_fault(annotation, ann_folder, names, categories):
+def panoptic_annotation_fault(annotation, ann_folder, names, categories):
     """What is wrong with an image's annotation, and the remedy; or None. names: files in ann_folder."""
     name, segments = annotation.get("file_name"), annotation.get("segments_info")
     if not isinstance(name, str) or name not in names:

@@ -55,8 +55,8 @@ class DataLoader:
         self.rank, self.world_size, self.accum_steps = rank, world_size, accum_steps
         self.set_epoch(0)
         if len(self) == 0:
-            steps = f" for each of --accum_steps {accum_steps}" * (accum_steps > 1)
-            processes = f" for each of {world_size} processes" * (world_size > 1)
+            steps = f" for each of --accum_steps {accum_steps}" if accum_steps > 1 else ""
+            processes = f" for each of {world_size} processes" if world_size > 1 else ""
             raise InputError(f"--batch_size {batch_size}: the data set has only {len(dataset)} images, less than one "
                              f"batch{steps}{processes}; use a smaller batch or more images")
 

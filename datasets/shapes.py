@@ -24,11 +24,11 @@ from util.errors import InputError
 
 CLASSES = ("circle", "rectangle", "triangle")  # category ids 1, 2, 3
 SEED = 0  # of the drawings; --seed changes the training, not the data
-SMALLEST, LARGEST = 1 / 6, 0.6  # width and height of a shape, of the image's side
-MOST_SHAPES = 5
-MOST_OVERLAP = 0.2  # of the smaller shape's area
+MIN_SIDE, MAX_SIDE = 1 / 6, 0.6  # width and height of a shape, of the image's side
+MAX_SHAPES = 5
+MAX_OVERLAP = 0.2  # of the smaller shape's area
 NOISE = 4  # standard deviation of grey levels, of 255
-SMOOTH = 4  # edges are drawn this many times finer than the image
+SUPERSAMPLING = 4  # edges are drawn this many times finer than the image
 NAME = "shapes"
 
 
@@ -82,12 +82,12 @@ def draw_image(size, seed, part, index):
     rng = np.random.default_rng([seed, part, index])
     image = _background(size, rng)
     shapes, drawn = [], []
-    for _ in range(rng.integers(1, MOST_SHAPES + 1)):
+    for _ in range(rng.integers(1, MAX_SHAPES + 1)):
         for _ in range(20):
             kind = int(rng.integers(len(CLASSES)))
             polygon = _polygon(CLASSES[kind], size, rng)
             cover = _cover(polygon, size)
-            if all((cover * other).sum() <= MOST_OVERLAP * min(cover.sum(), other.sum()) for other in drawn):
+            if all((cover * other).sum() <= MAX_OVERLAP * min(cover.sum(), other.sum()) for other in drawn):
                 break
         else:
             continue  # no room left for it
@@ -110,7 +110,7 @@ def _background(size, rng):
 
 def _polygon(name, size, rng):
     """Corners of a shape somewhere in the image."""
-    width, height = rng.uniform(SMALLEST * size, LARGEST * size, 2)
+    width, height = rng.uniform(MIN_SIDE * size, MAX_SIDE * size, 2)
     if name == "circle":
         height = width
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -125,9 +125,9 @@ def _polygon(name, size, rng):
 
 def _cover(polygon, size):
     """How much of each pixel the polygon covers, float64 [size, size] in 0..1."""
-    fine = Image.new("L", (size * SMOOTH, size * SMOOTH))
-    ImageDraw.Draw(fine).polygon([tuple(point) for point in polygon * SMOOTH - 0.5], fill=255)
-    return np.asarray(fine.reduce(SMOOTH), np.float64) / 255
+    fine = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
+    ImageDraw.Draw(fine).polygon([tuple(point) for point in polygon * SUPERSAMPLING - 0.5], fill=255)
+    return np.asarray(fine.reduce(SUPERSAMPLING), np.float64) / 255
 
 
 def _annotation(kind, polygon):

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-EDGES = (16, 32, 64, 128, 256, 512)  # of the classes of sizes, pixels; COCO calls below 32 small and from 96 large
+SIZE_EDGES = (16, 32, 64, 128, 256, 512)  # of the classes of sizes, pixels; COCO calls below 32 small and from 96 large
 
 
 def print_summary(name, dataset, num_queries):
@@ -18,16 +18,16 @@ def print_summary(name, dataset, num_queries):
     print(f"{name}: {len(counts):,} images, {len(boxes):,} boxes of {len(dataset.classes)} classes, {(counts == 0).sum():,} images "
           "without a box")
     per_class = Counter(category for _, category, _ in boxes)
-    listed = ", ".join(f"{class_name} {per_class[number]:,}" for number, class_name in
-                       sorted(dataset.classes.items(), key=lambda item: -per_class[item[0]]) if per_class[number])
-    print(f"  boxes of each class: {listed or 'none'}")
-    if missing := [class_name for number, class_name in dataset.classes.items() if not per_class[number]]:
+    boxes_of_each_class = ", ".join(f"{class_name} {per_class[class_id]:,}" for class_id, class_name in
+                       sorted(dataset.classes.items(), key=lambda item: -per_class[item[0]]) if per_class[class_id])
+    print(f"  boxes of each class: {boxes_of_each_class or 'none'}")
+    if missing := [class_name for class_id, class_name in dataset.classes.items() if not per_class[class_id]]:
         print(f"  classes without a box: {', '.join(missing)}")
     print(f"  boxes per image: median {np.median(counts):.0f}, 95% of the images have at most {np.percentile(counts, 95):.0f}, "
           f"most {counts.max()}; --num_queries {num_queries}")
     print_sizes(np.sqrt([area for _, _, area in boxes]))
     if (many := (counts > num_queries).sum()):
-        print(f"  warning: {many:,} images have more boxes than --num_queries {num_queries}, and no more than so many can be found "
+        print(f"  warning: {many:,} images have more boxes than --num_queries {num_queries}, and only that many can be found "
               "in an image: give a larger one")
     if len(boxes) == 0:
         print("  warning: there is not a single box to learn from or to find")
@@ -35,8 +35,8 @@ def print_summary(name, dataset, num_queries):
 
 def print_sizes(sizes):
     """A histogram of the sides of the boxes, or rather of the squares of the same area, in pixels of the original images."""
-    counts = np.bincount(np.digitize(sizes, EDGES), minlength=len(EDGES) + 1)
-    labels = [f"below {EDGES[0]}", *(f"{low}-{high}" for low, high in zip(EDGES, EDGES[1:])), f"{EDGES[-1]} or more"]
+    counts = np.bincount(np.digitize(sizes, SIZE_EDGES), minlength=len(SIZE_EDGES) + 1)
+    labels = [f"below {SIZE_EDGES[0]}", *(f"{low}-{high}" for low, high in zip(SIZE_EDGES, SIZE_EDGES[1:])), f"{SIZE_EDGES[-1]} or more"]
     print("  side of the boxes, pixels (square root of the area):")
     for label, count in zip(labels, counts):
         if count:

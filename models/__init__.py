@@ -1,5 +1,9 @@
 """The model, its loss and its postprocessing."""
 
+# What flags can be checked against before Jittor is imported.
+BASIC_BLOCKS = ("resnet18", "resnet34", "tiny")  # backbones whose blocks have two convolutions and cannot be dilated
+LEARNED_CELLS = 50  # rows and columns for which position_embedding "learned" has a vector
+
 
 def build_model(args, num_classes):
     """model, criterion, postprocessors for the parsed flags of `main.py`.

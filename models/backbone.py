@@ -3,9 +3,8 @@ from util import ops
 from util.backend import jt, nn, resnet
 from util.misc import NestedTensor, resize_nearest
 
+from . import BASIC_BLOCKS
 from .position_encoding import build_position_encoding
-
-SHALLOW = ("resnet18", "resnet34", "tiny")  # basic blocks: no dilation
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -98,7 +97,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name, train_backbone, dilation, norm="frozen", return_interm_layers=False):
         super().__init__()
-        if dilation and name in SHALLOW:
+        if dilation and name in BASIC_BLOCKS:
             raise ValueError(f"dilation: {name} has basic blocks; use resnet50, resnet101 or resnet152")
         if name == "tiny":
             self.body, width = TinyResNet(NORMS[norm]), 16
@@ -106,12 +105,12 @@ class Backbone(nn.Module):
             self.body = resnet.ResNet(*RESNETS[name], norm_layer=NORMS[norm],
                                       replace_stride_with_dilation=[False, False, dilation])
             del self.body.maxpool, self.body.avgpool, self.body.fc
-            width = 64 if name in SHALLOW else 256
+            width = 64 if name in BASIC_BLOCKS else 256
         self.stage_channels = [width, 2 * width, 4 * width, 8 * width]
         self.return_interm_layers = return_interm_layers
-        trained = ("layer2", "layer3", "layer4") if norm == "frozen" else ("",)
         for parameter_name, parameter in self.body.named_parameters():
-            if not train_backbone or not parameter_name.startswith(trained):
+            frozen_stage = norm == "frozen" and not parameter_name.startswith(("layer2", "layer3", "layer4"))
+            if frozen_stage or not train_backbone:
                 parameter.stop_grad()
 
     def execute(self, samples):

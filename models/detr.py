@@ -34,9 +34,9 @@ class DETR(nn.Module):
     def train(self):
         """Training mode; a backbone that does not train keeps the statistics of its BatchNorm too."""
         super().train()
-        self.rest_backbone()
+        self.keep_frozen_backbone_in_eval()
 
-    def rest_backbone(self):
+    def keep_frozen_backbone_in_eval(self):
         if all(parameter.is_stop_grad() for parameter in self.backbone.parameters()):
             self.backbone.eval()
 

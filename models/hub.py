@@ -1,4 +1,4 @@
-"""The original's models by name, for programs of one's own (original: `hubconf.py`).
+"""The original's models by name, to use in your own programs (original: `hubconf.py`).
 
 `pretrained` loads the original's weights, downloaded once into the user's cache; without it all weights are random.
 """

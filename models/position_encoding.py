@@ -5,7 +5,8 @@ import numpy as np
 
 from util import ops
 from util.backend import jt, nn
-from util.errors import InputError
+
+from . import LEARNED_CELLS
 
 
 class PositionEmbeddingSine(nn.Module):
@@ -37,20 +38,19 @@ class PositionEmbeddingLearned(nn.Module):
 
     def __init__(self, num_pos_feats=256):
         super().__init__()
-        self.row_embed = nn.Embedding(50, num_pos_feats)
-        self.col_embed = nn.Embedding(50, num_pos_feats)
+        self.row_embed = nn.Embedding(LEARNED_CELLS, num_pos_feats)
+        self.col_embed = nn.Embedding(LEARNED_CELLS, num_pos_feats)
         nn.init.uniform_(self.row_embed.weight)
         nn.init.uniform_(self.col_embed.weight)
 
     def execute(self, tensor_list):
         """NestedTensor with tensors [B, C, h, w] -> float32 [B, 2 * num_pos_feats, h, w], x features before y features.
 
-        Raises InputError for a feature map of more than 50 rows or columns.
+        Raises ValueError for a feature map of more than 50 rows or columns.
         """
         b, _, h, w = tensor_list.tensors.shape
-        if max(h, w) > 50:
-            raise InputError(f"--position_embedding learned has 50 rows and columns, but the feature map is {h} x {w}: "
-                             "use smaller images, no --dilation, or --position_embedding sine")
+        if max(h, w) > LEARNED_CELLS:
+            raise ValueError(f"tensor_list has {h} x {w} cells, more than the {LEARNED_CELLS} rows and columns that are learned")
         shape = [b, h, w, self.row_embed.weight.shape[1]]
         x = self.col_embed.weight[:w].broadcast(shape, [0, 1])
         y = self.row_embed.weight[:h].broadcast(shape, [0, 2])

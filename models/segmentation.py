@@ -37,7 +37,7 @@ class DETRsegm(nn.Module):
     def train(self):
         """Training mode; a frozen backbone keeps its statistics too."""
         super().train()
-        self.detr.rest_backbone()
+        self.detr.keep_frozen_backbone_in_eval()
 
     def execute(self, samples):
         """As DETR, and pred_masks: float32 [B, Q, H/4, W/4], logits."""
@@ -110,7 +110,7 @@ class MaskHeadSmallConv(nn.Module):
         """src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i] -> [B, Q, H/4, W/4]
 
         What comes from the image alone is computed once, not per query. In evaluation on the CPU a block of queries is done
-        before the next one starts. With CUDA Jittor would compile the slices of blocks anew for some sizes of images.
+        before the next one starts. With CUDA Jittor would compile the slices of blocks again for some sizes of images.
         """
         # lay1 of image and attention side by side is the sum of two convolutions; the image's has 32 times the channels.
         channels = src.shape[1]

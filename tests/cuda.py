@@ -20,8 +20,8 @@ sys.path[:0] = [str(REPO), str(REPO / "tests" / "helpers"), str(REPO / "tests" /
 
 OPERATOR_LIMIT, OUTPUT_LIMIT, GRADIENT_LIMIT, LOSS_LIMIT = 1e-4, 1e-4, 1e-3, 1e-3
 DEMO_AP = 0.70
-STEPS, SETTLED = 300, 150  # of training at random sizes; after SETTLED the memory held grows no more than by MOST_GROWTH
-MOST_GROWTH = 1.1
+STEPS, SETTLED = 300, 150  # of training at random sizes; after SETTLED the memory held grows no more than by MAX_GROWTH
+MAX_GROWTH = 1.1
 
 
 # ---- rows: a function of the folder gives (what was measured, whether it is within its limit)
@@ -140,7 +140,7 @@ def sizes(_):
     compiled = len(list(jit.glob("*.so"))) - before
     settled, most = max(held[:SETTLED]), max(held)
     return (f"{STEPS} steps of 2 images: {compiled} kernels compiled after the second step; held {settled / 2**30:.2f} GB after {SETTLED} "
-            f"steps, {most / 2**30:.2f} GB at the end"), compiled == 0 and most <= MOST_GROWTH * settled
+            f"steps, {most / 2**30:.2f} GB at the end"), compiled == 0 and most <= MAX_GROWTH * settled
 
 
 def speed(_):

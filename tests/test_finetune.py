@@ -1,4 +1,4 @@
-"""Beginning from another model's weights: what is taken, made anew, left out; parts that do not train."""
+"""Beginning from another model's weights: what is loaded, newly initialized, not used; parts that do not train."""
 import numpy as np
 import pytest
 import tiny
@@ -35,8 +35,8 @@ def test_rows_of_classes_with_the_same_name_are_kept(source, capsys):
     for name in set(source) - {"class_embed.weight", "class_embed.bias"}:
         np.testing.assert_array_equal(found[name], source[name], err_msg=name)
     printed = capsys.readouterr().out
-    assert f"w.pkl: {len(found)} of the model's {len(found)} weights are taken from there; training starts at epoch 0" in printed
-    assert "class head: kept dog, cat, no object; made anew: wolf; left out: sheep" in printed
+    assert f"w.pkl: loaded {len(found)} of the model's {len(found)} weights; training starts at epoch 0" in printed
+    assert "class head: kept dog, cat, no object; newly initialized: wolf; not used: sheep" in printed
 
 
 def test_classes_beyond_the_head_have_no_row(source):
@@ -57,15 +57,15 @@ def test_another_number_of_queries(source, count, capsys):
     found, old, kept = model_state(model)["query_embed.weight"], source["query_embed.weight"], min(count, 10)
     np.testing.assert_array_equal(found[:kept], old[:kept])
     np.testing.assert_array_equal(found[kept:], fresh[kept:])
-    assert f"queries: kept {kept} of 10; made anew: {count - kept}" in capsys.readouterr().out
+    assert f"queries: kept {kept} of 10; newly initialized: {count - kept}" in capsys.readouterr().out
 
 
-def test_other_layers_are_made_anew_or_left_out(source, capsys):
+def test_other_layers_are_newly_initialized_or_not_used(source, capsys):
     model = build("--num_classes", 4, "--dec_layers", 1, "--enc_layers", 2)
     load_what_fits(model, source, {}, {1: "cat"}, "w.pkl")
     printed = capsys.readouterr().out
-    assert "12 made anew (transformer.encoder.layers.1." in printed and "18 left out (transformer.decoder.layers.1." in printed
-    assert "class head: kept no object; made anew: cat; left out: none" in printed
+    assert "12 newly initialized (transformer.encoder.layers.1." in printed and "18 not used (transformer.decoder.layers.1." in printed
+    assert "class head: kept no object; newly initialized: cat; not used: none" in printed
 
 
 def test_masks_and_boxes_fit_each_other(capsys):
@@ -78,7 +78,7 @@ def test_masks_and_boxes_fit_each_other(capsys):
     back = build(*wide, seed=4)
     load_what_fits(back, state, {1: "cat"}, {1: "cat"}, "w.pkl")
     assert all((array == model_state(boxes)[name]).all() for name, array in model_state(back).items() if not name.startswith("class"))
-    assert "left out (bbox_attention." in capsys.readouterr().out
+    assert "not used (bbox_attention." in capsys.readouterr().out
 
 
 def test_another_backbone_is_an_error_and_changes_nothing(source):

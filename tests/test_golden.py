@@ -1,6 +1,6 @@
 """Our model against stored results of the original, for machines that do not have the original.
 
-tests/oracle/make_golden.py makes the file; tests/oracle/test_golden_live.py makes it anew and compares.
+tests/oracle/make_golden.py makes the file; tests/oracle/test_golden_live.py makes it again and compares.
 """
 
 import numpy as np

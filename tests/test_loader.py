@@ -48,7 +48,7 @@ def collect(loader):
     return [(samples.tensors, samples.mask, targets) for samples, targets in loader]
 
 
-def assert_same(first, second):
+def assert_same_batches(first, second):
     assert len(first) == len(second)
     for (tensors, mask, targets), (tensors2, mask2, targets2) in zip(first, second):
         assert tensors.dtype == tensors2.dtype == np.float32 and mask.dtype == mask2.dtype == bool
@@ -80,7 +80,7 @@ def test_same_bits_for_any_number_of_workers(num_workers, drop_last):
             loader.set_epoch(epoch)
         first, second = map(collect, loaders)
         assert len(first) == len(loaders[0]) == (7 if drop_last else 8)
-        assert_same(first, second)
+        assert_same_batches(first, second)
 
 
 def test_order_derives_from_seed_and_epoch_only():
@@ -126,7 +126,7 @@ def test_a_batch_larger_than_the_ring_arrives():
     numbers = Numbers(3, side=2600)
     numbers.max_size = 100
     loaders = [DataLoader(numbers, 1, num_workers=workers) for workers in (0, 2)]
-    assert_same(*map(collect, loaders))
+    assert_same_batches(*map(collect, loaders))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -185,7 +185,7 @@ def test_leaving_a_pass_early_and_two_passes_at_once():
     first, second = iter(loader), iter(loader)
     batches = [(next(first), next(second)) for _ in range(20)]
     assert list(first) == list(second) == []
-    assert_same(*([(samples.tensors, samples.mask, targets) for samples, targets in side] for side in zip(*batches)))
+    assert_same_batches(*([(samples.tensors, samples.mask, targets) for samples, targets in side] for side in zip(*batches)))
 
 
 def test_less_than_one_batch():
@@ -200,7 +200,7 @@ def test_real_images_with_any_number_of_workers(coco_path):
                           num_workers=workers, seed=3) for workers in (0, 2)]
     for loader in loaders:
         loader.set_epoch(2)
-    assert_same(*map(collect, loaders))
+    assert_same_batches(*map(collect, loaders))
 
 
 def test_batches_of_one_step_are_those_of_as_many_processes():

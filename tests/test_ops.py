@@ -147,7 +147,7 @@ def test_dropout():
     np.testing.assert_allclose(result.numpy()[kept], 1 / 0.7, rtol=1e-6)
     assert abs(kept.mean() - 0.7) < 0.01 and abs(kept.mean(0) - 0.7).max() < 0.2 and abs(kept.mean(1) - 0.7).max() < 0.2
     np.testing.assert_array_equal(jt.grad(result.sum(), x).numpy(), result.numpy())
-    assert (dropout(x).numpy() != result.numpy()).mean() > 0.3, "each call draws anew"
+    assert (dropout(x).numpy() != result.numpy()).mean() > 0.3, "each call draws its own"
     jt.set_seed(5)
     np.testing.assert_array_equal(dropout(x).numpy(), result.numpy())
     dropout.eval()

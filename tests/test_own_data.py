@@ -9,7 +9,7 @@ from interrupt import FLAGS
 from PIL import Image
 
 from arguments import parse_args
-from datasets import build_dataset, count_classes, get_classes
+from datasets import build_dataset, get_classes, num_classes_from_ids
 from datasets.annotations import category_names
 from datasets.coco import CocoDetection, make_coco_transforms
 from datasets.summary import print_summary
@@ -46,7 +46,7 @@ def test_exports_are_read_as_they_are(tool, tmp_path):
         np.testing.assert_allclose(target["boxes"][:, :2], wanted[:, :2], atol=0.25)
         np.testing.assert_allclose(target["boxes"][:, 2:] - target["boxes"][:, :2], wanted[:, 2:], atol=0.3)
     classes = get_classes(dataset, build_dataset("val", args))
-    assert classes == names and count_classes(classes, "x") == max(names) + 1
+    assert classes == names and num_classes_from_ids(classes, "x") == max(names) + 1
 
 
 def test_training_stores_the_classes_and_predicts_them(tmp_path, capsys):
@@ -89,7 +89,7 @@ def test_train_and_val_with_other_names_are_refused(tmp_path):
 @pytest.mark.parametrize("number", [10_000, -3])
 def test_ids_that_are_no_numbering_are_refused(number):
     with pytest.raises(InputError, match=f"ann.json: its highest category id is {number}, .*renumber the categories"):
-        count_classes({number: "cat"}, "ann.json")
+        num_classes_from_ids({number: "cat"}, "ann.json")
 
 
 def test_the_evaluated_file_is_named(tmp_path):
@@ -126,7 +126,7 @@ def test_summary(tmp_path, capsys):
     counts = {low: 0 for low in ("below 16", "16-32")}
     assert [line.split("#")[0].strip() for line in lines[5:-1]] == list(counts)
     assert sum(int(line.split()[-1][:-1]) for line in lines[5:-1]) in (99, 100, 101)
-    assert lines[-1] == ("  warning: 1 images have more boxes than --num_queries 2, and no more than so many can be found in an image: "
+    assert lines[-1] == ("  warning: 1 images have more boxes than --num_queries 2, and only that many can be found in an image: "
                          "give a larger one")
 
 

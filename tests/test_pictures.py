@@ -7,7 +7,7 @@ import tiny
 from PIL import Image
 from pycocotools.coco import COCO
 
-from util.pictures import CELL, HEADER, plot_predictions
+from util.pictures import CELL_SIZE, HEADER_HEIGHT, plot_predictions
 
 
 def detection(image_id, bbox, score, category_id=1):
@@ -40,7 +40,7 @@ def draw(coco, tmp_path, results):
 
 def cell(picture, number):
     row, column = divmod(number, 4)
-    return picture[HEADER + row * CELL:HEADER + (row + 1) * CELL, column * CELL:(column + 1) * CELL]
+    return picture[HEADER_HEIGHT + row * CELL_SIZE:HEADER_HEIGHT + (row + 1) * CELL_SIZE, column * CELL_SIZE:(column + 1) * CELL_SIZE]
 
 
 def coloured(pixels):
@@ -50,8 +50,8 @@ def coloured(pixels):
 def test_one_cell_for_each_image_with_its_frames(coco, tmp_path):
     results = [detection(i, [50, 10, 40, 30], 0.9 if i == 2 else 0.1) for i in range(1, 7)]
     picture = draw(coco, tmp_path, results)
-    assert picture.shape == (HEADER + 2 * CELL, 4 * CELL, 3)
-    scale = (CELL - 4) / 100
+    assert picture.shape == (HEADER_HEIGHT + 2 * CELL_SIZE, 4 * CELL_SIZE, 3)
+    scale = (CELL_SIZE - 4) / 100
     truth = cell(picture, 0)
     upper_edge = truth[int(5 * scale):int(5 * scale) + 2, round(12 * scale):round(38 * scale)]
     assert (upper_edge == 255).any(0).all()
@@ -80,4 +80,4 @@ def test_images_of_all_shapes_fit(tmp_path):
     coco.dataset = json.loads((folder / "annotations" / "instances_val2017.json").read_text())
     coco.createIndex()
     picture = draw((coco, folder / "val2017"), tmp_path, [detection(i, [0, 0, 9, 9], 1) for i in coco.imgs])
-    assert picture.shape == (HEADER + CELL, 4 * CELL, 3)
+    assert picture.shape == (HEADER_HEIGHT + CELL_SIZE, 4 * CELL_SIZE, 3)

@@ -12,7 +12,7 @@ from PIL import Image
 from processes import REPO
 
 from arguments import parse_args
-from datasets.coco import upright
+from datasets.coco import read_picture
 from engine import predict
 from main import main
 from models import hub
@@ -264,7 +264,7 @@ def test_16_bits_are_not_white(tmp_path):
     """Pillow's own conversion clips them, with which data sets are read as the original reads them."""
     values = np.linspace(0, 65535, 300).astype(np.uint16).reshape(15, 20)
     Image.fromarray(values).save(tmp_path / "deep.png")
-    image = np.asarray(upright(tmp_path / "deep.png"))
+    image = np.asarray(read_picture(tmp_path / "deep.png"))
     np.testing.assert_array_equal(image[:, :, 0], values >> 8)
 
 

@@ -58,7 +58,7 @@ def _end_compilers():
     if jittor_utils.pool_size:
         jittor_utils.pool_cleanup()
         atexit.unregister(jittor_utils.pool_cleanup)
-        jittor_utils.pool_size = 0  # it would start them anew
+        jittor_utils.pool_size = 0  # it would start them again
 
 
 _end_compilers()

@@ -17,7 +17,7 @@ from typing import NamedTuple, Optional
 
 from util import dist
 
-OLDEST, NEWEST = (11, 0), (12, 9)  # toolkits whose CUDA Jittor's own sources compile with
+OLDEST_CUDA, NEWEST_CUDA = (11, 0), (12, 9)  # toolkits whose CUDA Jittor's own sources compile with
 LIBRARIES = ("cublas", "cudnn", "cudnn_ops_infer", "cudnn_ops_train", "cudnn_cnn_infer", "cudnn_cnn_train", "curand", "cufft",
              "cusparse")
 HEADERS = ("cuda_runtime.h", "cublas.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h", "npp.h")
@@ -42,7 +42,7 @@ def prepare(jittors_own):
     global obstacle
     # Jittor would download these while it is imported, and end the process where it cannot.
     os.environ.setdefault("use_cutlass", "0")  # not used here
-    os.environ.setdefault("use_cutt", "0")  # for transposes, which are models.ops.transpose here
+    os.environ.setdefault("use_cutt", "0")  # for transposes, which are util.ops.transpose here
     if dist.get_world_size() == 1:
         os.environ.setdefault("use_nccl", "0")
     if "nvcc_path" in os.environ:
@@ -98,7 +98,7 @@ def _obstacle(nvcc, driver, install):
     if version is None:
         return Obstacle(f"{nvcc} --version fails", install)
     number = ".".join(map(str, version))
-    if not OLDEST <= version <= NEWEST:
+    if not OLDEST_CUDA <= version <= NEWEST_CUDA:
         return Obstacle(f"{nvcc} is CUDA {number}, and Jittor works with 11 and 12", install)
     if driver[0] < version[0]:
         return Obstacle(f"{nvcc} is CUDA {number}, and the driver supports CUDA {driver[0]}.{driver[1]} at most",

@@ -1,7 +1,7 @@
-"""What the processes of one training, started by Open MPI's `mpirun`, say to each other. Alone, all of it is trivial.
+"""Communication between the processes of one training, which Open MPI's `mpirun` starts. With one process nothing happens here.
 
-The gradients are Jittor's business: `Optimizer.backward` averages them over the processes. Here are the few things beside them,
-on Jittor's MPI broadcast of arrays. All functions but the getters have to be called by all processes, in the same order.
+Jittor averages the gradients itself, in `Optimizer.backward`. Everything else goes through Jittor's MPI broadcast of arrays. All
+functions but the getters have to be called by all processes, in the same order.
 
 Source: the role of the distributed part of `util/misc.py` in the original.
 """
@@ -45,7 +45,7 @@ def launcher():
     """What stands before `python` on the command line that starts as many processes; empty for one."""
     if get_world_size() == 1:
         return ""
-    as_root = "--allow-run-as-root " * (os.geteuid() == 0)
+    as_root = "--allow-run-as-root " if os.geteuid() == 0 else ""
     return f"mpirun -np {get_world_size()} --bind-to none {as_root}"
 
 
@@ -75,18 +75,18 @@ def gather(value):
     """In the main process the list of all processes' values, anything that pickles, by rank; None in the others."""
     if get_world_size() == 1:
         return [value]
-    everyones = []
+    gathered = []
     for root in range(get_world_size()):
         content = _broadcast_bytes(pickle.dumps(value) if get_rank() == root else b"", root)
         if is_main_process():
-            everyones.append(pickle.loads(content))
-    return everyones if is_main_process() else None
+            gathered.append(pickle.loads(content))
+    return gathered if is_main_process() else None
 
 
 def reduce_dict(values):
     """The means over the processes of a dictionary of floats that has the same keys everywhere (original: `reduce_dict`)."""
-    everyones = all_gather(values)
-    return {name: sum(each[name] for each in everyones) / len(everyones) for name in values}
+    gathered = all_gather(values)
+    return {name: sum(each[name] for each in gathered) / len(gathered) for name in values}
 
 
 def barrier():
@@ -96,9 +96,10 @@ def barrier():
 
 def check_same(value, what):
     """Raises RuntimeError unless all processes have the same value; what: its name."""
-    everyones = all_gather(value)
-    if others := [rank for rank, each in enumerate(everyones) if each != everyones[0]]:
-        raise RuntimeError(f"{what} of process {', '.join(map(str, others))} differ from those of process 0")
+    gathered = all_gather(value)
+    different = [rank for rank, each in enumerate(gathered) if each != gathered[0]]
+    if different:
+        raise RuntimeError(f"{what} of process {', '.join(map(str, different))} differ from those of process 0")
 
 
 @contextmanager
@@ -107,9 +108,9 @@ def main_process_first():
 
     For what only one has to do, because the others find it done: downloads, files that are drawn.
     """
-    mine = 0 if is_main_process() else 1 if get_local_rank() == 0 else 2
+    my_turn = 0 if is_main_process() else 1 if get_local_rank() == 0 else 2
     for turn in range(3):
-        if turn == mine:
+        if turn == my_turn:
             yield
         barrier()
 

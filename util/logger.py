@@ -65,9 +65,9 @@ class MetricLogger:
 
     def synchronize_between_processes(self):
         """Takes all processes' values into the averages; the windows stay this process's."""
-        everyones = dist.all_gather({name: (meter.total, meter.count) for name, meter in self.meters.items()})
-        for name in {name: None for each in everyones for name in each}:
-            total, count = np.sum([each.get(name, (0, 0)) for each in everyones], axis=0)
+        gathered = dist.all_gather({name: (meter.total, meter.count) for name, meter in self.meters.items()})
+        for name in {name: None for each in gathered for name in each}:
+            total, count = np.sum([each.get(name, (0, 0)) for each in gathered], axis=0)
             self.meters[name].total, self.meters[name].count = float(total), int(count)
 
     def state_dict(self):
@@ -85,19 +85,19 @@ class MetricLogger:
     def __str__(self):
         return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items() if meter.count)
 
-    def log_every(self, iterable, print_freq, header, done=0):
-        """Yields the items of `iterable` and shows progress; `done` of its `len` items were used before.
+    def log_every(self, iterable, print_freq, header, start=0):
+        """Yields the items of `iterable` and shows progress; it goes on at item `start` of `len(iterable)`.
 
         On a terminal this is a bar with eta and losses; elsewhere, and with several processes, a line every `print_freq`
         items, as the original's.
         """
         total = len(iterable)
         iter_time, data_time = SmoothedValue(fmt="{avg:.4f}"), SmoothedValue(fmt="{avg:.4f}")
-        start = end = time.time()
+        begin = end = time.time()
         # mpirun gives every process a terminal of its own, even where its own output goes into a file.
         disable = True if dist.get_world_size() > 1 else None
-        with tqdm(total=total, desc=header, file=sys.stdout, disable=disable, dynamic_ncols=True, initial=done) as bar:
-            for i, item in enumerate(iterable, done):
+        with tqdm(total=total, desc=header, file=sys.stdout, disable=disable, dynamic_ncols=True, initial=start) as bar:
+            for i, item in enumerate(iterable, start):
                 data_time.update(time.time() - end)
                 yield item
                 iter_time.update(time.time() - end)
@@ -109,8 +109,8 @@ class MetricLogger:
                     print(self.delimiter.join(filter(None, [header, counter, f"eta: {eta}", str(self),
                                                             f"time: {iter_time}", f"data: {data_time}"])), flush=True)
                 end = time.time()
-        elapsed = time.time() - start
-        print(f"{header} Total time: {datetime.timedelta(seconds=int(elapsed))} ({elapsed / max(1, total - done):.4f} s / it)", flush=True)
+        elapsed = time.time() - begin
+        print(f"{header} Total time: {datetime.timedelta(seconds=int(elapsed))} ({elapsed / max(1, total - start):.4f} s / it)", flush=True)
 
     def _short(self):
         """The losses that fit into a line of a terminal."""

@@ -17,14 +17,14 @@ class StepMemory:
 
     Jittor's allocator keeps freed memory in the pieces into which it was split for one batch, and takes more from the C library
     where none fits: with every size it has seen it holds more. Here, when it holds more than a batch needs that starts without
-    such pieces, they go back to the C library, which joins them; and every EVERY batches to the system, so that one large batch
+    such pieces, they go back to the C library, which joins them; and every BATCHES_BETWEEN_TRIMS batches to the system, so that one large batch
     does not hold its memory for days.
 
     With CUDA freeing would wait for the device. There the pieces stay until Jittor holds most of the GPU's memory: before the
     next batch needs more than is left, and not in its middle, where pieces that are in use keep whole blocks from being freed.
     """
-    EVERY = 50
-    MOST = 0.9  # of the GPU's memory
+    BATCHES_BETWEEN_TRIMS = 50
+    MAX_SHARE = 0.9  # of the GPU's memory
 
     def __init__(self):
         self.batches = 0
@@ -35,12 +35,12 @@ class StepMemory:
         from util.backend import jt
         if jt.flags.use_cuda:
             memory = jt.get_mem_info()
-            if memory.total_cuda_used > self.MOST * memory.total_cuda_ram:
+            if memory.total_cuda_used > self.MAX_SHARE * memory.total_cuda_ram:
                 jt.gc()
             return
         jt.sync_all()
         held = jt.get_mem_info().total_cpu_used
-        if self.batches % self.EVERY == 0:
+        if self.batches % self.BATCHES_BETWEEN_TRIMS == 0:
             jt.gc()
             _return_freed_memory()
             self.need = 0

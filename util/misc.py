@@ -51,5 +51,5 @@ def resize_nearest(x, size):
     """Var [..., h, w] at another size (height, width), each pixel taken from its nearest as PyTorch does."""
     rows, columns = (jt.array(nearest_index(old, new)) for old, new in zip(x.shape[-2:], size))
     *dims, rows_in, columns_in = (f"i{i}" for i in range(x.ndim))
-    # Indexing would do, too, but with CUDA Jittor compiles that anew for some sizes.
+    # Indexing would do, too, but with CUDA Jittor compiles that again for some sizes.
     return x.reindex([*x.shape[:-2], *size], [*dims, f"@e0({rows_in})", f"@e1({columns_in})"], extras=[rows, columns])

@@ -8,8 +8,8 @@ import pickletools
 
 from util.errors import InputError
 
-MOST_INSTRUCTIONS = 1_000_000  # DETR-R101 with its optimizer has 35 thousand
-_LARGEST_INT = 2**128  # the magic number of PyTorch's legacy files has 77 bits
+MAX_INSTRUCTIONS = 1_000_000  # DETR-R101 with its optimizer has 35 thousand
+_MAX_INT = 2**128  # the magic number of PyTorch's legacy files has 77 bits
 _SCALARS = (str, bytes, int, float, bool, type(None))
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING",
            "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
@@ -56,10 +56,10 @@ def load(file, path, names, persistent=None):
     stack, below, memo = [], [], {}
     for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
         name = instruction.name
-        if count > MOST_INSTRUCTIONS:
-            raise ValueError(f"more than {MOST_INSTRUCTIONS:,} instructions")
+        if count > MAX_INSTRUCTIONS:
+            raise ValueError(f"more than {MAX_INSTRUCTIONS:,} instructions")
         if name in _VALUES:
-            if isinstance(argument, int) and abs(argument) > _LARGEST_INT:
+            if isinstance(argument, int) and abs(argument) > _MAX_INT:
                 raise ValueError("a number of more than 128 bits")
             stack.append(argument)
         elif name in _CONSTANTS:

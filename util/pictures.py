@@ -8,15 +8,15 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 GRID = (4, 3)  # columns and rows of the predictions
-CELL = 400  # side of a cell in pixels, into which an image is enlarged or shrunk
-HEADER = 32  # height in pixels of the line that explains the picture
-LINE = 3  # width of a detection's frame in pixels
-TEXT = 15  # height of a label's text in pixels
-SCORE = 0.5  # detections below are not drawn
-SMALLEST = 600  # smaller pictures are enlarged to this longer side, so that labels are legible
-TINT = 0.5  # share of the colour in a mask
-POINTS = 4  # from which the encoder's attention is drawn
-MOST = 20  # detections whose attention is drawn
+CELL_SIZE = 400  # side of a cell in pixels, into which an image is enlarged or shrunk
+HEADER_HEIGHT = 32  # height in pixels of the line that explains the picture
+FRAME_WIDTH = 3  # width of a detection's frame in pixels
+TEXT_HEIGHT = 15  # height of a label's text in pixels
+MIN_SCORE = 0.5  # detections below are not drawn
+MIN_PICTURE_SIDE = 600  # smaller pictures are enlarged to this longer side, so that labels are legible
+MASK_OPACITY = 0.5  # share of the colour in a mask
+MAX_POINTS = 4  # from which the encoder's attention is drawn
+MAX_ATTENTION_MAPS = 20  # detections whose attention is drawn
 
 
 def plot_predictions(coco, read_image, results, path):
@@ -31,12 +31,12 @@ def plot_predictions(coco, read_image, results, path):
         detections.setdefault(result["image_id"], []).append(result)
     shown = sorted(detections)[:columns * rows]
     rows = -(-len(shown) // columns)
-    picture = Image.new("RGB", (columns * CELL, HEADER + rows * CELL), "white")
-    count = sum(d["score"] >= SCORE for image_id in shown for d in detections[image_id])
-    ImageDraw.Draw(picture).text((8, HEADER / 2), f"white: ground truth; colour: the {count} detections with a score of "
-                                 f"{SCORE} or more", fill="black", font=_font(" ", 18), anchor="lm")
+    picture = Image.new("RGB", (columns * CELL_SIZE, HEADER_HEIGHT + rows * CELL_SIZE), "white")
+    count = sum(d["score"] >= MIN_SCORE for image_id in shown for d in detections[image_id])
+    ImageDraw.Draw(picture).text((8, HEADER_HEIGHT / 2), f"white: ground truth; colour: the {count} detections with a score of "
+                                 f"{MIN_SCORE} or more", fill="black", font=_font(" ", 18), anchor="lm")
     for number, image_id in enumerate(shown):
-        place = (number % columns * CELL, HEADER + number // columns * CELL)
+        place = (number % columns * CELL_SIZE, HEADER_HEIGHT + number // columns * CELL_SIZE)
         picture.paste(_draw_cell(coco, read_image, image_id, detections[image_id]), place)
     picture.save(path, format="png")
 
@@ -46,7 +46,7 @@ def draw_detections(image, result, names):
 
     image: PIL, RGB; result: what `engine.predict` returns for it; names: dictionary category id -> name.
     """
-    scale = max(1, SMALLEST / max(image.size))
+    scale = max(1, MIN_PICTURE_SIDE / max(image.size))
     image = image.copy() if scale == 1 else image.resize([max(1, round(side * scale)) for side in image.size],
                                                          Image.Resampling.BICUBIC)
     line, text = max(3, max(image.size) // 300), max(14, max(image.size) // 55)
@@ -55,11 +55,11 @@ def draw_detections(image, result, names):
         image = _tint(image, result["masks"], [_colour(label) for label in labels])
     draw = ImageDraw.Draw(image)
     boxes = [[value * scale for value in box] for box in result["boxes"].tolist()]
-    for box, label in reversed(list(zip(boxes, labels))):  # the surest on top
+    for box, label in reversed(list(zip(boxes, labels))):  # the highest score on top
         _frame(draw, box, _colour(label), line)
-    taken = []
+    label_boxes = []
     for box, label, score in zip(boxes, labels, result["scores"].tolist()):
-        _label(draw, image.size, box, _name(names, label), f" {score:.2f}", _colour(label), text, taken)
+        _label(draw, image.size, box, _name(names, label), f" {score:.2f}", _colour(label), text, label_boxes)
     return image
 
 
@@ -69,7 +69,7 @@ def draw_attention(image, result, names):
 
     The brightest place of each map is its largest weight. Arguments as in `draw_detections`.
     """
-    scale = CELL / max(image.size)
+    scale = CELL_SIZE / max(image.size)
     small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     grey = small.convert("L").convert("RGB")
     cells = []
@@ -85,27 +85,27 @@ def draw_attention(image, result, names):
             _point(cell, x * cell.width, y * cell.height, number)
             cells.append((cell, f"encoder: from point {number}"))
     for heat, box, label, score in list(zip(result["decoder_attention"], result["boxes"].tolist(), result["labels"].tolist(),
-                                            result["scores"].tolist()))[:MOST]:
+                                            result["scores"].tolist()))[:MAX_ATTENTION_MAPS]:
         cell = _heat(grey, heat)
         _frame(ImageDraw.Draw(cell), [value * scale for value in box], _colour(label), 2)
         cells.append((cell, f"decoder: {_name(names, label)} {score:.2f}"))
     columns = min(len(cells), GRID[0] + 1)
-    width, height = small.width + 8, small.height + HEADER
+    width, height = small.width + 8, small.height + HEADER_HEIGHT
     page = Image.new("RGB", (max(columns, 1) * max(width, 240), max(1, -(-len(cells) // max(columns, 1))) * height), "white")
     for number, (cell, caption) in enumerate(cells):
         left, top = number % columns * max(width, 240), number // columns * height
-        page.paste(cell, (left + 4, top + HEADER))
-        _caption(ImageDraw.Draw(page), (left + 6, top + HEADER / 2), caption, max(width, 240) - 10)
+        page.paste(cell, (left + 4, top + HEADER_HEIGHT))
+        _caption(ImageDraw.Draw(page), (left + 6, top + HEADER_HEIGHT / 2), caption, max(width, 240) - 10)
     return page
 
 
 def unreadable_names(names):
     """Those of the dictionary's names for which no font of this machine has the characters; their ids are drawn instead."""
-    return [name for name in names.values() if _font(name, TEXT) is None]
+    return [name for name in names.values() if _font(name, TEXT_HEIGHT) is None]
 
 
 def _points(boxes, size):
-    """Up to POINTS places (x, y) in 0..1 that are not close to each other: the centres of the surest detections, and then places
+    """Up to MAX_POINTS places (x, y) in 0..1 that are not close to each other: the centres of the detections with the highest scores, and then places
     between the middle and the corners.
     """
     centres = [((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1]) for x0, y0, x1, y1 in boxes.tolist()]
@@ -114,14 +114,14 @@ def _points(boxes, size):
         x, y = min(max(x, 0), 1), min(max(y, 0), 1)
         if all(max(abs(x - other_x), abs(y - other_y)) > 0.15 for other_x, other_y in points):
             points.append((x, y))
-    return points[:POINTS]
+    return points[:MAX_POINTS]
 
 
 def _point(image, x, y, number):
     draw, radius = ImageDraw.Draw(image), 11
     x, y = (min(max(value, radius), side - 1 - radius) for value, side in zip((x, y), image.size))
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill="white", outline="black", width=2)
-    draw.text((x, y), str(number), fill="black", font=_font("0", TEXT), anchor="mm")
+    draw.text((x, y), str(number), fill="black", font=_font("0", TEXT_HEIGHT), anchor="mm")
 
 
 def _heat(grey, weights):
@@ -138,28 +138,28 @@ def _tint(image, masks, colours):
     pixels = np.asarray(image).copy()
     for mask, colour in reversed(list(zip(masks, colours))):
         mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
-        pixels[mask] = (pixels[mask] * (1 - TINT) + np.array(colour) * TINT).astype(np.uint8)
+        pixels[mask] = (pixels[mask] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY).astype(np.uint8)
     return Image.fromarray(pixels)
 
 
 def _draw_cell(coco, read_image, image_id, detections):
     """One image, enlarged or shrunk to fit into a cell, with its frames."""
     image = read_image(image_id)
-    scale = (CELL - 4) / max(image.size)
+    scale = (CELL_SIZE - 4) / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for annotation in coco.imgToAnns[image_id]:
         left, top, right, bottom = _corners(annotation["bbox"], scale)
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3)  # seen on any ground
         draw.rectangle((left, top, right, bottom), outline="white", width=1)
-    kept = sorted((d for d in detections if d["score"] >= SCORE), key=lambda d: -d["score"])
-    for detection in reversed(kept):  # the surest on top
-        _frame(draw, _corners(detection["bbox"], scale), _colour(detection["category_id"]), LINE)
+    kept = sorted((d for d in detections if d["score"] >= MIN_SCORE), key=lambda d: -d["score"])
+    for detection in reversed(kept):  # the highest score on top
+        _frame(draw, _corners(detection["bbox"], scale), _colour(detection["category_id"]), FRAME_WIDTH)
     names = {number: category.get("name", f"class {number}") for number, category in coco.cats.items()}
-    taken = []
+    label_boxes = []
     for detection in kept:  # over all frames
         _label(draw, image.size, _corners(detection["bbox"], scale), _name(names, detection["category_id"]),
-               f" {detection['score']:.2f}", _colour(detection["category_id"]), TEXT, taken)
+               f" {detection['score']:.2f}", _colour(detection["category_id"]), TEXT_HEIGHT, label_boxes)
     return image
 
 
@@ -177,10 +177,10 @@ def _frame(draw, box, colour, line):
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
 
 
-def _label(draw, size, box, name, score, colour, height, taken):
+def _label(draw, size, box, name, score, colour, height, label_boxes):
     """Name and score on their colour at a corner of the box: above it, in it, below it, where no label is yet; always in the image.
 
-    A name that is too long for the image is cut. taken: the rectangles of the labels so far; the new one is added.
+    A name that is too long for the image is cut. label_boxes: the rectangles of the labels drawn so far; the new one is added.
     """
     pad = max(2, height // 6)
     font = _font(name + score, height)
@@ -198,14 +198,14 @@ def _label(draw, size, box, name, score, colour, height, taken):
     places = [(x, min(max(y, 0), max(size[1] - tall, 0)))
               for y in (box[1] - tall, box[1], box[3], box[3] - tall) for x in (left, right)]
     x, y = next(((x, y) for x, y in places if not any(
-        x < x1 and y < y1 and x + width > x0 and y + tall > y0 for x0, y0, x1, y1 in taken)), places[0])
-    taken.append((x, y, x + width, y + tall))
+        x < x1 and y < y1 and x + width > x0 and y + tall > y0 for x0, y0, x1, y1 in label_boxes)), places[0])
+    label_boxes.append((x, y, x + width, y + tall))
     draw.rectangle((x, y, x + width - 1, y + tall - 1), fill=colour)
     draw.text((x + pad, y + tall / 2), name + score, fill="black", font=font, anchor="lm")
 
 
 def _caption(draw, place, text, width):
-    font = _font(text, TEXT)
+    font = _font(text, TEXT_HEIGHT)
     while draw.textlength(text, font=font) > width and len(text) > 1:
         text = text.rstrip("…")[:-1] + "…"
     draw.text(place, text, fill="black", font=font, anchor="lm")
@@ -214,7 +214,7 @@ def _caption(draw, place, text, width):
 def _name(names, number):
     """The class's name, or its id where it has none or no font has its characters."""
     name = names.get(number, f"class {number}")
-    return name if _font(name, TEXT) else f"class {number}"
+    return name if _font(name, TEXT_HEIGHT) else f"class {number}"
 
 
 def _colour(category_id):
@@ -240,7 +240,7 @@ def _font_for(characters):
 def _has(path, characters):
     """Whether the font has the characters: whether it draws something else than the box that stands for a missing one."""
     try:
-        font = ImageFont.truetype(path, TEXT)
+        font = ImageFont.truetype(path, TEXT_HEIGHT)
         missing = bytes(font.getmask("\U0010ffff"))
         return all(c.isspace() or bytes(font.getmask(c)) != missing for c in characters)
     except OSError:  # a bitmap font, or a damaged one

@@ -1,4 +1,4 @@
-"""Beginning a training from the weights of a model with other classes or queries."""
+"""Starting a training from the weights of a model with other classes or queries."""
 from util.backend import jt
 from util.errors import InputError
 
@@ -6,80 +6,91 @@ from .model import model_state, summarize_names
 
 
 def load_what_fits(model, state, old_classes, classes, source):
-    """Copies into the model what fits of another one's weights, and prints what was taken, made anew and left out.
+    """Copies the weights that fit into the model, and prints what was loaded and what was not.
 
-    state: name -> float array; old_classes and classes: dictionaries category id -> name, of the weights and of the data. Of the
-    class head the rows of "no object" and of classes with the same name are taken, of the queries as many as there are;
-    the rest keeps its initial, random values. Weights of boxes fit a model with masks, and the other way round.
+    state: name -> float array; old_classes and classes: dictionaries category id -> name, those of
+    the weights and those of the data. Of the class head the rows of "no object" and of classes
+    with the same name are loaded, of the queries as many as both have; the rest keeps its random
+    initial values. Weights of a box model fit a model with masks, and the other way round.
     Raises InputError where the backbone is another one; the model is unchanged then.
     """
-    new = model_state(model)
-    state = rename(state, new)
-    head = next(name for name in new if is_head(name))
-    # Classes that are listed but beyond the head, whose last row is "no object", have no row.
-    classes, old_classes = ({number: name for number, name in names.items() if 0 <= number < len(rows.get(head, [0])) - 1}
-                            for names, rows in ((classes, new), (old_classes, state)))
-    kept = list(match_classes(classes, old_classes).items())
-    taken, made = [], []
-    for name, array in new.items():
-        old = state.get(name)
-        if old is None or old.dtype.kind != "f" or old.ndim != array.ndim or old.shape[1:] != array.shape[1:]:
-            made.append(name)
-            continue
-        if is_head(name):
-            for row, old_row in [*kept, (-1, -1)]:
-                array[row] = old[old_row]
-        elif name.endswith("query_embed.weight"):
-            count = min(len(old), len(array))
-            array[:count] = old[:count]
-        elif old.shape == array.shape:
-            array[...] = old
-        else:
-            made.append(name)
-            continue
-        taken.append(name)
-    if missing := [name for name in made if "backbone.0." in name]:
-        raise InputError(f"{source}: its backbone is another one: {'; '.join(summarize_names('not there', missing))}; give the flags "
-                         "that it was trained with")
+    new_state = model_state(model)
+    state = add_or_remove_prefix(state, new_state)
+    head = next(name for name in new_state if is_class_head(name))
+    classes = classes_with_a_row(classes, new_state[head])
+    old_classes = classes_with_a_row(old_classes, state.get(head, [0]))
+    old_ids = match_classes(classes, old_classes)
+    loaded, initialized = [], []
+    for name, array in new_state.items():
+        fits = load_array(name, array, state.get(name), old_ids)
+        (loaded if fits else initialized).append(name)
+    if missing := [name for name in initialized if "backbone.0." in name]:
+        raise InputError(f"{source}: its backbone is another one: "
+                         f"{'; '.join(summarize_names('not there', missing))}; give the flags that it was trained with")
     for name, var in model.named_parameters():
-        var.update(jt.array(new[name]))
+        var.update(jt.array(new_state[name]))
     jt.sync_all()
-    print_report(source, state, new, taken, made, kept, classes, old_classes)
+
+    # ---- the report
+    print(f"{source}: loaded {len(loaded)} of the model's {len(new_state)} weights; training starts at epoch 0")
+    if head in loaded:
+        kept = [classes[class_id] for class_id in old_ids]
+        new = [name for class_id, name in classes.items() if class_id not in old_ids]
+        unused = [name for name in old_classes.values() if name not in kept]
+        print(f"  class head: kept {', '.join([*kept, 'no object'])}; newly initialized: {', '.join(new) or 'none'}; "
+              f"not used: {', '.join(unused) or 'none'}")
+    queries = next(name for name in new_state if name.endswith("query_embed.weight"))
+    if queries in loaded and len(state[queries]) != len(new_state[queries]):
+        count = min(len(state[queries]), len(new_state[queries]))
+        print(f"  queries: kept {count} of {len(state[queries])}; newly initialized: {len(new_state[queries]) - count}")
+    not_used = [name for name in state if name not in new_state]
+    for line in summarize_names("newly initialized", initialized) + summarize_names("not used", not_used):
+        print(f"  {line}")
 
 
-def rename(state, new):
-    """The state with the names of a DETR with masks, `detr.…`, or of one without, as the model has them."""
-    if any(name.startswith("detr.") for name in new):
+def load_array(name, array, old, old_ids):
+    """Copies what fits of an old array, or None, into the model's array. Returns whether it fits.
+
+    old_ids: dictionary category id -> the old one, the rows of the class head.
+    """
+    if old is None or old.dtype.kind != "f" or old.ndim != array.ndim or old.shape[1:] != array.shape[1:]:
+        return False
+    if is_class_head(name):
+        for class_id, old_id in old_ids.items():
+            array[class_id] = old[old_id]
+        array[-1] = old[-1]  # "no object"
+    elif name.endswith("query_embed.weight"):
+        count = min(len(old), len(array))
+        array[:count] = old[:count]
+    elif old.shape == array.shape:
+        array[...] = old
+    else:
+        return False
+    return True
+
+
+def add_or_remove_prefix(state, new_state):
+    """The state with the names of a DETR with masks, `detr.…`, or of one without, as new_state has them."""
+    if any(name.startswith("detr.") for name in new_state):
         prefix = "" if any(name.startswith("detr.") for name in state) else "detr."
         return {prefix + name: array for name, array in state.items()}
     return {name.removeprefix("detr."): array for name, array in state.items()}
 
 
-def is_head(name):
+def is_class_head(name):
     return name.endswith(("class_embed.weight", "class_embed.bias"))
 
 
+def classes_with_a_row(classes, head):
+    """The classes (id -> name) that have a row in the class head, whose last row is "no object"."""
+    return {class_id: name for class_id, name in classes.items() if 0 <= class_id < len(head) - 1}
+
+
 def match_classes(classes, old_classes):
-    """A dictionary id -> id of the class of the same name before, where there is one; of several the one with the same id."""
+    """A dictionary id -> old id of the class of the same name, where there is one; of several that with the same id."""
     matched = {}
-    for number, name in classes.items():
-        same = [old for old, old_name in old_classes.items() if old_name == name]
+    for class_id, name in classes.items():
+        same = [old_id for old_id, old_name in old_classes.items() if old_name == name]
         if same:
-            matched[number] = number if number in same else same[0]
+            matched[class_id] = class_id if class_id in same else same[0]
     return matched
-
-
-def print_report(source, state, new, taken, made, kept, classes, old_classes):
-    print(f"{source}: {len(taken)} of the model's {len(new)} weights are taken from there; training starts at epoch 0")
-    names = [classes[number] for number, _ in kept]
-    others = [name for number, name in classes.items() if number not in dict(kept)]
-    if any(is_head(name) for name in taken):
-        print(f"  class head: kept {', '.join([*names, 'no object'])}; made anew: {', '.join(others) or 'none'}; "
-              f"left out: {', '.join(name for name in old_classes.values() if name not in names) or 'none'}")
-    queries = next(name for name in new if name.endswith("query_embed.weight"))
-    if queries in taken and len(state[queries]) != len(new[queries]):
-        count = min(len(state[queries]), len(new[queries]))
-        print(f"  queries: kept {count} of {len(state[queries])}; made anew: {len(new[queries]) - count}")
-    for phrase, listed in (("made anew", made), ("left out", [name for name in state if name not in new])):
-        for text in summarize_names(phrase, listed):
-            print(f"  {text}")

@@ -1,6 +1,5 @@
 """Weights for the backbone: torchvision's of ImageNet, or those of a file."""
 from util.download import download, user_cache
-from util.errors import InputError
 
 from .checkpoint import load_checkpoint
 from .model import load_model_state
@@ -18,20 +17,15 @@ def load_backbone(body, spec, backbone_name):
     """Load weights into body, a backbone's ResNet without its classifier.
 
     spec: "imagenet" (torchvision's V1 weights, downloaded once), "none" (keeps the random ones), or the path of such a
-    file. backbone_name: "resnet50" and its kin. Raises InputError as `load_checkpoint` and `load_model_state` do, and
-    where "imagenet" has no weights for the backbone or no network.
+    file. backbone_name: "resnet50" and its kin. Raises InputError as `download`, `load_checkpoint` and `load_model_state`
+    do, and ValueError where "imagenet" has no weights for the backbone.
     """
     if spec == "none":
         return
-    alternatives = "or use --backbone_weights none or --backbone_weights PATH"
-    if spec == "imagenet" and backbone_name not in IMAGENET_WEIGHTS:
-        raise InputError(f"--backbone_weights imagenet: there are none for {backbone_name}; "
-                         f"choose one of {', '.join(IMAGENET_WEIGHTS)}, {alternatives}")
     source = spec
     if spec == "imagenet":
-        try:
-            source = download(IMAGENET_WEIGHTS[backbone_name], user_cache())
-        except InputError as error:
-            raise InputError(f"{error}, {alternatives}") from error
+        if backbone_name not in IMAGENET_WEIGHTS:
+            raise ValueError(f"backbone_name is {backbone_name}: there are no ImageNet weights for it")
+        source = download(IMAGENET_WEIGHTS[backbone_name], user_cache())
     state = load_checkpoint(source)["model"]
     load_model_state(body, {name: value for name, value in state.items() if not name.startswith("fc.")}, source)

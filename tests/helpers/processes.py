@@ -27,8 +27,8 @@ def finish(process, seconds=1000):
 
 
 def part(name, processes, out, *flags):
-    """What run_processes.py writes."""
-    code, output = finish(mpirun(processes, "tests/helpers/run_processes.py", name, out, *flags))
+    """What run_ours.py writes."""
+    code, output = finish(mpirun(processes, "tests/helpers/run_ours.py", name, out, *flags))
     assert code == 0, output[-2000:]
     with np.load(out) as data:
         return dict(data)

@@ -4,7 +4,7 @@ from processes import part
 
 
 def test_steps_of_two_processes(original, measured, tmp_path):
-    theirs = original("run_processes.py", "--processes", 2, "--steps", 10)
+    theirs = original("run_original.py", "--processes", 2, "--steps", 10)
     mine = part("train", 2, tmp_path / "mine.npz", "--steps", 10)
     measured("2 processes: loss at each of 10 training steps, relative", "resnet18",
              np.abs(mine["losses"] / theirs["losses"] - 1).max(), 1e-3)

@@ -2,7 +2,7 @@
 
     python -m tests.tools.finetune_curve output/demo/checkpoint.pkl output/finetune [--epochs 22]
 
-Draws a variant of the shapes with one more class and other category ids, trains on it from nothing for so many epochs, and
+Draws a variant of the shapes with one more class and other category ids, trains on it from nothing for the given number of epochs, and
 fine-tunes the demo's detector for a quarter of them; then draws both curves into FOLDER/curve.png and prints them.
 """
 import argparse
@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[2]
 IDS = {"star": 1, "triangle": 2, "circle": 5, "rectangle": 9}
-# The demo's model and schedule, on data in a layout of one's own.
+# The demo's model and schedule, on data in the user's own layout.
 DEMO = ["--demo", "--dataset_file", "coco"]
 SIZES = ["--img_scales", "96", "--eval_size", "96", "--max_size", "96"]
 

@@ -108,12 +108,12 @@ def main():
             since = [row for row in curve[:-1] if before <= row[0] < mark]  # the last one comes after the end
             if not since:
                 break
-            held = fmean(row[1] for row in since if row[0] // batch % StepMemory.EVERY == 0)
+            held = fmean(row[1] for row in since if row[0] // batch % StepMemory.BATCHES_BETWEEN_TRIMS == 0)
             held_first = held_first or held
             _, main, workers = zip(*since)
             print(f"| {mark} {unit} ({title}) | {held:.3f} | {held / held_first - 1:+.1%} | {fmean(main):.3f} | {max(main):.3f} "
                   f"| {workers[-1]:.3f} |")
-        done, held = np.array([row[:2] for row in curve[:-1] if row[0] >= FIRST and row[0] // batch % StepMemory.EVERY == 0]).T
+        done, held = np.array([row[:2] for row in curve[:-1] if row[0] >= FIRST and row[0] // batch % StepMemory.BATCHES_BETWEEN_TRIMS == 0]).T
         (slope, _), covariance = np.polyfit(done, held, 1, cov=True)
         growth = np.array([slope, covariance[0, 0] ** 0.5]) * (done[-1] - done[0]) / held.mean()
         trends.append(f"{title}: held memory from {FIRST} {unit} on, by a straight line: {growth[0]:+.1%} ± {growth[1]:.1%} at "

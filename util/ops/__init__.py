@@ -20,7 +20,7 @@ In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R5
 
 With CUDA these have kernels of their own, too:
 
-- `softmax`: Jittor's has the length of a row in its source, so every size of images would be compiled anew.
+- `softmax`: Jittor's has the length of a row in its source, so Jittor would compile it again for every size of images.
 - `transpose`: Jittor's needs cutt, which it downloads.
 - `norm_of_all`, `adamw`: one kernel for each weight instead of several.
 
@@ -35,7 +35,7 @@ from . import convolution, functions
 from .code import code, codes
 
 # Fewer channels make matrices too small for sgemm: with 1 instead of 32 a step of the demo takes 72 ms instead of 65.
-LEAST_CHANNELS = 32
+MIN_CHANNELS = 32
 SUM_BLOCKS = 32  # partial sums of each array in norm_of_all with CUDA
 
 
@@ -67,13 +67,13 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
     """
     outputs, channels, *kernel = weight.shape
     square = all(a == b for a, b in (kernel, stride, padding, dilation))
-    if _on_onednn() and square and min(outputs, channels * kernel[0] ** 2) >= LEAST_CHANNELS:
+    if _on_onednn() and square and min(outputs, channels * kernel[0] ** 2) >= MIN_CHANNELS:
         place = kernel[0], stride[0], padding[0], dilation[0]
         if place == (1, 1, 0, 1):
             return convolution.Conv1x1(relu)(x, weight, scale, bias, residual)
-        if place == (3, 1, 1, 1) and channels >= LEAST_CHANNELS:
+        if place == (3, 1, 1, 1) and channels >= MIN_CHANNELS:
             return convolution.Conv3x3(relu)(x, weight, scale, bias, residual)
-        if place == (3, 1, place[3], place[3]) and channels >= LEAST_CHANNELS:
+        if place == (3, 1, place[3], place[3]) and channels >= MIN_CHANNELS:
             # Every n-th pixel of every n-th row is an image of its own, of a convolution without dilation.
             step = place[3]
             residual = None if residual is None else convolution.split(residual, step)
@@ -81,7 +81,7 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
             return convolution.join(y, step, *x.shape[2:])
         return convolution.ConvAny(relu, *place[1:])(x, weight, scale, bias, residual)
     weight = weight if scale is None else weight * scale.reshape(-1, 1, 1, 1)
-    return _finish(nn.conv2d(x, weight, bias, stride, padding, dilation), residual, relu)
+    return _add_and_relu(nn.conv2d(x, weight, bias, stride, padding, dilation), residual, relu)
 
 
 def conv(x, layer):
@@ -127,8 +127,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().execute(x)
         before = self.running_var.clone()
         y = super().execute(x)
-        taken = self.running_var - before * (1 - self.momentum)  # the batch's variance times the momentum
-        self.running_var.update(self.running_var + taken * (unbiased(x) - 1))
+        batch_share = self.running_var - before * (1 - self.momentum)  # the batch's variance times the momentum
+        self.running_var.update(self.running_var + batch_share * (unbiased(x) - 1))
         return y
 
 
@@ -161,7 +161,7 @@ def norm(x, layer, residual=None, relu=False):
         for running, now in ((layer.running_mean, mean), (layer.running_var, variance * unbiased(x))):
             running.update(running + (now.detach() - running) * layer.momentum)
         return y
-    return _finish(layer(x), residual, relu)
+    return _add_and_relu(layer(x), residual, relu)
 
 
 def norm_of_all(arrays):
@@ -202,6 +202,6 @@ def _on_onednn():
     return not jt.flags.use_cuda and jt.compile_extern.mkl_ops is not None
 
 
-def _finish(x, residual, cut):
+def _add_and_relu(x, residual, apply_relu):
     x = x if residual is None else x + residual
-    return relu(x) if cut else x
+    return relu(x) if apply_relu else x

@@ -6,7 +6,7 @@ from util.backend import jt
 
 
 def _include(name):
-    """Jittor copies the header at each call, so it is short; the digest has Jittor compile anew when the file changes."""
+    """Jittor copies the header at each call, so it is short; the digest makes Jittor compile again when the file changes."""
     source = Path(__file__).with_name(name)
     return f'#include "{source}"  // {hashlib.sha1(source.read_bytes()).hexdigest()}'
 

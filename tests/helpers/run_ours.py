@@ -1,8 +1,8 @@
 """What test_dist.py runs under mpirun, one part each; the main process writes the result.
 
-    mpirun -np N python tests/helpers/run_processes.py {train,save,messages,allreduce} OUT.npz [--batch_size B] [--steps S]
+    mpirun -np N python tests/helpers/run_ours.py {train,save,messages,allreduce} OUT.npz [--batch_size B] [--steps S]
                                                        [--accum_steps A]
-    python tests/helpers/run_processes.py alone OUT.npz --processes N [--batch_size B] [--steps S]
+    python tests/helpers/run_ours.py alone OUT.npz --processes N [--batch_size B] [--steps S]
 
 `train` takes steps as engine.py does; `alone` computes in one process what they should be, by the definition: the mean over
 the processes of each one's loss, whose number of boxes is the mean over the processes.

@@ -1,6 +1,6 @@
 """Runs training steps of the original under torch.distributed (gloo), one process for each share of the recipe's batches:
 
-    ORACLE_PYTHON tests/oracle/run_processes.py --processes N [--batch_size B] [--steps S] OUT.npz
+    ORACLE_PYTHON tests/oracle/run_original.py --processes N [--batch_size B] [--steps S] OUT.npz
 
 OUT.npz holds `losses` [S] as the original logs them, and after the first step `grad/NAME`, a tenth of the clipped gradients as
 AdamW's averages keep them, and `weight/NAME`.
