@@ -1,4 +1,5 @@
 """One epoch of training, evaluation, and prediction."""
+
 import itertools
 import math
 import random
@@ -23,16 +24,30 @@ from util.memory import StepMemory
 PRINT_FREQ = 10
 
 
-def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_norm=0, start_step=0, meters=None, after_step=None,
-                    accum_steps=1):
-    """Trains for one pass over `data_loader` and returns the epoch's averages, a dictionary of floats.
+def train_one_epoch(
+    model,
+    criterion,
+    data_loader,
+    optimizer,
+    epoch,
+    seed,
+    max_norm=0,
+    start_step=0,
+    meters=None,
+    after_step=None,
+    accum_steps=1,
+):
+    """Trains for one pass over `data_loader` and returns the epoch's averages, a dictionary of
+    floats.
 
     max_norm: clip the global norm of the gradients to it; 0 does not clip.
-    start_step, meters: steps of this epoch that were trained before, and the meters' state after them.
+    start_step, meters: steps of this epoch that were trained before, and the meters' state after
+    them.
     after_step: called with the number of steps done and the MetricLogger after each step.
-    accum_steps: batches that make one step, by the definition of as many processes: the mean of the batches' losses, whose number
-    of boxes is the mean over the batches.
-    What is logged is the mean over batches and processes. A step for which one of them has no sample is left out by all.
+    accum_steps: batches that make one step, by the definition of as many processes: the mean of the
+    batches' losses, whose number of boxes is the mean over the batches.
+    What is logged is the mean over batches and processes. A step for which one of them has no
+    sample is left out by all.
     Raises InputError when the loss is not finite, before the weights are touched.
     """
     model.train()
@@ -42,29 +57,46 @@ def train_one_epoch(model, criterion, data_loader, optimizer, epoch, seed, max_n
     logger.load_state_dict(meters or {})
     memory = StepMemory()
     data_loader.set_epoch(epoch, start_step * accum_steps)
-    for step, batches in enumerate(logger.log_every(Steps(data_loader, accum_steps), PRINT_FREQ, f"Epoch: [{epoch}]", start_step), start_step):
-        if not all(dist.all_gather(all(targets for _, targets in batches))):  # bad samples were skipped, and nothing is left
+    for step, batches in enumerate(
+        logger.log_every(
+            Steps(data_loader, accum_steps), PRINT_FREQ, f"Epoch: [{epoch}]", start_step
+        ),
+        start_step,
+    ):
+        if not all(
+            dist.all_gather(all(targets for _, targets in batches))
+        ):  # bad samples were skipped, and nothing is left
             continue
         num_boxes = criterion.average_boxes(*[targets for _, targets in batches])
         scalars_of_batches = []
-        for share, (samples, targets) in enumerate(batches, accum_steps * (step * dist.get_world_size() + dist.get_rank())):
-            # Dropout depends on seed, epoch and batch only, so that a resumed run continues as if it had never stopped.
+        for share, (samples, targets) in enumerate(
+            batches, accum_steps * (step * dist.get_world_size() + dist.get_rank())
+        ):
+            # Dropout depends on seed, epoch and batch only, so that a resumed run continues as if
+            # it had never stopped.
             jt.set_seed(random.Random(f"{seed}/{epoch}/{share}").getrandbits(31))
             losses = criterion(model(samples.to_jittor()), targets, num_boxes)
             loss, scalars = weighted_sum(losses, criterion.weight_dict)
             scalars_of_batches.append(scalars)
             optimizer.backward(loss if accum_steps == 1 else loss / accum_steps)
             if accum_steps > 1:
-                jt.sync_all()  # the gradients now, so that no more than one batch's activations take memory
-        scalars = dist.reduce_dict({name: sum(each[name] for each in scalars_of_batches) / accum_steps for name in scalars})
+                # the gradients now, so that no more than one batch's activations take memory
+                jt.sync_all()
+        scalars = dist.reduce_dict(
+            {name: sum(each[name] for each in scalars_of_batches) / accum_steps for name in scalars}
+        )
         if not math.isfinite(scalars["loss"]):
-            raise InputError(f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last checkpoint is "
-                             "intact; resume from it with a smaller --lr, or check the annotations")
+            raise InputError(
+                f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the "
+                f"last checkpoint is "
+                "intact; resume from it with a smaller --lr, or check the annotations"
+            )
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)
         optimizer.step()
-        # Starts the step's computation, which Jittor would put off until something reads the weights. The mean of the gradients is part
-        # of it, and all processes have to take it at the same point: what comes next differs, because only one of them saves.
+        # Starts the step's computation, which Jittor would put off until something reads the
+        # weights. The mean of the gradients is part of it, and all processes have to take it at the
+        # same point: what comes next differs, because only one of them saves.
         jt.sync_all()
         memory.tidy()
         logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])
@@ -90,42 +122,68 @@ class Steps:
             yield step
 
 
-def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_evaluator=None, after_step=None,
-             per_class=False):
+def evaluate(
+    model,
+    criterion,
+    postprocessors,
+    data_loader,
+    coco_gt,
+    panoptic_evaluator=None,
+    after_step=None,
+    per_class=False,
+):
     """Runs the model over the validation set.
 
-    coco_gt: COCO with the ground truth; panoptic_evaluator: a PanopticEvaluator, for a model with that postprocessor;
-    after_step: called after each batch; per_class: print the figures of each class too.
-    Each process takes its part of the batches; the main process gets all of their results, the others an empty dictionary of
-    averages.
-    Returns (averages, evaluator): the losses' averages, and the figures under `coco_eval_bbox` (12 of COCO),
-    `coco_eval_masks` (12), `PQ_all`, `PQ_th`, `PQ_st`, as far as the model has them; and the CocoEvaluator with the
-    detections.
+    coco_gt: COCO with the ground truth; panoptic_evaluator: a PanopticEvaluator, for a model with
+    that postprocessor; after_step: called after each batch; per_class: print the figures of each
+    class too.
+    Each process takes its part of the batches; the main process gets all of their results, the
+    others an empty dictionary of averages.
+    Returns (averages, evaluator): the losses' averages, and the figures under `coco_eval_bbox` (12
+    of COCO), `coco_eval_masks` (12), `PQ_all`, `PQ_th`, `PQ_st`, as far as the model has them; and
+    the CocoEvaluator with the detections.
     """
     model.eval()
     logger = MetricLogger()
     logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
     memory = StepMemory()
-    evaluator = CocoEvaluator(coco_gt, [name for name in ("bbox", "segm") if name in postprocessors])
+    evaluator = CocoEvaluator(
+        coco_gt, [name for name in ("bbox", "segm") if name in postprocessors]
+    )
     with jt.no_grad():
         for samples, targets in logger.log_every(data_loader, PRINT_FREQ, "Test:"):
             if not targets:
-                criterion.average_boxes(targets)  # as the other processes, which have a batch, do in the criterion
+                criterion.average_boxes(
+                    targets
+                )  # as the other processes, which have a batch, do in the criterion
                 if after_step:
                     after_step()
                 continue
             outputs = model(samples.to_jittor())
             _, scalars = weighted_sum(criterion(outputs, targets), criterion.weight_dict)
             logger.update(**scalars)
-            orig_sizes, sizes = ([target[key] for target in targets] for key in ("orig_size", "size"))
+            orig_sizes, sizes = (
+                [target[key] for target in targets] for key in ("orig_size", "size")
+            )
             results = postprocessors["bbox"](outputs, orig_sizes)
             if "segm" in postprocessors:
                 results = postprocessors["segm"](results, outputs, orig_sizes, sizes)
-            evaluator.update({target["image_id"]: result for target, result in zip(targets, results)})
+            evaluator.update(
+                {target["image_id"]: result for target, result in zip(targets, results)}
+            )
             if panoptic_evaluator is not None:
-                panoptic_evaluator.update([
-                    {**segments, "image_id": target["image_id"], "file_name": f"{target['image_id']:012}.png"}
-                    for target, segments in zip(targets, postprocessors["panoptic"](outputs, sizes, orig_sizes))])
+                panoptic_evaluator.update(
+                    [
+                        {
+                            **segments,
+                            "image_id": target["image_id"],
+                            "file_name": f"{target['image_id']:012}.png",
+                        }
+                        for target, segments in zip(
+                            targets, postprocessors["panoptic"](outputs, sizes, orig_sizes)
+                        )
+                    ]
+                )
             memory.tidy()
             if after_step:
                 after_step()
@@ -153,14 +211,16 @@ def evaluate(model, criterion, postprocessors, data_loader, coco_gt, panoptic_ev
 def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, attention=False):
     """What a DETR, with or without masks, detects in pictures of any sizes, one after the other.
 
-    model: set to evaluation mode. images: paths, PIL images, or arrays uint8 [H, W, 3]; those of files and PIL are turned
-    upright as their EXIF orientation says. threshold: least score. size, max_size: of the shorter and the longer side that
-    the model gets, pixels.
+    model: set to evaluation mode. images: paths, PIL images, or arrays uint8 [H, W, 3]; those of
+    files and PIL are turned upright as their EXIF orientation says. threshold: least score. size,
+    max_size: of the shorter and the longer side that the model gets, pixels.
 
-    Returns for each image a dictionary of NumPy arrays, the n detections with the highest score first:
-        scores float32 [n], labels int64 [n] (category ids), boxes float32 [n, 4] (x0, y0, x1, y1 in pixels of the image)
-        masks bool [n, H, W], where the model has them
-        decoder_attention float32 [n, h, w] and encoder_attention float32 [h, w, h, w], with `attention`: see `watch_attention`;
+    Returns for each image a dictionary of NumPy arrays, the n detections with the highest score
+    first:
+        scores float32 [n], labels int64 [n] (category ids), boxes float32 [n, 4] (x0, y0, x1, y1 in
+        pixels of the image) masks bool [n, H, W], where the model has them
+        decoder_attention float32 [n, h, w] and encoder_attention float32 [h, w, h, w], with
+        `attention`: see `watch_attention`;
             the latter, where the model has an encoder, as from each position to all
     Raises InputError: a file that cannot be read.
     """
@@ -170,8 +230,15 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
     results = []
     for image in images:
         image = read_picture(image)
-        array, _ = transform(image, {"boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0, np.float32)}, random.Random(0))
-        with jt.no_grad(), watch_attention(detr.transformer) if attention else nullcontext({}) as seen:
+        array, _ = transform(
+            image,
+            {"boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0, np.float32)},
+            random.Random(0),
+        )
+        with (
+            jt.no_grad(),
+            watch_attention(detr.transformer) if attention else nullcontext({}) as seen,
+        ):
             outputs = model([array])
             [result] = PostProcess()(outputs, [(image.height, image.width)])
         best = np.argsort(-result["scores"], kind="stable")
@@ -179,10 +246,17 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
         result = {name: array[best] for name, array in result.items()}
         result["labels"] = result["labels"].astype(np.int64)
         if "pred_masks" in outputs:
-            rles = PostProcessSegm().encode(outputs["pred_masks"].numpy()[0][best], array.shape[1:], array.shape[1:],
-                                            (image.height, image.width))
-            result["masks"] = coco_mask.decode(rles).transpose(2, 0, 1).astype(bool) if rles else np.zeros(
-                (0, image.height, image.width), bool)
+            rles = PostProcessSegm().encode(
+                outputs["pred_masks"].numpy()[0][best],
+                array.shape[1:],
+                array.shape[1:],
+                (image.height, image.width),
+            )
+            result["masks"] = (
+                coco_mask.decode(rles).transpose(2, 0, 1).astype(bool)
+                if rles
+                else np.zeros((0, image.height, image.width), bool)
+            )
         if attention:
             h, w = shape_of_map(seen["decoder"].shape[2], *array.shape[1:])
             result["decoder_attention"] = seen["decoder"][0][best].reshape(-1, h, w)
@@ -193,7 +267,9 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
 
 
 def shape_of_map(length, height, width):
-    """(h, w) of a feature map with `length` positions, which a backbone of stride 32 or 16 makes of an image [height, width]."""
+    """(h, w) of a feature map with `length` positions, which a backbone of stride 32 or 16 makes of
+    an image [height, width].
+    """
     for stride in (32, 16):
         h, w = math.ceil(height / stride), math.ceil(width / stride)
         if h * w == length:
@@ -204,8 +280,8 @@ def shape_of_map(length, height, width):
 def weighted_sum(losses, weight_dict):
     """The loss to train, a Var, and everything to log, floats under the original's names.
 
-    Logged are the sum as `loss`, each weighted loss under its name, each loss as it is with the suffix `_unscaled`,
-    and class_error. They come from the device in one transfer.
+    Logged are the sum as `loss`, each weighted loss under its name, each loss as it is with the
+    suffix `_unscaled`, and class_error. They come from the device in one transfer.
     """
     names = [name for name in losses if name in weight_dict]
     loss = sum(losses[name] * weight_dict[name] for name in names)

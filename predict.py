@@ -1,4 +1,5 @@
 """Pictures in, pictures out: what `--predict` does with its paths."""
+
 import glob
 import json
 import time
@@ -8,6 +9,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from util import dist
 from util.errors import InputError, printable
 from util.files import replacing
 from util.memory import StepMemory
@@ -15,41 +17,74 @@ from util.memory import StepMemory
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
 
 
-def find_pictures(paths, output_dir):
-    """The files that paths stand for, each once: files, the pictures in folders and what is below them, globs (`**` too).
+def faults_of_predict(args):
+    """Yields a line for each fault of the flags that go with --predict."""
+    if dist.get_world_size() > 1:
+        yield "--predict runs in one process: start it without mpirun"
+    if args.eval:
+        yield "--predict and --eval are two different things to do: give one of them"
+    if not args.resume:
+        yield "--predict needs trained weights: give them with --resume"
+    if not args.output_dir:
+        yield "--predict needs a folder for its pictures: give --output_dir"
 
-    Raises InputError for a path that stands for nothing, and for a folder that the results are written into.
+
+def find_pictures(paths, output_dir):
+    """The files that paths stand for, each once: files, the pictures in folders and what is below
+    them, globs (`**` too).
+
+    Raises InputError for a path that stands for nothing, and for a folder that the results are
+    written into.
     """
     found = {}
     for path in paths:
         if Path(path).is_dir():
             if Path(output_dir).resolve().is_relative_to(Path(path).resolve()):
-                raise InputError(f"--output_dir {output_dir} lies in {path}, where its pictures would be found the next time: give "
-                                 "another folder")
-            matches = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+                raise InputError(
+                    f"--output_dir {output_dir} lies in {path}, where its pictures would be "
+                    f"found the next time: give "
+                    "another folder"
+                )
+            matches = sorted(
+                file
+                for file in Path(path).rglob("*")
+                if file.suffix.lower() in SUFFIXES and file.is_file()
+            )
         elif Path(path).exists():
             matches = [Path(path)]
         else:
-            matches = [Path(name) for name in sorted(glob.glob(path, recursive=True)) if Path(name).is_file()]
+            matches = [
+                Path(name)
+                for name in sorted(glob.glob(path, recursive=True))
+                if Path(name).is_file()
+            ]
         if not matches:
             what = "no picture in this folder" if Path(path).is_dir() else "no such file"
-            raise InputError(f"--predict {path}: {what}; give files, folders, or globs in quotation marks")
+            raise InputError(
+                f"--predict {path}: {what}; give files, folders, or globs in quotation marks"
+            )
         found.update(dict.fromkeys(matches))
     return list(found)
 
 
 def predict_pictures(model, args, names):
-    """Draws what the model detects in each picture into --output_dir, prints a line for each, and writes the detections as JSON.
+    """Draws what the model detects in each picture into --output_dir, prints a line for each, and
+    writes the detections as JSON.
 
-    names: dictionary category id -> name. A picture that cannot be read, or that fails in any other way, costs only itself.
+    names: dictionary category id -> name. A picture that cannot be read, or that fails in any other
+    way, costs only itself.
     Raises InputError at the end, when all others are done, where there was such a picture.
     """
     from datasets.coco import read_picture
     from engine import predict
     from util.pictures import draw_attention, draw_detections, unreadable_names
+
     if missing := unreadable_names(names):
-        print(f"no font of this machine has the characters of {', '.join(missing[:5])}: ids are drawn instead; install one, for "
-              "example fonts-noto-cjk")
+        print(
+            f"no font of this machine has the characters of "
+            f"{', '.join(missing[:5])}: ids are drawn instead; install one, for "
+            "example fonts-noto-cjk"
+        )
     # The shapes are not resized in their training.
     size = args.shapes_size if args.dataset_file == "shapes" else args.eval_size
     folder, files = Path(args.output_dir), find_pictures(args.predict, args.output_dir)
@@ -61,15 +96,25 @@ def predict_pictures(model, args, names):
             start = time.time()
             try:
                 image = read_picture(path)
-                [result] = predict(model, [image], threshold=args.threshold, size=size, max_size=args.max_size,
-                                   attention=args.attention)
+                [result] = predict(
+                    model,
+                    [image],
+                    threshold=args.threshold,
+                    size=size,
+                    max_size=args.max_size,
+                    attention=args.attention,
+                )
                 pictures = {"detections": draw_detections(image, result, names)}
                 if args.attention:
                     pictures["attention"] = draw_attention(image, result, names)
                 found = list_detections(number, str(path), result, names)
                 masks = add_masks(found, result["masks"]) if "masks" in result else []
             except Exception as error:  # reported here and at the end
-                reason = str(error) if isinstance(error, InputError) else printable(f"{type(error).__name__}: {error}")[:500]
+                reason = (
+                    str(error)
+                    if isinstance(error, InputError)
+                    else printable(f"{type(error).__name__}: {error}")[:500]
+                )
                 bad.append(reason if str(path) in reason else f"{path}: {reason}")
                 bar.write(f"left out: {bad[-1]}")
                 continue
@@ -79,19 +124,29 @@ def predict_pictures(model, args, names):
                 save(picture, folder / f"{target}_{kind}.jpg")
             boxes += found
             segments += masks
-            bar.write(f"{path}: {describe(found)}; {time.time() - start:.2f} s; {target}_detections.jpg")
+            bar.write(
+                f"{path}: {describe(found)}; {time.time() - start:.2f} s; {target}_detections.jpg"
+            )
     for name, content in (("bbox", boxes), ("segm", segments)):
         if name == "bbox" or content:
             with replacing(folder / f"detections_{name}.json") as file:
                 file.write(json.dumps(content).encode())
     succeeded = len(files) - len(bad)
-    print(f"{len(boxes)} detections in {succeeded} pictures, {time.time() - begin:.1f} s; the results are in {folder}")
+    print(
+        f"{len(boxes)} detections in {succeeded} pictures, "
+        f"{time.time() - begin:.1f} s; the results are in {folder}"
+    )
     if bad:
-        raise InputError(f"{len(bad)} of {len(files)} pictures failed, the other {succeeded} are done; the first: {bad[0]}")
+        raise InputError(
+            f"{len(bad)} of {len(files)} pictures failed, the other {succeeded} are "
+            f"done; the first: {bad[0]}"
+        )
 
 
 def unique_names(files):
-    """A name for the results of each file: its own without suffix, and a number where several files would have the same."""
+    """A name for the results of each file: its own without suffix, and a number where several files
+    would have the same.
+    """
     names, used = [], set()
     for file in files:
         name, number = file.stem, 2
@@ -108,21 +163,38 @@ def save(picture, path):
 
 
 def list_detections(number, path, result, names):
-    """In COCO's result format, with the file's and the classes' names; the image id is the file's number in this run."""
-    return [{"image_id": number, "file_name": path, "category_id": label, "category_name": names.get(label, f"class {label}"),
-             "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
-            for (x0, y0, x1, y1), label, score in zip(*(result[key].tolist() for key in ("boxes", "labels", "scores")))]
+    """In COCO's result format, with the file's and the classes' names; the image id is the file's
+    number in this run.
+    """
+    return [
+        {
+            "image_id": number,
+            "file_name": path,
+            "category_id": label,
+            "category_name": names.get(label, f"class {label}"),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": score,
+        }
+        for (x0, y0, x1, y1), label, score in zip(
+            *(result[key].tolist() for key in ("boxes", "labels", "scores"))
+        )
+    ]
 
 
 def add_masks(found, masks):
     """The detections with `segmentation`, compressed RLE, in place of `bbox`."""
     rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
-    return [{**{key: value for key, value in detection.items() if key != "bbox"},
-             "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}} for detection, rle in zip(found, rles)]
+    return [
+        {
+            **{key: value for key, value in detection.items() if key != "bbox"},
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+        }
+        for detection, rle in zip(found, rles)
+    ]
 
 
 def describe(found):
-    """The number of detections, and the first three of them: `2 detections (cat 0.99, dog 0.87)`."""
+    """The number of detections and the first three: `2 detections (cat 0.99, dog 0.87)`."""
     count = "1 detection" if len(found) == 1 else f"{len(found)} detections"
     if not found:
         return count

@@ -1,7 +1,10 @@
-"""Reading COCO's annotation files, and checking them before any long work: nothing in them is trusted.
+"""Reading COCO's annotation files, and checking them before any long work: nothing in them is
+trusted.
 
-A fault ends with one line that names file, id and remedy, or with --skip_bad_samples leaves out the sample.
+A fault ends with one line that names file, id and remedy, or with --skip_bad_samples leaves out the
+sample.
 """
+
 import contextlib
 import io
 import json
@@ -21,7 +24,9 @@ MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses an image
 
 
 class BadSamples:
-    """Collects what is wrong with images and annotations that are left out; without `skip` the first one is raised as InputError."""
+    """Collects what is wrong with images and annotations that are left out; without `skip` the
+    first one is raised as InputError.
+    """
 
     def __init__(self, skip):
         self.skip = skip
@@ -43,7 +48,8 @@ class BadSamples:
 
 
 def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
-    """Reads and checks the annotation file, fills in what may be missing, and returns pycocotools' index of it.
+    """Reads and checks the annotation file, fills in what may be missing, and returns pycocotools'
+    index of it.
 
     num_classes: upper bound (exclusive) of the category ids, None for any.
     skip_bad_samples: leave out bad images and annotations, and print how many.
@@ -73,12 +79,20 @@ def read_json(ann_file):
         raise InputError(f"{ann_file}: no such file; put the COCO annotations there")
     try:
         data = json.loads(ann_file.read_bytes())
-    except (ValueError, RecursionError) as error:  # broken syntax, broken UTF-8, or lists in lists without end
-        raise InputError(f"{ann_file}: not a JSON file ({error}); get or export it again") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # broken syntax, broken UTF-8, or lists in lists without end
+        raise InputError(
+            f"{ann_file}: not a JSON file ({error}); get or export it again"
+        ) from error
     for key in ("images", "annotations", "categories"):
         entries = data.get(key) if isinstance(data, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise InputError(f"{ann_file}: '{key}' should be a list of objects; export it in COCO's detection format")
+            raise InputError(
+                f"{ann_file}: '{key}' should be a list of objects; export it in COCO's "
+                f"detection format"
+            )
     return data
 
 
@@ -88,38 +102,61 @@ def check_images(images, img_folder, ann_file, bad_samples):
         raise InputError(f"{ann_file}: lists no image; a data set needs one at least")
     ids, present, good, missing = set(), {}, [], []
     for image in images:
-        fault = id_fault(image.get("id"), ids, "image") or size_fault(image) or name_fault(image.get("file_name"))
+        fault = (
+            id_fault(image.get("id"), ids, "image")
+            or size_fault(image)
+            or name_fault(image.get("file_name"))
+        )
         if fault:
             bad_samples.add(f"{ann_file}: image {short(image.get('id'))}: {fault}")
             continue
         folder, name = os.path.split(image["file_name"])
-        if folder not in present:  # one listing per folder: asking for every file takes minutes on network drives
+        if (
+            folder not in present
+        ):  # one listing per folder: asking for every file takes minutes on network drives
             path = img_folder / folder
             present[folder] = set(os.listdir(path)) if path.is_dir() else set()
         (good if name in present[folder] else missing).append(image)
     if missing and not bad_samples.skip:
-        raise InputError(f"{img_folder / missing[0]['file_name']}: no such image; {len(missing)} of the {len(images)} images in "
-                         f"{ann_file} are missing: add them, or remove them from the annotation file")
+        raise InputError(
+            f"{img_folder / missing[0]['file_name']}: no such image; {len(missing)} "
+            f"of the {len(images)} images in "
+            f"{ann_file} are missing: add them, or remove them from the annotation file"
+        )
     for image in missing:
-        bad_samples.add(f"{img_folder / image['file_name']}: no such image; add it, or remove it from {ann_file}")
+        bad_samples.add(
+            f"{img_folder / image['file_name']}: no such image; add it, or remove "
+            f"it from {ann_file}"
+        )
     if not good:
-        raise InputError(f"{ann_file}: none of its {len(images)} images can be used; the first: {bad_samples.messages[0]}")
+        raise InputError(
+            f"{ann_file}: none of its {len(images)} images can be used; the first: "
+            f"{bad_samples.messages[0]}"
+        )
     return good
 
 
 def check_annotations(data, ann_file, return_masks, num_classes, bad_samples):
-    """The annotations with an id of their own, a known image and category, a usable box and, if asked for, a segmentation."""
+    """The annotations with an id of their own, a known image and category, a usable box and, if
+    asked for, a segmentation.
+    """
     check_categories(data["categories"], ann_file)
     images = {image["id"]: image for image in data["images"]}
     categories = {category["id"] for category in data["categories"]}
     if return_masks:
         for image in data["images"]:
             if image.get("height") is None or image.get("width") is None:
-                raise InputError(f"{ann_file}: image {image['id']} has no height and width, which masks need; add them")
+                raise InputError(
+                    f"{ann_file}: image {image['id']} has no height and width, which masks "
+                    f"need; add them"
+                )
     ids, good = set(), []
     for ann in data["annotations"]:
         if fault := annotation_fault(ann, ids, images, categories, num_classes, return_masks):
-            bad_samples.add(f"{ann_file}: annotation {short(ann.get('id'))} of image {short(ann.get('image_id'))}: {fault}")
+            bad_samples.add(
+                f"{ann_file}: annotation {short(ann.get('id'))} of image "
+                f"{short(ann.get('image_id'))}: {fault}"
+            )
         else:
             good.append(ann)
     return good
@@ -127,7 +164,10 @@ def check_annotations(data, ann_file, return_masks, num_classes, bad_samples):
 
 def category_names(categories):
     """A dictionary category id -> name, for categories with ids of their own."""
-    return {category["id"]: printable(str(category.get("name", f"class {category['id']}"))) for category in categories}
+    return {
+        category["id"]: printable(str(category.get("name", f"class {category['id']}")))
+        for category in categories
+    }
 
 
 def check_categories(categories, ann_file):
@@ -139,7 +179,9 @@ def check_categories(categories, ann_file):
 
 
 def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
-    """What is wrong with an annotation, and the remedy; or None. ids: those of the annotations before."""
+    """What is wrong with an annotation, and the remedy; or None. ids: those of the annotations
+    before.
+    """
     if fault := id_fault(ann.get("id"), ids, "annotation"):
         return fault
     image = images.get(ann.get("image_id")) if type(ann.get("image_id")) is int else None
@@ -149,11 +191,17 @@ def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
     if type(category) is not int or category not in categories:
         return f"category {short(category)} is not listed; add it, or correct category_id"
     if category < 0 or (num_classes is not None and category >= num_classes):
-        return (f"category_id {category} is not in 0..{'' if num_classes is None else num_classes - 1}; renumber the categories, or "
-                "give a larger --num_classes")
+        return (
+            f"category_id {category} is not in "
+            f"0..{'' if num_classes is None else num_classes - 1}; renumber the categories, or "
+            "give a larger --num_classes"
+        )
     if not is_box(ann.get("bbox")):
-        return (f"bbox {short(ann.get('bbox'))} is not x, y, width, height with finite numbers and no negative size; "
-                "correct or remove it")
+        return (
+            f"bbox {short(ann.get('bbox'))} is not x, y, width, height with finite "
+            f"numbers and no negative size; "
+            "correct or remove it"
+        )
     if ann.get("area") is not None and not is_number(ann["area"], 0, math.inf):
         return f"area {short(ann['area'])} is not a number of pixels; correct or remove it"
     if ann.get("iscrowd") not in (None, 0, 1):
@@ -161,14 +209,17 @@ def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
     if return_masks and not ann.get("segmentation"):
         return "has no segmentation; add it, or train without --masks"
     if return_masks and not is_segmentation(ann["segmentation"], image):
-        return ("its segmentation is neither polygons of three points or more with numbers of pixels nor an RLE of the image's size; "
-                "correct or remove it")
+        return (
+            "its segmentation is neither polygons of three points or more with "
+            "numbers of pixels nor an RLE of the image's size; "
+            "correct or remove it"
+        )
     return None
 
 
 def id_fault(value, ids, kind):
     """What is wrong with an id, or None. Adds it to ids, those of its kind so far."""
-    if type(value) is not int or not -2**63 <= value < 2**63:
+    if type(value) is not int or not -(2**63) <= value < 2**63:
         return f"{kind} id {short(value)} is not a whole number of 64 bits; renumber the ids"
     if value in ids:
         return f"{kind} id {short(value)} is there twice; renumber the ids"
@@ -181,7 +232,10 @@ def size_fault(image):
     if any(side is not None and (type(side) is not int or side < 1) for side in sides):
         return f"width and height {short(sides)} are not numbers of pixels; correct or remove them"
     if None not in sides and sides[0] * sides[1] > MAX_PIXELS:
-        return f"width and height {short(sides)} are more than {MAX_PIXELS:,} pixels; correct them, or make the image smaller"
+        return (
+            f"width and height {short(sides)} are more than {MAX_PIXELS:,} pixels; correct them, "
+            "or shrink the image"
+        )
     return None
 
 
@@ -189,7 +243,7 @@ def name_fault(name):
     if not isinstance(name, str):
         return "has no file_name; add it"
     if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
-        return f"file_name {short(name)} leaves the folder of the images; give it relative to that folder"
+        return f"file_name {short(name)} leaves the images' folder; give it relative to that folder"
     return None
 
 
@@ -199,36 +253,61 @@ def is_number(value, least, most):
 
 
 def is_box(box):
-    return (isinstance(box, list) and len(box) == 4 and all(is_number(value, -MAX_BOX_COORDINATE, MAX_BOX_COORDINATE) for value in box)
-            and box[2] >= 0 and box[3] >= 0)
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(is_number(value, -MAX_BOX_COORDINATE, MAX_BOX_COORDINATE) for value in box)
+        and box[2] >= 0
+        and box[3] >= 0
+    )
 
 
 def is_segmentation(segmentation, image):
-    """Whether it is a list of polygons, each x, y, x, y, …, or an RLE, compressed or not, that fits the image's size."""
+    """Whether it is a list of polygons, each x, y, x, y, …, or an RLE, compressed or not, that fits
+    the image's size.
+    """
     width, height = image["width"], image["height"]
     if isinstance(segmentation, list):
-        return all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-                   and all(is_number(value, -MAX_POLYGON_COORDINATE, MAX_POLYGON_COORDINATE) for value in polygon)
-                   and is_short(polygon) for polygon in segmentation)
+        return all(
+            isinstance(polygon, list)
+            and len(polygon) >= 6
+            and len(polygon) % 2 == 0
+            and all(
+                is_number(value, -MAX_POLYGON_COORDINATE, MAX_POLYGON_COORDINATE)
+                for value in polygon
+            )
+            and is_short(polygon)
+            for polygon in segmentation
+        )
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         return False
     counts = segmentation.get("counts")
     runs = rle_runs(counts) if isinstance(counts, str) else counts
     # pycocotools writes as many pixels as the runs say.
-    return (isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
-            and sum(runs) == height * width)
+    return (
+        isinstance(runs, list)
+        and all(type(run) is int and run >= 0 for run in runs)
+        and sum(runs) == height * width
+    )
 
 
 def is_short(polygon):
-    """Whether the outline has a possible length: pycocotools walks along it in fifths of pixels and keeps each step."""
+    """Whether the outline has a possible length: pycocotools walks along it in fifths of pixels and
+    keeps each step.
+    """
     if len(polygon) * max(map(abs, polygon)) < MAX_POLYGON_COORDINATE:
         return True
     x, y = polygon[::2], polygon[1::2]
-    return sum(abs(x[i] - x[i - 1]) + abs(y[i] - y[i - 1]) for i in range(len(x))) < MAX_POLYGON_COORDINATE
+    return (
+        sum(abs(x[i] - x[i - 1]) + abs(y[i] - y[i - 1]) for i in range(len(x)))
+        < MAX_POLYGON_COORDINATE
+    )
 
 
 def rle_runs(counts):
-    """The lengths of the runs that a compressed RLE stands for, or None where it is none (COCO's `rleFrString`)."""
+    """The lengths of the runs that a compressed RLE stands for, or None where it is none (COCO's
+    `rleFrString`).
+    """
     runs, value, shift = [], 0, 0
     for code in counts.encode("utf-8", "surrogatepass"):
         code -= 48
@@ -253,7 +332,9 @@ def segmentation_to_rle(segmentation, height, width):
 
 
 def fill_in_missing(data, ann_file):
-    """Adds what COCO's own files have but files made by users may lack: info, iscrowd and area (in pixels)."""
+    """Adds what COCO's own files have but files made by users may lack: info, iscrowd and area (in
+    pixels).
+    """
     data.setdefault("info", {})
     images = {image["id"]: image for image in data["images"]}
     areas = crowds = 0
@@ -272,16 +353,23 @@ def fill_in_missing(data, ann_file):
             areas += 1
     if areas or crowds:
         total = len(data["annotations"])
-        print(f"{ann_file}: filled in area of {areas} and iscrowd of {crowds} of {total} annotations")
+        print(
+            f"{ann_file}: filled in area of {areas} and iscrowd of {crowds} of {total} annotations"
+        )
 
 
 def renumber_zero(data, ann_file):
-    """Gives the annotation with the id 0 another one, because pycocotools takes a match with 0 for no match."""
+    """Gives the annotation with the id 0 another one, because pycocotools takes a match with 0 for
+    no match.
+    """
     for ann in data["annotations"]:
         if ann["id"] == 0:
             ann["id"] = 1 + max(other["id"] for other in data["annotations"])
-            print(f"{ann_file}: the annotation id 0, with which COCO's evaluation counts a found object as missed, is "
-                  f"{ann['id']} here")
+            print(
+                f"{ann_file}: the annotation id 0, with which COCO's evaluation counts "
+                f"a found object as missed, is "
+                f"{ann['id']} here"
+            )
 
 
 def short(value):

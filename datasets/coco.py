@@ -1,7 +1,9 @@
-"""COCO detection data: the items of the data set, from images and checked annotations (see annotations.py).
+"""COCO detection data: the items of the data set, from images and checked annotations (see
+annotations.py).
 
 Source: `datasets/coco.py` of the original.
 """
+
 import random
 from pathlib import Path
 
@@ -14,18 +16,21 @@ from datasets import EVAL_SIZE, MAX_RATIO, MAX_SIZE, SCALES, get_num_classes
 from datasets.annotations import category_names, load_coco, segmentation_to_rle
 from util.errors import InputError
 
-# What every image goes through last: ImageNet's mean and standard deviation, as the backbone's weights expect.
+# What every image goes through last: ImageNet's mean and standard deviation, as the backbone's
+# weights expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 
-# What Pillow may take a file for. It knows many more formats, one of which (EPS) runs a program on the file.
+# What Pillow may take a file for. It knows many more formats, one of which (EPS) runs a program on
+# the file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
 
 class CocoImages:
-    """What data sets of COCO's layout share: images with targets, in the order of the sorted image ids.
+    """What data sets of COCO's layout share: images with targets, in the order of the sorted image
+    ids.
 
-    A subclass has `target(image_id, image)`, the target before the transforms; `classes`, a dictionary category id -> name; and
-    `list_boxes()`, what summary.py counts.
+    A subclass has `target(image_id, image)`, the target before the transforms; `classes`, a
+    dictionary category id -> name; and `list_boxes()`, what summary.py counts.
     What is random in an item derives from `seed`, `epoch` and the item's index only.
 
     Args:
@@ -40,7 +45,9 @@ class CocoImages:
         InputError: at `dataset[i]`, the image or what belongs to it cannot be read.
     """
 
-    def __init__(self, img_folder, images, transforms, seed=0, max_size=MAX_SIZE, skip_bad_samples=False):
+    def __init__(
+        self, img_folder, images, transforms, seed=0, max_size=MAX_SIZE, skip_bad_samples=False
+    ):
         self.img_folder = Path(img_folder)
         self.images = {image["id"]: image for image in images}
         self.ids = sorted(self.images)
@@ -54,12 +61,17 @@ class CocoImages:
         return len(self.ids)
 
     def read_image(self, image_id):
-        """The image in RGB, in the orientation that its boxes are of. Raises InputError where it cannot be read."""
+        """The image in RGB, in the orientation that its boxes are of. Raises InputError where it
+        cannot be read.
+        """
         image_info = self.images[image_id]
         image = read_image(self.img_folder / image_info["file_name"])
-        # COCO's boxes are of the image as it is stored, and its EXIF orientation is not applied. Annotation tools show it upright,
-        # and then list width and height the other way round.
-        if image.width != image.height and (image_info.get("height"), image_info.get("width")) == image.size:
+        # COCO's boxes are of the image as it is stored, and its EXIF orientation is not applied.
+        # Annotation tools show it upright, and then list width and height the other way round.
+        if (
+            image.width != image.height
+            and (image_info.get("height"), image_info.get("width")) == image.size
+        ):
             return read_image(self.img_folder / image_info["file_name"], upright=True)
         return image
 
@@ -69,11 +81,15 @@ class CocoImages:
         image = self.read_image(image_id)
         try:
             target = self.target(image_id, image)
-            return self.transforms(image, target, random.Random(f"{self.seed}/{self.epoch}/{index}"))
+            return self.transforms(
+                image, target, random.Random(f"{self.seed}/{self.epoch}/{index}")
+            )
         except InputError:
             raise
         except Exception as error:
-            raise RuntimeError(f"{path}: the image or its annotations could not be prepared") from error
+            raise RuntimeError(
+                f"{path}: the image or its annotations could not be prepared"
+            ) from error
 
 
 class CocoDetection(CocoImages):
@@ -88,39 +104,70 @@ class CocoDetection(CocoImages):
       orig_size, size int64 [2]   height and width in pixels before and after the transforms;
       masks bool [n, H, W]  if `return_masks`.
 
-    ann_file: COCO JSON with images, annotations and categories; return_masks: whether targets have masks; num_classes:
-    upper bound (exclusive) of the category ids, None for any; the rest as in CocoImages.
-    Attributes: coco, pycocotools' index of the annotations; classes, a dictionary category id -> name.
+    ann_file: COCO JSON with images, annotations and categories; return_masks: whether targets have
+    masks; num_classes: upper bound (exclusive) of the category ids, None for any; the rest as in
+    CocoImages.
+    Attributes: coco, pycocotools' index of the annotations; classes, a dictionary category id ->
+    name.
     Raises InputError: the folder or the annotation file cannot be used.
     """
 
-    def __init__(self, img_folder, ann_file, transforms, return_masks, num_classes, skip_bad_samples=False, **options):
-        self.coco = load_coco(Path(img_folder), Path(ann_file), return_masks, num_classes, skip_bad_samples)
+    def __init__(
+        self,
+        img_folder,
+        ann_file,
+        transforms,
+        return_masks,
+        num_classes,
+        skip_bad_samples=False,
+        **options,
+    ):
+        self.coco = load_coco(
+            Path(img_folder), Path(ann_file), return_masks, num_classes, skip_bad_samples
+        )
         self.ann_file = ann_file
         self.classes = category_names(self.coco.dataset["categories"])
-        super().__init__(img_folder, self.coco.dataset["images"], transforms, skip_bad_samples=skip_bad_samples, **options)
+        super().__init__(
+            img_folder,
+            self.coco.dataset["images"],
+            transforms,
+            skip_bad_samples=skip_bad_samples,
+            **options,
+        )
         self.prepare = ConvertCocoPolysToMask(return_masks)
 
     def list_boxes(self):
         """A tuple (image id, category id, area in pixels) for each box that is not a crowd's."""
-        return [(ann["image_id"], ann["category_id"], ann["bbox"][2] * ann["bbox"][3])
-                for ann in self.coco.dataset["annotations"] if not ann["iscrowd"]]
+        return [
+            (ann["image_id"], ann["category_id"], ann["bbox"][2] * ann["bbox"][3])
+            for ann in self.coco.dataset["annotations"]
+            if not ann["iscrowd"]
+        ]
 
     def target(self, image_id, image):
         image_info = self.images[image_id]
         if self.prepare.return_masks and (image_info["width"], image_info["height"]) != image.size:
-            raise InputError(f"{self.img_folder / image_info['file_name']}: is of {image.size[0]} x {image.size[1]} pixels, but of "
-                             f"{image_info['width']} x {image_info['height']} in {self.ann_file}; correct width and height there")
-        return self.prepare(image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]})
+            raise InputError(
+                f"{self.img_folder / image_info['file_name']}: is of {image.size[0]} x "
+                f"{image.size[1]} pixels, but of "
+                f"{image_info['width']} x {image_info['height']} in {self.ann_file}; "
+                f"correct width and height there"
+            )
+        return self.prepare(
+            image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]}
+        )
 
 
 def read_image(path, upright=False):
-    """An image of a data set in RGB, as it is stored, or `upright`: turned as its EXIF orientation says.
+    """An image of a data set in RGB, as it is stored, or `upright`: turned as its EXIF orientation
+    says.
 
     Raises:
         InputError: the file is missing, damaged, no image, or one that is too large or too flat.
     """
-    return _decode(path, upright, lambda image: image.convert("RGB"), "remove it from the annotation file")
+    return _decode(
+        path, upright, lambda image: image.convert("RGB"), "remove it from the annotation file"
+    )
 
 
 def read_picture(image):
@@ -136,7 +183,9 @@ def read_picture(image):
 
 
 def to_rgb(image):
-    """A PIL image in RGB. Of 16 bits the upper eight count, where Pillow, and so the original's data sets, make white of nearly all."""
+    """A PIL image in RGB. Of 16 bits the upper eight count, where Pillow, and so the original's
+    data sets, make white of nearly all.
+    """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
@@ -152,15 +201,17 @@ def _decode(path, upright, convert, remedy):
             if max(size) <= MAX_RATIO * min(size):
                 return convert(ImageOps.exif_transpose(image) if upright else image)
     except Exception as error:  # Pillow raises almost any for damaged bytes
-        raise InputError(f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}") from error
+        raise InputError(
+            f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}"
+        ) from error
     raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; {remedy}")
 
 
 class ConvertCocoPolysToMask:
     """Turns an image's COCO annotations into a target of arrays.
 
-    The target is that of `CocoDetection`, but boxes are x0, y0, x1, y1 in pixels of the image. Crowd annotations
-    and boxes without area inside the image are left out.
+    The target is that of `CocoDetection`, but boxes are x0, y0, x1, y1 in pixels of the image.
+    Crowd annotations and boxes without area inside the image are left out.
     """
 
     def __init__(self, return_masks=False):
@@ -202,45 +253,69 @@ def convert_coco_poly_to_mask(segmentations, height, width):
 def make_coco_transforms(image_set, scales=SCALES, eval_size=EVAL_SIZE, max_size=MAX_SIZE):
     """The augmentation of 'train', or the plain resize of 'val'.
 
-    scales, eval_size: the shorter side in pixels, in training one of several; max_size: about the longest the other one becomes.
-    The crop between two resizes keeps the proportion to the largest scale that it has in the original.
+    scales, eval_size: the shorter side in pixels, in training one of several; max_size: about the
+    longest the other one becomes. The crop between two resizes keeps the proportion to the largest
+    scale that it has in the original.
     """
     if image_set == "train":
+
         def share(of_800):
             return round(of_800 * max(scales) / 800)
 
-        return T.Compose([
-            T.RandomHorizontalFlip(),
-            T.RandomSelect(
-                T.RandomResize(scales, max_size=max_size),
-                T.Compose([
-                    T.RandomResize([share(400), share(500), share(600)]),
-                    T.RandomSizeCrop(share(384), share(600)),
+        return T.Compose(
+            [
+                T.RandomHorizontalFlip(),
+                T.RandomSelect(
                     T.RandomResize(scales, max_size=max_size),
-                ]),
-            ),
-            NORMALIZE,
-        ])
+                    T.Compose(
+                        [
+                            T.RandomResize([share(400), share(500), share(600)]),
+                            T.RandomSizeCrop(share(384), share(600)),
+                            T.RandomResize(scales, max_size=max_size),
+                        ]
+                    ),
+                ),
+                NORMALIZE,
+            ]
+        )
     if image_set == "val":
         return T.Compose([T.RandomResize([eval_size], max_size=max_size), NORMALIZE])
     raise ValueError(f"unknown image set {image_set!r}")
 
 
 def build(image_set, args):
-    """COCO 2017 under `args.coco_path` (train2017/, val2017/, annotations/), or the user's own data in COCO's format.
+    """COCO 2017 under `args.coco_path` (train2017/, val2017/, annotations/), or the user's own data
+    in COCO's format.
 
-    image_set: 'train' or 'val'. The latter's folders and files are `args.train_images`, `train_ann`, `val_images`, `val_ann`.
+    image_set: 'train' or 'val'. The latter's folders and files are `args.train_images`,
+    `train_ann`, `val_images`, `val_ann`.
 
     Raises:
         InputError: see `CocoDetection`.
     """
     if args.train_ann or args.val_ann:
-        images, annotations = getattr(args, f"{image_set}_images"), getattr(args, f"{image_set}_ann")
+        images, annotations = (
+            getattr(args, f"{image_set}_images"),
+            getattr(args, f"{image_set}_ann"),
+        )
     else:
         root = Path(args.coco_path)
         if not root.is_dir():
-            raise InputError(f"--coco_path {root}: no such folder; it should hold train2017, val2017 and annotations")
-        images, annotations = root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json"
-    return CocoDetection(images, annotations, make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
-                         args.masks, get_num_classes(args), seed=args.seed, max_size=args.max_size,
-                         skip_bad_samples=args.skip_bad_samples)
+            raise InputError(
+                f"--coco_path {root}: no such folder; it should hold train2017, val2017 "
+                f"and annotations"
+            )
+        images, annotations = (
+            root / f"{image_set}2017",
+            root / "annotations" / f"instances_{image_set}2017.json",
+        )
+    return CocoDetection(
+        images,
+        annotations,
+        make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
+        args.masks,
+        get_num_classes(args),
+        seed=args.seed,
+        max_size=args.max_size,
+        skip_bad_samples=args.skip_bad_samples,
+    )

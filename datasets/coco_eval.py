@@ -1,8 +1,10 @@
 """COCO figures of a model's predictions.
 
-Source: `datasets/coco_eval.py` of the original. It evaluates every batch by itself and merges; this one collects the
-detections and runs pycocotools once over the images seen, which gives the same figures.
+Source: `datasets/coco_eval.py` of the original. It evaluates every batch by itself and merges; this
+one collects the detections and runs pycocotools once over the images seen, which gives the same
+figures.
 """
+
 import contextlib
 import io
 from collections import Counter
@@ -23,7 +25,8 @@ class CocoEvaluator:
 
     Attributes:
         results: for each IoU type, the detections in COCO's result format.
-        coco_eval: for each IoU type, the `COCOeval`; after `accumulate` its `eval`, after `summarize` its `stats` (12
+        coco_eval: for each IoU type, the `COCOeval`; after `accumulate` its `eval`, after
+        `summarize` its `stats` (12
             figures) are filled.
         img_ids: ids of the images seen.
     """
@@ -35,28 +38,40 @@ class CocoEvaluator:
         self.img_ids = set()
 
     def update(self, predictions):
-        """Adds predictions, a dictionary image id -> scores float32 [n], labels int [n], boxes float32 [n, 4],
-        and for 'segm' masks, a list of n RLE dictionaries.
+        """Adds predictions, a dictionary image id -> scores float32 [n], labels int [n], boxes
+        float32 [n, 4], and for 'segm' masks, a list of n RLE dictionaries.
 
-        Boxes are x0, y0, x1, y1 in pixels of the original image. An image seen before is left out: it counts once.
+        Boxes are x0, y0, x1, y1 in pixels of the original image. An image seen before is left out:
+        it counts once.
         """
-        new = {image_id: prediction for image_id, prediction in predictions.items() if image_id not in self.img_ids}
+        new = {
+            image_id: prediction
+            for image_id, prediction in predictions.items()
+            if image_id not in self.img_ids
+        }
         self.img_ids.update(new)
         for iou_type, results in self.results.items():
             for image_id, prediction in new.items():
                 results.extend(PREPARE[iou_type](image_id, prediction))
 
     def synchronize_between_processes(self):
-        """The main process takes the predictions of all processes, in the order of the image ids."""
+        """The main process takes the predictions of all processes, sorted by image id."""
         gathered = dist.gather((self.img_ids, self.results))
         if gathered is None:
             return
         self.img_ids = set().union(*(img_ids for img_ids, _ in gathered))
-        self.results = {iou_type: sorted((result for _, results in gathered for result in results[iou_type]),
-                                         key=lambda result: result["image_id"]) for iou_type in self.results}
+        self.results = {
+            iou_type: sorted(
+                (result for _, results in gathered for result in results[iou_type]),
+                key=lambda result: result["image_id"],
+            )
+            for iou_type in self.results
+        }
 
     def accumulate(self):
-        """Matches all detections with the ground truth of the images seen and accumulates precision and recall."""
+        """Matches all detections with the ground truth of the images seen and accumulates precision
+        and recall.
+        """
         for iou_type, coco_eval in self.coco_eval.items():
             with contextlib.redirect_stdout(io.StringIO()):
                 coco_eval.cocoDt = self.load_results(iou_type)
@@ -65,7 +80,9 @@ class CocoEvaluator:
             coco_eval.accumulate()
 
     def summarize(self):
-        """Prints the figures as pycocotools does; they are in `coco_eval[iou_type].stats` afterwards."""
+        """Prints the figures as pycocotools does; they are in `coco_eval[iou_type].stats`
+        afterwards.
+        """
         for iou_type, coco_eval in self.coco_eval.items():
             print(f"IoU metric: {iou_type}")
             coco_eval.summarize()
@@ -75,24 +92,51 @@ class CocoEvaluator:
         for iou_type, coco_eval in self.coco_eval.items():
             rows = self.per_class(iou_type)
             width = max([len(row["name"]) for row in rows] + [5])
-            print(f"IoU metric of each class: {iou_type}\n{'class':<{width}}  boxes     AP   AP50   AP75")
+            print(
+                f"IoU metric of each class: {iou_type}\n{'class':<{width}}  boxes     "
+                f"AP   AP50   AP75"
+            )
             for row in rows:
-                figures = "  ".join("    -" if row[key] is None else f"{row[key]:.3f}" for key in ("AP", "AP50", "AP75"))
+                figures = "  ".join(
+                    "    -" if row[key] is None else f"{row[key]:.3f}"
+                    for key in ("AP", "AP50", "AP75")
+                )
                 print(f"{row['name']:<{width}}  {row['boxes']:>5}  {figures}")
 
     def per_class(self, iou_type):
-        """A list of dictionaries, one for each class, sorted by AP: name, boxes (in the images seen, without crowds), AP, AP50 and
-        AP75 at 100 detections per image. The figures are None where there is no box.
+        """A list of dictionaries, one for each class, sorted by AP: name, boxes (in the images
+        seen, without crowds), AP, AP50 and AP75 at 100 detections per image. The figures are None
+        where there is no box.
         """
-        params, precision = self.coco_eval[iou_type].params, self.coco_eval[iou_type].eval["precision"]
-        boxes = Counter(ann["category_id"] for ann in self.coco_gt.dataset["annotations"]
-                        if ann["image_id"] in self.img_ids and not ann["iscrowd"])
+        params, precision = (
+            self.coco_eval[iou_type].params,
+            self.coco_eval[iou_type].eval["precision"],
+        )
+        boxes = Counter(
+            ann["category_id"]
+            for ann in self.coco_gt.dataset["annotations"]
+            if ann["image_id"] in self.img_ids and not ann["iscrowd"]
+        )
         rows = []
         for index, number in enumerate(params.catIds):
-            found = precision[:, :, index, 0, -1]  # IoU thresholds, recalls; -1 where there is no box
-            figures = {name: part.mean() if part.size and part.min() > -1 else None for name, part in (
-                ("AP", found), ("AP50", found[params.iouThrs == 0.5]), ("AP75", found[params.iouThrs == 0.75]))}
-            rows.append({"name": str(self.coco_gt.cats[number].get("name", f"class {number}")), "boxes": boxes[number], **figures})
+            found = precision[
+                :, :, index, 0, -1
+            ]  # IoU thresholds, recalls; -1 where there is no box
+            figures = {
+                name: part.mean() if part.size and part.min() > -1 else None
+                for name, part in (
+                    ("AP", found),
+                    ("AP50", found[params.iouThrs == 0.5]),
+                    ("AP75", found[params.iouThrs == 0.75]),
+                )
+            }
+            rows.append(
+                {
+                    "name": str(self.coco_gt.cats[number].get("name", f"class {number}")),
+                    "boxes": boxes[number],
+                    **figures,
+                }
+            )
         return sorted(rows, key=lambda row: (row["AP"] is None, -(row["AP"] or 0), -row["boxes"]))
 
     def load_results(self, iou_type):
@@ -103,23 +147,33 @@ class CocoEvaluator:
 
 
 def prepare_for_coco_detection(image_id, prediction):
-    """The detections of one image in COCO's result format: bbox is x, y, width, height in pixels."""
+    """One image's detections in COCO's result format: bbox is x, y, width, height in pixels."""
     boxes = convert_to_xywh(prediction["boxes"]).tolist()
     scores, labels = prediction["scores"].tolist(), prediction["labels"].tolist()
-    return [{"image_id": image_id, "category_id": label, "bbox": box, "score": score}
-            for box, score, label in zip(boxes, scores, labels)]
+    return [
+        {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+        for box, score, label in zip(boxes, scores, labels)
+    ]
 
 
 def prepare_for_coco_segmentation(image_id, prediction):
     """The masks of one image in COCO's result format: compressed RLE with its counts as text."""
     scores, labels = prediction["scores"].tolist(), prediction["labels"].tolist()
-    return [{"image_id": image_id, "category_id": label, "score": score,
-             "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()}}
-            for mask, score, label in zip(prediction["masks"], scores, labels)]
+    return [
+        {
+            "image_id": image_id,
+            "category_id": label,
+            "score": score,
+            "segmentation": {"size": mask["size"], "counts": mask["counts"].decode()},
+        }
+        for mask, score, label in zip(prediction["masks"], scores, labels)
+    ]
 
 
 def convert_to_xywh(boxes):
-    """x0, y0, x1, y1 -> x, y, width, height, [n, 4], in the boxes' own precision as the original does."""
+    """x0, y0, x1, y1 -> x, y, width, height, [n, 4], in the boxes' own precision as the original
+    does.
+    """
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 

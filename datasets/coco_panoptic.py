@@ -1,7 +1,9 @@
 """COCO panoptic data: images with a PNG each, whose colours are the ids of things and stuff.
 
-Source: `datasets/coco_panoptic.py` of the original, which pairs images and annotations by order; here the ids pair them.
+Source: `datasets/coco_panoptic.py` of the original, which pairs images and annotations by order;
+here the ids pair them.
 """
+
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +27,30 @@ from util.errors import InputError
 class CocoPanoptic(CocoImages):
     """Images and segments of one panoptic annotation file.
 
-    Items are those of `datasets.coco.CocoDetection`, of all segments, crowds included; boxes are those of the masks.
+    Items are those of `datasets.coco.CocoDetection`, of all segments, crowds included; boxes are
+    those of the masks.
 
-    ann_folder: folder of the PNGs; ann_file: panoptic JSON with images, annotations with segments_info, and categories;
-    num_classes: upper bound (exclusive) of the category ids; coco: `pycocotools.coco.COCO` with the instances, for the
-    COCO figures; the rest as in CocoImages.
-    Attributes: annotations, a dictionary image id -> annotation; classes, a dictionary category id -> name.
-    Raises InputError: the folders or the annotation file cannot be used; at `dataset[i]`, the image or its PNG cannot.
+    ann_folder: folder of the PNGs; ann_file: panoptic JSON with images, annotations with
+    segments_info, and categories; num_classes: upper bound (exclusive) of the category ids; coco:
+    `pycocotools.coco.COCO` with the instances, for the COCO figures; the rest as in CocoImages.
+    Attributes: annotations, a dictionary image id -> annotation; classes, a dictionary category id
+    -> name.
+    Raises InputError: the folders or the annotation file cannot be used; at `dataset[i]`, the image
+    or its PNG cannot.
     """
 
-    def __init__(self, img_folder, ann_folder, ann_file, transforms, return_masks, num_classes, coco=None, skip_bad_samples=False,
-                 **options):
+    def __init__(
+        self,
+        img_folder,
+        ann_folder,
+        ann_file,
+        transforms,
+        return_masks,
+        num_classes,
+        coco=None,
+        skip_bad_samples=False,
+        **options,
+    ):
         self.ann_folder, self.ann_file = Path(ann_folder), Path(ann_file)
         self.coco = coco
         for folder, what in ((Path(img_folder), "images"), (self.ann_folder, "PNGs")):
@@ -43,39 +58,60 @@ class CocoPanoptic(CocoImages):
                 raise InputError(f"{folder}: no such folder; put the {what} there")
         content = read_json(self.ann_file)
         bad_samples = BadSamples(skip_bad_samples)
-        content["images"] = check_images(content["images"], Path(img_folder), self.ann_file, bad_samples)
-        self.annotations = check_panoptic_annotations(content, self.ann_folder, self.ann_file, num_classes, bad_samples)
+        content["images"] = check_images(
+            content["images"], Path(img_folder), self.ann_file, bad_samples
+        )
+        self.annotations = check_panoptic_annotations(
+            content, self.ann_folder, self.ann_file, num_classes, bad_samples
+        )
         bad_samples.report()
         self.classes = category_names(content["categories"])
         self.return_masks = return_masks
         images = [image for image in content["images"] if image["id"] in self.annotations]
-        super().__init__(img_folder, images, transforms, skip_bad_samples=skip_bad_samples, **options)
+        super().__init__(
+            img_folder, images, transforms, skip_bad_samples=skip_bad_samples, **options
+        )
 
     def list_boxes(self):
         """A tuple (image id, category id, area in pixels) for each segment that is not a crowd."""
-        return [(image_id, segment["category_id"], segment.get("area", 0)) for image_id, annotation in self.annotations.items()
-                for segment in annotation["segments_info"] if not segment["iscrowd"]]
+        return [
+            (image_id, segment["category_id"], segment.get("area", 0))
+            for image_id, annotation in self.annotations.items()
+            for segment in annotation["segments_info"]
+            if not segment["iscrowd"]
+        ]
 
     def target(self, image_id, image):
         annotation = self.annotations[image_id]
         path = self.ann_folder / annotation["file_name"]
         png = read_image(path)
         if png.size != image.size:
-            raise InputError(f"{path}: is of {png.size[0]} x {png.size[1]} pixels and its image of {image.size[0]} x "
-                             f"{image.size[1]}; replace one of them")
+            raise InputError(
+                f"{path}: is of {png.size[0]} x {png.size[1]} pixels and its image of "
+                f"{image.size[0]} x "
+                f"{image.size[1]}; replace one of them"
+            )
         pixels = rgb2id(np.asarray(png))
         segments = annotation["segments_info"]
-        masks = pixels == np.array([segment["id"] for segment in segments], np.int64).reshape(-1, 1, 1)
+        masks = pixels == np.array([segment["id"] for segment in segments], np.int64).reshape(
+            -1, 1, 1
+        )
         for segment, mask in zip(segments, masks):
             if not mask.any():
-                raise InputError(f"{path}: holds no pixel of segment {segment['id']}, which {self.ann_file} lists; "
-                                 "remove it there, or replace the PNG")
+                raise InputError(
+                    f"{path}: holds no pixel of segment {segment['id']}, which "
+                    f"{self.ann_file} lists; "
+                    "remove it there, or replace the PNG"
+                )
         size = np.array(pixels.shape, np.int64)
         target = {
             "boxes": masks_to_boxes(masks),
             "labels": np.array([segment["category_id"] for segment in segments], np.int64),
             "image_id": image_id,
-            "area": np.array([segment.get("area", mask.sum()) for segment, mask in zip(segments, masks)], np.float32),
+            "area": np.array(
+                [segment.get("area", mask.sum()) for segment, mask in zip(segments, masks)],
+                np.float32,
+            ),
             "iscrowd": np.array([segment["iscrowd"] for segment in segments], np.int64),
             "orig_size": size,
             "size": size,
@@ -86,12 +122,15 @@ class CocoPanoptic(CocoImages):
 
 
 def rgb2id(colours):
-    """uint8 [h, w, 3] -> int64 [h, w]: the segment ids that COCO's panoptic format codes as colours."""
-    return colours.astype(np.int64) @ np.array([1, 256, 256 ** 2])
+    """uint8 [h, w, 3] -> int64 [h, w]: the segment ids that COCO's panoptic format codes as
+    colours.
+    """
+    return colours.astype(np.int64) @ np.array([1, 256, 256**2])
 
 
 def masks_to_boxes(masks):
-    """bool [n, h, w], none of them empty -> float32 [n, 4]: first and last column and row of each, x0, y0, x1, y1.
+    """bool [n, h, w], none of them empty -> float32 [n, 4]: first and last column and row of each,
+    x0, y0, x1, y1.
 
     As in the original the last pixel's index is taken, not its right edge.
     """
@@ -105,12 +144,16 @@ def masks_to_boxes(masks):
 def check_panoptic_annotations(content, ann_folder, ann_file, num_classes, bad_samples):
     """A dictionary image id -> annotation, of the annotations whose PNG and segments can be used.
 
-    Raises InputError where no image has one, or, unless `bad_samples` skips them, for the first fault found.
+    Raises InputError where no image has one, or, unless `bad_samples` skips them, for the first
+    fault found.
     """
     check_categories(content["categories"], ann_file)
     categories = {category["id"] for category in content["categories"]}
     if max(categories, default=0) >= num_classes:
-        raise InputError(f"{ann_file}: category id {max(categories)} is not in 0..{num_classes - 1}; renumber the categories")
+        raise InputError(
+            f"{ann_file}: category id {max(categories)} is not in "
+            f"0..{num_classes - 1}; renumber the categories"
+        )
     known = {image["id"] for image in content["images"]}
     names = {path.name for path in ann_folder.iterdir()}
     annotations = {}
@@ -126,14 +169,18 @@ def check_panoptic_annotations(content, ann_folder, ann_file, num_classes, bad_s
             annotations[image_id] = annotation
     for image in content["images"]:
         if image["id"] not in annotations:
-            bad_samples.add(f"{ann_file}: image {image['id']} has no annotation; add it, or remove the image")
+            bad_samples.add(
+                f"{ann_file}: image {image['id']} has no annotation; add it, or remove the image"
+            )
     if not annotations:
         raise InputError(f"{ann_file}: no image has an annotation that can be used; add one")
     return annotations
 
 
 def panoptic_annotation_fault(annotation, ann_folder, names, categories):
-    """What is wrong with an image's annotation, and the remedy; or None. names: files in ann_folder."""
+    """What is wrong with an image's annotation, and the remedy; or None. names: files in
+    ann_folder.
+    """
     name, segments = annotation.get("file_name"), annotation.get("segments_info")
     if not isinstance(name, str) or name not in names:
         return f"{ann_folder / str(name)} is missing; put the PNG there"
@@ -145,18 +192,20 @@ def panoptic_annotation_fault(annotation, ann_folder, names, categories):
             return fault
         category = segment.get("category_id")
         if type(category) is not int or category not in categories:
-            return f"segment {segment['id']} is of category {short(category)}, which is not listed; add it"
+            return f"segment {segment['id']}: category {short(category)} is not listed; add it"
         if "area" in segment and not is_number(segment["area"], 0, 2**63):
-            return f"segment {segment['id']} has the area {short(segment['area'])}; correct or remove it"
+            return f"segment {segment['id']}: area {short(segment['area'])}; correct or remove it"
         if segment.setdefault("iscrowd", 0) not in (0, 1):
-            return f"segment {segment['id']} has the iscrowd {short(segment['iscrowd'])}, neither 0 nor 1; correct it"
+            return f"segment {segment['id']}: iscrowd is neither 0 nor 1; correct it"
     return None
 
 
 def build(image_set, args):
-    """Images of COCO 2017 under `args.coco_path`, panoptic annotations under `args.coco_panoptic_path`.
+    """Images of COCO 2017 under `args.coco_path`, panoptic annotations under
+    `args.coco_panoptic_path`.
 
-    For 'val' the instances of COCO are read too: as in the original they give the figures of boxes and masks.
+    For 'val' the instances of COCO are read too: as in the original they give the figures of boxes
+    and masks.
 
     Raises:
         InputError: see `CocoPanoptic`.
@@ -168,8 +217,22 @@ def build(image_set, args):
     num_classes = get_num_classes(args)
     coco = None
     if image_set == "val":
-        coco = load_coco(images / name, images / "annotations" / f"instances_{name}.json", args.masks, num_classes,
-                         args.skip_bad_samples)
-    return CocoPanoptic(images / name, panoptic / f"panoptic_{name}", panoptic / "annotations" / f"panoptic_{name}.json",
-                        make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size), args.masks, num_classes,
-                        coco, args.skip_bad_samples, seed=args.seed, max_size=args.max_size)
+        coco = load_coco(
+            images / name,
+            images / "annotations" / f"instances_{name}.json",
+            args.masks,
+            num_classes,
+            args.skip_bad_samples,
+        )
+    return CocoPanoptic(
+        images / name,
+        panoptic / f"panoptic_{name}",
+        panoptic / "annotations" / f"panoptic_{name}.json",
+        make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
+        args.masks,
+        num_classes,
+        coco,
+        args.skip_bad_samples,
+        seed=args.seed,
+        max_size=args.max_size,
+    )

@@ -1,8 +1,10 @@
 """Batches from a data set, in a fixed order, loaded by Jittor's data workers.
 
-Source: the role of `torch.utils.data.DataLoader` and `collate_fn` in the original. Every pass starts its own workers,
-as PyTorch does by default, so that they see the data set of the current epoch and none outlives the pass.
+Source: the role of `torch.utils.data.DataLoader` and `collate_fn` in the original. Every pass
+starts its own workers, as PyTorch does by default, so that they see the data set of the current
+epoch and none outlives the pass.
 """
+
 import time
 import traceback
 from multiprocessing.util import Finalize
@@ -19,18 +21,21 @@ from util.signals import children_ignore, die_with_parent
 class DataLoader:
     """Iterating yields `(samples, targets)` per batch, with the same bits for any `num_workers`.
 
-    samples: NestedTensor of NumPy arrays, tensors float32 [B, 3, H, W] and mask bool [B, H, W], True on padding.
+    samples: NestedTensor of NumPy arrays, tensors float32 [B, 3, H, W] and mask bool [B, H, W],
+    True on padding.
     targets: list of B target dictionaries (see `datasets.coco.CocoDetection`).
-    Where the data set skips bad samples, a batch is smaller by those in it; without any sample left it is `(None, [])`. The
-    end of a pass prints how many were left out.
-    Of `world_size` processes that load the same data set each gets `accum_steps` batches in turn, as many as the others: with
-    `drop_last` a last round of too few batches is left out, else it is `(None, [])` for those who go without. So one process that
-    takes four batches for a step has those that four processes have.
+    Where the data set skips bad samples, a batch is smaller by those in it; without any sample left
+    it is `(None, [])`. The end of a pass prints how many were left out.
+    Of `world_size` processes that load the same data set each gets `accum_steps` batches in turn,
+    as many as the others: with `drop_last` a last round of too few batches is left out, else it is
+    `(None, [])` for those who go without. So one process that takes four batches for a step has
+    those that four processes have.
 
     Args:
-        dataset: has `__len__`, `__getitem__`, `skip_bad_samples` (whether items that raise InputError are left out) and
-            `max_size`, the longer side of its images in pixels, from which the workers' memory follows; `set_epoch` sets its
-            `epoch`.
+        dataset: has `__len__`, `__getitem__`, `skip_bad_samples` (whether items that raise
+        InputError are left out) and
+            `max_size`, the longer side of its images in pixels, from which the workers' memory
+            follows; `set_epoch` sets its `epoch`.
         batch_size: images per batch of each process.
         shuffle: whether each epoch has an order of its own, derived from `seed` and the epoch only.
         drop_last: whether an incomplete last batch, or round of batches, is left out.
@@ -40,12 +45,23 @@ class DataLoader:
         accum_steps: batches of a process that make one step.
 
     Raises:
-        InputError: no batch at all; while iterating, what the data set raises, or a worker that died.
+        InputError: no batch at all; while iterating, what the data set raises, or a worker that
+        died.
         RuntimeError: while iterating, another fault in a worker.
     """
 
-    def __init__(self, dataset, batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0, rank=0, world_size=1,
-                 accum_steps=1):
+    def __init__(
+        self,
+        dataset,
+        batch_size,
+        shuffle=False,
+        drop_last=False,
+        num_workers=0,
+        seed=0,
+        rank=0,
+        world_size=1,
+        accum_steps=1,
+    ):
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -57,8 +73,11 @@ class DataLoader:
         if len(self) == 0:
             steps = f" for each of --accum_steps {accum_steps}" if accum_steps > 1 else ""
             processes = f" for each of {world_size} processes" if world_size > 1 else ""
-            raise InputError(f"--batch_size {batch_size}: the data set has only {len(dataset)} images, less than one "
-                             f"batch{steps}{processes}; use a smaller batch or more images")
+            raise InputError(
+                f"--batch_size {batch_size}: the data set has only {len(dataset)} "
+                f"images, less than one "
+                f"batch{steps}{processes}; use a smaller batch or more images"
+            )
 
     def __len__(self):
         """Number of batches, of each process."""
@@ -70,7 +89,9 @@ class DataLoader:
         return self.world_size * self.accum_steps * self.batch_size
 
     def set_epoch(self, epoch, start=0):
-        """Chooses the epoch of the next pass: its order, and what is random in the data set's items; and its first batch."""
+        """Chooses the epoch of the next pass: its order, and what is random in the data set's
+        items; and its first batch.
+        """
         self.epoch = epoch
         self.dataset.epoch = epoch
         self.start = start
@@ -85,12 +106,14 @@ class DataLoader:
 
     def _batches(self):
         """Yields what `load_batch` returns for each batch of the pass."""
-        order = self._order()[self.start:]
+        order = self._order()[self.start :]
         if self.num_workers == 0:
             for indices in order:
                 yield load_batch(self.dataset, indices)
             return
-        workers = BatchWorkers(self.dataset, order, self.num_workers, ring_size(self.batch_size, self.dataset.max_size))
+        workers = BatchWorkers(
+            self.dataset, order, self.num_workers, ring_size(self.batch_size, self.dataset.max_size)
+        )
         try:
             for number in range(len(order)):
                 yield workers.receive(number)
@@ -100,16 +123,25 @@ class DataLoader:
     def _order(self):
         """List of index lists, one for each batch of this process."""
         count = len(self.dataset)
-        indices = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else range(count)
+        indices = (
+            np.random.default_rng([self.seed, self.epoch]).permutation(count)
+            if self.shuffle
+            else range(count)
+        )
         indices = [int(index) for index in indices]
         first = self.rank * self.accum_steps
-        starts = [step * self._step_size() + batch * self.batch_size for step in range(len(self) // self.accum_steps)
-                  for batch in range(first, first + self.accum_steps)]
-        return [indices[start:start + self.batch_size] for start in starts]
+        starts = [
+            step * self._step_size() + batch * self.batch_size
+            for step in range(len(self) // self.accum_steps)
+            for batch in range(first, first + self.accum_steps)
+        ]
+        return [indices[start : start + self.batch_size] for start in starts]
 
 
 def load_batch(dataset, indices):
-    """Loads the items and pads them to one batch: (samples, targets, messages about the items that were left out)."""
+    """Loads the items and pads them to one batch: (samples, targets, messages about the items that
+    were left out).
+    """
     items, skipped = [], []
     for index in indices:
         try:
@@ -125,21 +157,24 @@ def load_batch(dataset, indices):
 
 
 def ring_size(batch_size, max_size):
-    """Bytes of a worker's ring buffer (Jittor rounds up to a power of two and touches all of it at the start).
+    """Bytes of a worker's ring buffer (Jittor rounds up to a power of two and touches all of it at
+    the start).
 
-    Twice the largest batch, because an array that would cross the ring's end is moved to its beginning.
+    Twice the largest batch, because an array that would cross the ring's end is moved to its
+    beginning.
     """
     bytes_per_pixel = 3 * 4 + 1  # three float32 channels and a bool of the mask
-    targets = 2 ** 20
-    return 2 * (batch_size * max_size ** 2 * bytes_per_pixel + targets)
+    targets = 2**20
+    return 2 * (batch_size * max_size**2 * bytes_per_pixel + targets)
 
 
 class Message(NamedTuple):
     """What a worker sends beside the arrays of a batch.
 
-    Jittor's ring pickles it as a whole, being of a type that it does not know. The ring's own encoding loses 0-d arrays
-    and large integers, and may lose its position at an empty array.
+    Jittor's ring pickles it as a whole, being of a type that it does not know. The ring's own
+    encoding loses 0-d arrays and large integers, and may lose its position at an empty array.
     """
+
     number: int
     targets: Optional[list] = None
     skipped: tuple = ()
@@ -148,16 +183,20 @@ class Message(NamedTuple):
 
 
 class BatchWorkers(jt.dataset.Dataset):
-    """Jittor's data workers for one pass; item `number` is batch `number` of `order`, as a message for the ring.
+    """Jittor's data workers for one pass; item `number` is batch `number` of `order`, as a message
+    for the ring.
 
-    Only the worker side of Jittor's class is used. Its receiving side would take batches in the order in which workers
-    announced them, which is not always the order of the batches; start on the next epoch before this one ends; and wait
-    in C++, where neither a dead worker nor Ctrl-C gets through.
+    Only the worker side of Jittor's class is used. Its receiving side would take batches in the
+    order in which workers announced them, which is not always the order of the batches; start on
+    the next epoch before this one ends; and wait in C++, where neither a dead worker nor Ctrl-C
+    gets through.
     """
 
     def __init__(self, dataset, order, num_workers, buffer_size):
         super().__init__(buffer_size=buffer_size, keep_numpy_array=True)
-        self.dataset = dataset  # in place of Jittor's reference to self, which would keep the rings' memory
+        self.dataset = (
+            dataset  # in place of Jittor's reference to self, which would keep the rings' memory
+        )
         self.order = order
         self.num_workers = num_workers
         self.heads = {}  # worker -> its oldest message, received but not yet used
@@ -166,12 +205,14 @@ class BatchWorkers(jt.dataset.Dataset):
         self.real_batch_size = 1
         with children_ignore():
             self._init_workers(np.arange(len(order)))
-        # Ends the workers, whatever they are doing. Also at the exit of the process, where Python would wait for children that
-        # do not hear its SIGTERM.
+        # Ends the workers, whatever they are doing. Also at the exit of the process, where Python
+        # would wait for children that do not hear its SIGTERM.
         self.close = Finalize(self, kill, [self.workers], exitpriority=1)
 
     def __getitem__(self, number):
-        """In the worker: loads a batch. A fault travels as data, since Jittor would interrupt the main process."""
+        """In the worker: loads a batch. A fault travels as data, since Jittor would interrupt the
+        main process.
+        """
         die_with_parent()
         number = int(number)
         try:
@@ -182,8 +223,16 @@ class BatchWorkers(jt.dataset.Dataset):
             return [Message(number, traceback=traceback.format_exc())]
         if samples is None:
             return [Message(number, targets, skipped)]
-        size = samples.tensors.nbytes + samples.mask.nbytes + sum(
-            value.nbytes for target in targets for value in target.values() if isinstance(value, np.ndarray))
+        size = (
+            samples.tensors.nbytes
+            + samples.mask.nbytes
+            + sum(
+                value.nbytes
+                for target in targets
+                for value in target.values()
+                if isinstance(value, np.ndarray)
+            )
+        )
         if 2 * size > self.buffer_size:
             return [Message(number)]  # does not fit into the ring: left to the main process
         return [Message(number, targets, skipped), samples.tensors, samples.mask]
@@ -194,13 +243,18 @@ class BatchWorkers(jt.dataset.Dataset):
     def receive(self, number):
         """In the main process: waits for batch `number` and returns what `load_batch` did.
 
-        Each worker sends its batches in rising order, so the one wanted is always the oldest of some worker.
+        Each worker sends its batches in rising order, so the one wanted is always the oldest of
+        some worker.
         """
         while True:
             while self.idqueue.total_push() > self.idqueue.total_pop():
-                self.idqueue.pop()  # announcements, not used; workers would wait if the queue were full
+                # announcements, not used; workers would wait if the queue were full
+                self.idqueue.pop()
             for worker_id, worker in enumerate(self.workers):
-                if worker_id not in self.heads and worker.buffer.total_push() > worker.buffer.total_pop():
+                if (
+                    worker_id not in self.heads
+                    and worker.buffer.total_push() > worker.buffer.total_pop()
+                ):
                     self.heads[worker_id] = worker.buffer.recv()
                 if worker_id in self.heads and self.heads[worker_id][0].number == number:
                     return self._open(*self.heads.pop(worker_id))
@@ -211,7 +265,9 @@ class BatchWorkers(jt.dataset.Dataset):
         if message.input_error is not None:
             raise InputError(message.input_error)
         if message.traceback is not None:
-            raise RuntimeError(f"a data worker failed at batch {message.number}:\n{message.traceback}")
+            raise RuntimeError(
+                f"a data worker failed at batch {message.number}:\n{message.traceback}"
+            )
         if message.targets is None:
             return load_batch(self.dataset, self.order[message.number])
         samples = NestedTensor(tensors, mask) if message.targets else None
@@ -220,8 +276,11 @@ class BatchWorkers(jt.dataset.Dataset):
     def _check_alive(self):
         for worker in self.workers:
             if not worker.p.is_alive():
-                raise InputError(f"a data worker (process {worker.p.pid}) died with exit code {worker.p.exitcode}; "
-                                 "if memory ran out, use fewer --num_workers or a smaller --batch_size")
+                raise InputError(
+                    f"a data worker (process {worker.p.pid}) died with exit code "
+                    f"{worker.p.exitcode}; "
+                    "if memory ran out, use fewer --num_workers or a smaller --batch_size"
+                )
 
 
 def kill(workers):

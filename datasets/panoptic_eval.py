@@ -2,6 +2,7 @@
 
 Source: `datasets/panoptic_eval.py` of the original.
 """
+
 import json
 import tempfile
 from pathlib import Path
@@ -11,12 +12,14 @@ from util.errors import InputError
 
 
 class PanopticEvaluator:
-    """The main process writes the predicted PNGs into a folder, then computes and prints PQ, SQ and RQ.
+    """The main process writes the predicted PNGs into a folder, then computes and prints PQ, SQ and
+    RQ.
 
     Args:
         ann_file: panoptic JSON with the ground truth.
         ann_folder: folder of its PNGs.
-        output_dir: folder for the predictions, made if missing; None: one that goes away with this object.
+        output_dir: folder for the predictions, made if missing; None: one that goes away with this
+        object.
 
     Raises:
         InputError: the module panopticapi is not installed.
@@ -34,13 +37,15 @@ class PanopticEvaluator:
         self.predictions = []
 
     def update(self, predictions):
-        """predictions: dictionaries with image_id, file_name, png_string (bytes) and segments_info."""
+        """predictions: dictionaries with image_id, file_name, png_string (bytes), segments_info."""
         if not dist.is_main_process():
             self.unwritten += predictions
             return
         for prediction in predictions:
             (self.output_dir / prediction["file_name"]).write_bytes(prediction["png_string"])
-            self.predictions.append({key: value for key, value in prediction.items() if key != "png_string"})
+            self.predictions.append(
+                {key: value for key, value in prediction.items() if key != "png_string"}
+            )
 
     def synchronize_between_processes(self):
         """The main process takes and writes the predictions of the others."""
@@ -48,11 +53,16 @@ class PanopticEvaluator:
             self.update(predictions)
 
     def summarize(self):
-        """Prints the figures and returns them: All, Things, Stuff with pq, sq, rq in 0..1 and n, and per_class."""
+        """Prints the figures and returns them: All, Things, Stuff with pq, sq, rq in 0..1 and n,
+        and per_class.
+        """
         from panopticapi.evaluation import pq_compute
+
         path = self.output_dir / "predictions.json"
         path.write_text(json.dumps({"annotations": self.predictions}))
-        return pq_compute(self.ann_file, str(path), gt_folder=self.ann_folder, pred_folder=str(self.output_dir))
+        return pq_compute(
+            self.ann_file, str(path), gt_folder=self.ann_folder, pred_folder=str(self.output_dir)
+        )
 
 
 def require_panopticapi():
@@ -60,5 +70,7 @@ def require_panopticapi():
     try:
         import panopticapi.evaluation  # noqa: F401
     except ImportError as error:
-        raise InputError("--dataset_file coco_panoptic needs the module panopticapi, which is not installed: "
-                         "pip install panopticapi-lite") from error
+        raise InputError(
+            "--dataset_file coco_panoptic needs the module panopticapi, which is not installed: "
+            "pip install panopticapi-lite"
+        ) from error

@@ -1,8 +1,11 @@
-"""An embedded data set: coloured shapes on a grey ground, drawn from a seed and written once as a COCO folder.
+"""An embedded data set: coloured shapes on a grey ground, drawn from a seed and written once as a
+COCO folder.
 
-A small DETR learns it from nothing within minutes on a CPU (`python main.py --demo`), so that anybody can tell a working
-installation from a broken one. Afterwards it is an ordinary COCO folder, which `--dataset_file coco` reads too.
+A small DETR learns it from nothing within minutes on a CPU (`python main.py --demo`), so that
+anybody can tell a working installation from a broken one. Afterwards it is an ordinary COCO folder,
+which `--dataset_file coco` reads too.
 """
+
 import colorsys
 import fcntl
 import json
@@ -33,18 +36,26 @@ NAME = "shapes"
 
 
 def build(image_set, args):
-    """The shapes under `args.coco_path`, or in the user's cache where none is given, drawn where they are missing.
+    """The shapes under `args.coco_path`, or in the user's cache where none is given, drawn where
+    they are missing.
 
     Raises:
-        InputError: the folder cannot be written, or holds something else than the shapes that the flags ask for.
+        InputError: the folder cannot be written, or holds something else than the shapes that the
+        flags ask for.
     """
     counts = {"train": args.shapes_train, "val": args.shapes_val}
     name = f"{NAME}-{args.shapes_size}px-{args.shapes_train}-{args.shapes_val}"
     root = Path(args.coco_path) if args.coco_path else user_cache() / name
     write_shapes(root, counts, args.shapes_size)
-    return CocoDetection(root / f"{image_set}2017", root / "annotations" / f"instances_{image_set}2017.json",
-                         make_shapes_transforms(image_set), args.masks, get_num_classes(args), seed=args.seed,
-                         max_size=args.shapes_size)
+    return CocoDetection(
+        root / f"{image_set}2017",
+        root / "annotations" / f"instances_{image_set}2017.json",
+        make_shapes_transforms(image_set),
+        args.masks,
+        get_num_classes(args),
+        seed=args.seed,
+        max_size=args.shapes_size,
+    )
 
 
 def make_shapes_transforms(image_set):
@@ -55,29 +66,40 @@ def make_shapes_transforms(image_set):
 def write_shapes(root, counts, size, seed=SEED):
     """Draws the data set into the folder root, in COCO's layout, unless it is there already.
 
-    counts: {"train": n, "val": n}, images of each part; size: side of the images in pixels. The folder appears complete
-    or not at all, and of several processes one draws while the others wait.
+    counts: {"train": n, "val": n}, images of each part; size: side of the images in pixels. The
+    folder appears complete or not at all, and of several processes one draws while the others wait.
     Raises InputError where root holds something else or cannot be written.
     """
-    info = {"description": "coloured shapes, drawn by datasets/shapes.py", "size": size, "seed": seed, **counts}
+    info = {
+        "description": "coloured shapes, drawn by datasets/shapes.py",
+        "size": size,
+        "seed": seed,
+        **counts,
+    }
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with _one_process(root.parent):
             if not (root.is_dir() and any(root.iterdir())):
                 _write_folder(root, counts, size, seed, info)
     except OSError as error:
-        raise InputError(f"{root}: the shapes cannot be written there ({error.strerror}); "
-                         "give another folder with --coco_path") from error
+        raise InputError(
+            f"{root}: the shapes cannot be written there ({error.strerror}); "
+            "give another folder with --coco_path"
+        ) from error
     if _info(root) != info:
-        raise InputError(f"{root}: holds something else than the {sum(counts.values())} shape images of {size} pixels "
-                         "that the flags ask for; give another --coco_path, or use --dataset_file coco to read it")
+        raise InputError(
+            f"{root}: holds something else than the {sum(counts.values())} shape "
+            f"images of {size} pixels "
+            "that the flags ask for; give another --coco_path, or use "
+            "--dataset_file coco to read it"
+        )
 
 
 def draw_image(size, seed, part, index):
     """One image of the data set, always the same for the same arguments.
 
-    Returns (image, shapes): uint8 [size, size, 3], and a list of (class index in CLASSES, polygon float64 [k, 2] in
-    pixels from the top left corner), those behind first.
+    Returns (image, shapes): uint8 [size, size, 3], and a list of (class index in CLASSES, polygon
+    float64 [k, 2] in pixels from the top left corner), those behind first.
     """
     rng = np.random.default_rng([seed, part, index])
     image = _background(size, rng)
@@ -87,11 +109,16 @@ def draw_image(size, seed, part, index):
             kind = int(rng.integers(len(CLASSES)))
             polygon = _polygon(CLASSES[kind], size, rng)
             cover = _cover(polygon, size)
-            if all((cover * other).sum() <= MAX_OVERLAP * min(cover.sum(), other.sum()) for other in drawn):
+            if all(
+                (cover * other).sum() <= MAX_OVERLAP * min(cover.sum(), other.sum())
+                for other in drawn
+            ):
                 break
         else:
             continue  # no room left for it
-        colour = 255 * np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.75, 1), rng.uniform(0.6, 1)))
+        colour = 255 * np.array(
+            colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.75, 1), rng.uniform(0.6, 1))
+        )
         image += cover[:, :, None] * (colour - image)
         shapes.append((kind, polygon))
         drawn.append(cover)
@@ -105,7 +132,9 @@ def _background(size, rng):
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
     along = np.cos(angle) * x + np.sin(angle) * y
-    return np.repeat((start + (end - start) * (along - along.min()) / np.ptp(along))[:, :, None], 3, axis=2)
+    return np.repeat(
+        (start + (end - start) * (along - along.min()) / np.ptp(along))[:, :, None], 3, axis=2
+    )
 
 
 def _polygon(name, size, rng):
@@ -126,16 +155,22 @@ def _polygon(name, size, rng):
 def _cover(polygon, size):
     """How much of each pixel the polygon covers, float64 [size, size] in 0..1."""
     fine = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
-    ImageDraw.Draw(fine).polygon([tuple(point) for point in polygon * SUPERSAMPLING - 0.5], fill=255)
+    ImageDraw.Draw(fine).polygon(
+        [tuple(point) for point in polygon * SUPERSAMPLING - 0.5], fill=255
+    )
     return np.asarray(fine.reduce(SUPERSAMPLING), np.float64) / 255
 
 
 def _annotation(kind, polygon):
     x, y = polygon.T
     area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
-    return {"category_id": kind + 1, "iscrowd": 0, "area": round(float(area), 2),
-            "bbox": [round(float(v), 2) for v in (x.min(), y.min(), np.ptp(x), np.ptp(y))],
-            "segmentation": [[round(float(v), 2) for v in polygon.ravel()]]}
+    return {
+        "category_id": kind + 1,
+        "iscrowd": 0,
+        "area": round(float(area), 2),
+        "bbox": [round(float(v), 2) for v in (x.min(), y.min(), np.ptp(x), np.ptp(y))],
+        "segmentation": [[round(float(v), 2) for v in polygon.ravel()]],
+    }
 
 
 def _write_folder(root, counts, size, seed, info):
@@ -143,7 +178,9 @@ def _write_folder(root, counts, size, seed, info):
     building = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
         (building / "annotations").mkdir()
-        with tqdm(total=sum(counts.values()), desc="drawing", unit="image", disable=None) as progress:
+        with tqdm(
+            total=sum(counts.values()), desc="drawing", unit="image", disable=None
+        ) as progress:
             for part, (image_set, count) in enumerate(counts.items()):
                 folder = building / f"{image_set}2017"
                 folder.mkdir()
@@ -151,14 +188,33 @@ def _write_folder(root, counts, size, seed, info):
                 for index in range(count):
                     image, shapes = draw_image(size, seed, part, index)
                     image_id = index + 1
-                    images.append({"id": image_id, "file_name": f"{image_id:012}.png", "width": size, "height": size})
+                    images.append(
+                        {
+                            "id": image_id,
+                            "file_name": f"{image_id:012}.png",
+                            "width": size,
+                            "height": size,
+                        }
+                    )
                     Image.fromarray(image).save(folder / images[-1]["file_name"])
                     for shape in shapes:
-                        annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_annotation(*shape)})
+                        annotations.append(
+                            {
+                                "id": len(annotations) + 1,
+                                "image_id": image_id,
+                                **_annotation(*shape),
+                            }
+                        )
                     progress.update()
-                content = {"info": info, "images": images, "annotations": annotations,
-                           "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)]}
-                (building / "annotations" / f"instances_{image_set}2017.json").write_text(json.dumps(content))
+                content = {
+                    "info": info,
+                    "images": images,
+                    "annotations": annotations,
+                    "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)],
+                }
+                (building / "annotations" / f"instances_{image_set}2017.json").write_text(
+                    json.dumps(content)
+                )
         building.chmod(0o755)
         building.rename(root)
     finally:
@@ -167,7 +223,7 @@ def _write_folder(root, counts, size, seed, info):
 
 @contextmanager
 def _one_process(folder):
-    """Lets one process at a time in, by a lock on the folder itself, which leaves no file behind."""
+    """Lets one process at a time in, by a lock on the folder itself: no lock file is left."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -179,6 +235,8 @@ def _one_process(folder):
 def _info(root):
     """What the folder says about itself, None where it is no data set."""
     try:
-        return json.loads((root / "annotations" / "instances_val2017.json").read_bytes()).get("info")
+        return json.loads((root / "annotations" / "instances_val2017.json").read_bytes()).get(
+            "info"
+        )
     except (OSError, ValueError, AttributeError):
         return None

@@ -1,15 +1,18 @@
 """Transforms and data augmentation for an image together with its boxes and masks.
 
-Until `ToTensor` the image is a PIL image in RGB; after it a float32 array [3, H, W]. The target is a dictionary of
-NumPy arrays: boxes float32 [n, 4] as x0, y0, x1, y1 in pixels (`Normalize` turns them into cx, cy, w, h in 0..1),
-labels int64 [n], area float32 [n] in pixels, iscrowd int64 [n], size int64 [2] (height, width) and, if asked for, masks
-bool [n, H, W]. No transform changes the target it is given.
+Until `ToTensor` the image is a PIL image in RGB; after it a float32 array [3, H, W]. The target is
+a dictionary of NumPy arrays: boxes float32 [n, 4] as x0, y0, x1, y1 in pixels (`Normalize` turns
+them into cx, cy, w, h in 0..1), labels int64 [n], area float32 [n] in pixels, iscrowd int64 [n],
+size int64 [2] (height, width) and, if asked for, masks bool [n, H, W]. No transform changes the
+target it is given.
 
-Every transform is called as `t(image, target, rng)`. All randomness is drawn from `rng`, a `random.Random`, in the
-order in which the original draws, so that the same draws give the same result.
+Every transform is called as `t(image, target, rng)`. All randomness is drawn from `rng`, a
+`random.Random`, in the order in which the original draws, so that the same draws give the same
+result.
 
 Source: `datasets/transforms.py` of the original.
 """
+
 import numpy as np
 from PIL import Image
 
@@ -17,7 +20,9 @@ from util.misc import nearest_index
 
 
 def crop(image, target, region):
-    """Cuts out `region` = (top, left, height, width) in pixels and drops the objects that have no area left."""
+    """Cuts out `region` = (top, left, height, width) in pixels and drops the objects that have no
+    area left.
+    """
     top, left, height, width = region
     image = image.crop((left, top, left + width, top + height))
 
@@ -32,7 +37,7 @@ def crop(image, target, region):
     target["labels"] = target["labels"][keep]
     target["iscrowd"] = target["iscrowd"][keep]
     if "masks" in target:
-        target["masks"] = target["masks"][keep, top:top + height, left:left + width]
+        target["masks"] = target["masks"][keep, top : top + height, left : left + width]
     return image, target
 
 
@@ -47,7 +52,9 @@ def hflip(image, target):
 
 
 def resized_shape(width, height, size, max_size=None):
-    """(height, width) at which the shorter side is `size` pixels and the longer about `max_size` at most."""
+    """(height, width) at which the shorter side is `size` pixels and the longer about `max_size` at
+    most.
+    """
     short, long = min(width, height), max(width, height)
     if max_size is not None and long / short * size > max_size:
         size = int(round(max_size * short / long))
@@ -87,7 +94,9 @@ class RandomHorizontalFlip:
 
 
 class RandomResize:
-    """Resizes the shorter side to one of `sizes` pixels, the longer side limited by `max_size` if given."""
+    """Resizes the shorter side to one of `sizes` pixels, the longer side limited by `max_size` if
+    given.
+    """
 
     def __init__(self, sizes, max_size=None):
         self.sizes = sizes
@@ -98,7 +107,9 @@ class RandomResize:
 
 
 class RandomSizeCrop:
-    """Cuts out a random region whose sides are between `min_size` and `max_size` pixels, or the image's own side."""
+    """Cuts out a random region whose sides are between `min_size` and `max_size` pixels, or the
+    image's own side.
+    """
 
     def __init__(self, min_size, max_size):
         self.min_size = min_size
@@ -137,7 +148,9 @@ class ToTensor:
 
 
 class Normalize:
-    """Image to zero mean and unit deviation by channel, boxes to cx, cy, w, h relative to the image's size."""
+    """Image to zero mean and unit deviation by channel, boxes to cx, cy, w, h relative to the
+    image's size.
+    """
 
     def __init__(self, mean, std):
         self.mean = np.float32(mean).reshape(3, 1, 1)

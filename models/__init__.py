@@ -1,7 +1,11 @@
 """The model, its loss and its postprocessing."""
 
 # What flags can be checked against before Jittor is imported.
-BASIC_BLOCKS = ("resnet18", "resnet34", "tiny")  # backbones whose blocks have two convolutions and cannot be dilated
+BASIC_BLOCKS = (
+    "resnet18",
+    "resnet34",
+    "tiny",
+)  # backbones whose blocks have two convolutions and cannot be dilated
 LEARNED_CELLS = 50  # rows and columns for which position_embedding "learned" has a vector
 
 
@@ -13,6 +17,9 @@ def build_model(args, num_classes):
     from util.backend import jt
 
     from .detr import build
+
     built = build(args, num_classes)
-    jt.sync_all()  # draws the initial weights now, with the seed set before, and not at the first step with that of dropout
+    # draws the initial weights now, with the seed set before, and not at the first step with that
+    # of dropout
+    jt.sync_all()
     return built

@@ -1,4 +1,5 @@
 """Multi-head attention with the parameters of PyTorch's `nn.MultiheadAttention`."""
+
 import math
 from contextlib import contextmanager
 
@@ -9,10 +10,11 @@ from util.ops import Dropout, Linear, bmm, bmm_transpose, linear, softmax
 class MultiheadAttention(nn.Module):
     """Scaled dot-product attention with several heads (paper, appendix A.1).
 
-    The three input projections are packed in `in_proj_weight` [3E, E] and `in_proj_bias` [3E] (query, key, value),
-    as in PyTorch, so that its weights load by name.
+    The three input projections are packed in `in_proj_weight` [3E, E] and `in_proj_bias` [3E]
+    (query, key, value), as in PyTorch, so that its weights load by name.
 
-    observer: where it is set, a function that gets the attention of each call, Var [B, N, M], the mean over the heads.
+    observer: where it is set, a function that gets the attention of each call, Var [B, N, M], the
+    mean over the heads.
     """
 
     observer = None
@@ -28,19 +30,24 @@ class MultiheadAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def execute(self, query, key, value, key_padding_mask=None):
-        """query [B, N, E], key and value [B, M, E], key_padding_mask bool [B, M] (True: ignore) -> [B, N, E].
+        """query [B, N, E], key and value [B, M, E], key_padding_mask bool [B, M] (True: ignore) ->
+        [B, N, E].
 
         Every row of the mask must leave at least one key.
         """
         batch, num_queries, _ = query.shape
-        q, k, v = (self._split_heads(self._project(x, i)) for i, x in enumerate((query, key, value)))
+        q, k, v = (
+            self._split_heads(self._project(x, i)) for i, x in enumerate((query, key, value))
+        )
         scores = bmm_transpose(q / math.sqrt(q.shape[-1]), k)  # [B * heads, N, M]
         attention = softmax(scores, key_padding_mask)
         if self.observer:
             self.observer(attention.reshape(batch, self.num_heads, num_queries, -1).mean(1))
         attention = self.dropout(attention)
         heads = bmm(attention, v).reshape(batch, self.num_heads, num_queries, -1)
-        return self.out_proj(heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim))
+        return self.out_proj(
+            heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim)
+        )
 
     def _project(self, x, i):
         rows = slice(i * self.embed_dim, (i + 1) * self.embed_dim)
@@ -55,10 +62,12 @@ class MultiheadAttention(nn.Module):
 
 @contextmanager
 def watch_attention(transformer):
-    """Within the block the yielded dictionary holds, after each pass, where the last layers look, as NumPy float32.
+    """Within the block the yielded dictionary holds, after each pass, where the last layers look,
+    as NumPy float32.
 
-    `encoder` [B, N, N]: the encoder's self attention (missing without encoder layers); `decoder` [B, Q, N]: the decoder's attention
-    to the encoder's N positions. Both are means over the heads, and their rows sum to 1.
+    `encoder` [B, N, N]: the encoder's self attention (missing without encoder layers); `decoder`
+    [B, Q, N]: the decoder's attention to the encoder's N positions. Both are means over the heads,
+    and their rows sum to 1.
     """
     seen = {}
     watched = {"decoder": transformer.decoder.layers[-1].multihead_attn}

@@ -1,4 +1,7 @@
-"""ResNet backbones, with frozen BatchNorm or trained normalisation, and the join with the position encoding."""
+"""ResNet backbones, with frozen BatchNorm or trained normalisation, and the join with the position
+encoding.
+"""
+
 from util import ops
 from util.backend import jt, nn, resnet
 from util.misc import NestedTensor, resize_nearest
@@ -8,7 +11,9 @@ from .position_encoding import build_position_encoding
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """BatchNorm2d whose statistics and affine parameters never change (original: `FrozenBatchNorm2d`)."""
+    """BatchNorm2d whose statistics and affine parameters never change (original:
+    `FrozenBatchNorm2d`).
+    """
 
     def __init__(self, num_features):
         super().__init__()
@@ -37,7 +42,9 @@ NORMS = {"frozen": FrozenBatchNorm2d, "batch": ops.BatchNorm2d, "group": group_n
 
 
 def conv_norm(x, conv, norm, residual=None, relu=False):
-    """Convolution, normalisation, the sum with the residual, ReLU. Frozen BatchNorm becomes part of the convolution."""
+    """Convolution, normalisation, the sum with the residual, ReLU. Frozen BatchNorm becomes part of
+    the convolution.
+    """
     place = conv.stride, conv.padding, conv.dilation
     if isinstance(norm, FrozenBatchNorm2d):
         scale, bias = norm.affine()
@@ -46,7 +53,6 @@ def conv_norm(x, conv, norm, residual=None, relu=False):
 
 
 class BasicBlock(resnet.BasicBlock):
-
     def execute(self, x):
         out = conv_norm(x, self.conv1, self.bn1, relu=True)
         residual = x if self.downsample is None else conv_norm(x, *self.downsample)
@@ -54,7 +60,6 @@ class BasicBlock(resnet.BasicBlock):
 
 
 class Bottleneck(resnet.Bottleneck):
-
     def execute(self, x):
         out = conv_norm(x, self.conv1, self.bn1, relu=True)
         out = conv_norm(out, self.conv2, self.bn2, relu=True)
@@ -62,18 +67,26 @@ class Bottleneck(resnet.Bottleneck):
         return conv_norm(out, self.conv3, self.bn3, residual, relu=True)
 
 
-RESNETS = {"resnet18": (BasicBlock, [2, 2, 2, 2]), "resnet34": (BasicBlock, [3, 4, 6, 3]),
-           "resnet50": (Bottleneck, [3, 4, 6, 3]), "resnet101": (Bottleneck, [3, 4, 23, 3]),
-           "resnet152": (Bottleneck, [3, 8, 36, 3])}
+RESNETS = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
+}
 
 
 class TinyResNet(nn.Module):
-    """A narrow ResNet for small images: one basic block per stage, stride 16, parameter names as in a ResNet."""
+    """A narrow ResNet for small images: one basic block per stage, stride 16, parameter names as in
+    a ResNet.
+    """
 
     def __init__(self, norm_layer):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
-        jt.init.relu_invariant_gauss_(self.conv1.weight, mode="fan_out")  # as the blocks initialise theirs
+        jt.init.relu_invariant_gauss_(
+            self.conv1.weight, mode="fan_out"
+        )  # as the blocks initialise theirs
         self.bn1 = norm_layer(16)
         self.layer1 = nn.Sequential(BasicBlock(16, 16, norm_layer=norm_layer))
         self.layer2 = self._stage(16, 32, norm_layer, stride=2)
@@ -82,15 +95,19 @@ class TinyResNet(nn.Module):
 
     def _stage(self, inplanes, planes, norm_layer, stride):
         downsample = nn.Sequential(resnet.conv1x1(inplanes, planes, stride), norm_layer(planes))
-        return nn.Sequential(BasicBlock(inplanes, planes, stride, downsample, norm_layer=norm_layer))
+        return nn.Sequential(
+            BasicBlock(inplanes, planes, stride, downsample, norm_layer=norm_layer)
+        )
 
 
 class Backbone(nn.Module):
     """A ResNet up to its last stage.
 
-    norm: "frozen", as in the original: the stem and stage 1 never train, the rest only if `train_backbone`. With
-    "batch" or "group" everything trains, for training without ImageNet's weights.
-    return_interm_layers: the result has the maps of all stages, for masks, and not only the last one's.
+    norm: "frozen", as in the original: the stem and stage 1 never train, the rest only if
+    `train_backbone`. With "batch" or "group" everything trains, for training without ImageNet's
+    weights.
+    return_interm_layers: the result has the maps of all stages, for masks, and not only the last
+    one's.
     Its weights are random until `models.weights.imagenet.load_backbone` fills them.
     Raises ValueError for `dilation` with a ResNet of basic blocks.
     """
@@ -98,18 +115,25 @@ class Backbone(nn.Module):
     def __init__(self, name, train_backbone, dilation, norm="frozen", return_interm_layers=False):
         super().__init__()
         if dilation and name in BASIC_BLOCKS:
-            raise ValueError(f"dilation: {name} has basic blocks; use resnet50, resnet101 or resnet152")
+            raise ValueError(
+                f"dilation: {name} has basic blocks; use resnet50, resnet101 or resnet152"
+            )
         if name == "tiny":
             self.body, width = TinyResNet(NORMS[norm]), 16
         else:
-            self.body = resnet.ResNet(*RESNETS[name], norm_layer=NORMS[norm],
-                                      replace_stride_with_dilation=[False, False, dilation])
+            self.body = resnet.ResNet(
+                *RESNETS[name],
+                norm_layer=NORMS[norm],
+                replace_stride_with_dilation=[False, False, dilation],
+            )
             del self.body.maxpool, self.body.avgpool, self.body.fc
             width = 64 if name in BASIC_BLOCKS else 256
         self.stage_channels = [width, 2 * width, 4 * width, 8 * width]
         self.return_interm_layers = return_interm_layers
         for parameter_name, parameter in self.body.named_parameters():
-            frozen_stage = norm == "frozen" and not parameter_name.startswith(("layer2", "layer3", "layer4"))
+            frozen_stage = norm == "frozen" and not parameter_name.startswith(
+                ("layer2", "layer3", "layer4")
+            )
             if frozen_stage or not train_backbone:
                 parameter.stop_grad()
 
@@ -124,24 +148,35 @@ class Backbone(nn.Module):
         for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
             x = stage(x)
             maps.append(x)
-        return [NestedTensor(x, resize_nearest(samples.mask, x.shape[-2:]))
-                for x in (maps if self.return_interm_layers else maps[-1:])]
+        return [
+            NestedTensor(x, resize_nearest(samples.mask, x.shape[-2:]))
+            for x in (maps if self.return_interm_layers else maps[-1:])
+        ]
 
 
 class Joiner(nn.Sequential):
-    """Backbone and position encoding, in a Sequential for the parameter names `backbone.0.…`, `backbone.1.…`."""
+    """Backbone and position encoding, in a Sequential for the parameter names `backbone.0.…`,
+    `backbone.1.…`.
+    """
 
     def __init__(self, backbone, position_embedding):
         super().__init__(backbone, position_embedding)
         self.stage_channels = backbone.stage_channels
 
     def execute(self, samples):
-        """NestedTensor -> features (list of NestedTensor), position encoding of the last one [B, hidden_dim, h, w]."""
+        """NestedTensor -> features (list of NestedTensor), position encoding of the last one [B,
+        hidden_dim, h, w].
+        """
         features = self[0](samples)
         return features, self[1](features[-1])
 
 
 def build_backbone(args):
-    backbone = Backbone(args.backbone, train_backbone=args.lr_backbone > 0, dilation=args.dilation,
-                        norm=args.backbone_norm, return_interm_layers=args.masks)
+    backbone = Backbone(
+        args.backbone,
+        train_backbone=args.lr_backbone > 0,
+        dilation=args.dilation,
+        norm=args.backbone_norm,
+        return_interm_layers=args.masks,
+    )
     return Joiner(backbone, build_position_encoding(args))

@@ -1,4 +1,5 @@
 """The DETR model, its loss and its postprocessing (paper, sections 3.1 and 3.2)."""
+
 import numpy as np
 
 from util import box_ops, dist, ops
@@ -7,7 +8,13 @@ from util.misc import NestedTensor, nested_tensor_from_arrays
 
 from .backbone import build_backbone
 from .matcher import build_matcher
-from .segmentation import DETRsegm, PostProcessPanoptic, PostProcessSegm, dice_loss, sigmoid_focal_loss
+from .segmentation import (
+    DETRsegm,
+    PostProcessPanoptic,
+    PostProcessSegm,
+    dice_loss,
+    sigmoid_focal_loss,
+)
 from .transformer import build_transformer
 
 
@@ -32,7 +39,7 @@ class DETR(nn.Module):
         self.aux_loss = aux_loss
 
     def train(self):
-        """Training mode; a backbone that does not train keeps the statistics of its BatchNorm too."""
+        """Training mode; a backbone that does not train keeps its BatchNorm statistics too."""
         super().train()
         self.keep_frozen_backbone_in_eval()
 
@@ -41,21 +48,23 @@ class DETR(nn.Module):
             self.backbone.eval()
 
     def execute(self, samples):
-        """samples: NestedTensor of Vars, tensors [B, 3, H, W] and mask [B, H, W]; or a list of arrays [3, h, w].
+        """samples: NestedTensor of Vars, tensors [B, 3, H, W] and mask [B, H, W]; or a list of
+        arrays [3, h, w].
 
         Returns a dictionary:
             pred_logits: float32 [B, Q, num_classes + 1]
             pred_boxes: float32 [B, Q, 4], cxcywh in 0..1 relative to each image without its padding
-            aux_outputs (with aux_loss): the same two for each earlier decoder layer, first layer first
+            aux_outputs (with aux_loss): the same two for each earlier decoder layer, first layer
+            first
         """
         return self.detect(samples)[0]
 
     def detect(self, samples):
         """What `execute` returns, and what a mask head builds on.
 
-        The latter are the backbone's features (list of NestedTensor) and a tuple: their last map projected
-        [B, hidden_dim, h, w], its mask bool [B, h, w], the last decoder layer [B, Q, hidden_dim], and the encoder's
-        memory [B, hidden_dim, h, w].
+        The latter are the backbone's features (list of NestedTensor) and a tuple: their last map
+        projected [B, hidden_dim, h, w], its mask bool [B, h, w], the last decoder layer [B, Q,
+        hidden_dim], and the encoder's memory [B, hidden_dim, h, w].
         """
         if not isinstance(samples, NestedTensor):
             samples = nested_tensor_from_arrays(samples).to_jittor()
@@ -90,7 +99,8 @@ class MLP(nn.Module):
 class SetCriterion(nn.Module):
     """The loss of DETR: match predictions and objects, then supervise class and box of each pair.
 
-    weight_dict: the weight of each loss in the sum that is trained; losses without one are only logged.
+    weight_dict: the weight of each loss in the sum that is trained; losses without one are only
+    logged.
     eos_coef: the weight of the class "no object" in the classification loss.
     """
 
@@ -102,15 +112,19 @@ class SetCriterion(nn.Module):
         self.eos_coef = eos_coef
 
     def execute(self, outputs, targets, num_boxes=None):
-        """outputs: what DETR returns; targets: list of B dictionaries of NumPy arrays, `labels` [n] and `boxes` [n, 4].
+        """outputs: what DETR returns; targets: list of B dictionaries of NumPy arrays, `labels` [n]
+        and `boxes` [n, 4].
 
-        num_boxes: what the losses of boxes and masks are divided by; by default that of these targets, see `average_boxes`.
-        Returns a dictionary of scalars: loss_ce, loss_bbox, loss_giou as Vars, cardinality_error and class_error as
-        floats, and all but class_error again for the i-th auxiliary output with the suffix `_i`.
+        num_boxes: what the losses of boxes and masks are divided by; by default that of these
+        targets, see `average_boxes`.
+        Returns a dictionary of scalars: loss_ce, loss_bbox, loss_giou as Vars, cardinality_error
+        and class_error as floats, and all but class_error again for the i-th auxiliary output with
+        the suffix `_i`.
         """
         layers = [outputs] + outputs.get("aux_outputs", [])
         suffixes = [""] + [f"_{i}" for i in range(len(layers) - 1)]
-        # All layers are fetched in one transfer and share one computation below: L is the number of layers.
+        # All layers are fetched in one transfer and share one computation below: L is the number of
+        # layers.
         logits = jt.stack([layer["pred_logits"] for layer in layers])
         boxes = jt.stack([layer["pred_boxes"] for layer in layers])
         host_logits, host_boxes = jt.fetch_sync([logits, boxes])
@@ -124,14 +138,20 @@ class SetCriterion(nn.Module):
             **self.loss_boxes(boxes, target_boxes, matched, num_boxes),
         }
         losses = {"class_error": self.class_error(host_logits[0], classes[0])}
-        losses.update({name + suffix: values[i]
-                       for i, suffix in enumerate(suffixes) for name, values in per_layer.items()})
+        losses.update(
+            {
+                name + suffix: values[i]
+                for i, suffix in enumerate(suffixes)
+                for name, values in per_layer.items()
+            }
+        )
         if "pred_masks" in outputs:
             losses.update(self.loss_masks(outputs["pred_masks"], indices[0], targets, num_boxes))
         return losses
 
     def average_boxes(self, *batches):
-        """Mean over the processes, and over each one's batches of a step, of the number of objects; at least 1.
+        """Mean over the processes, and over each one's batches of a step, of the number of objects;
+        at least 1.
 
         batches: the targets of each. Every process has to take part, with as many batches.
         """
@@ -139,10 +159,12 @@ class SetCriterion(nn.Module):
         return max(np.mean(dist.all_gather(counts)), 1)
 
     def _dense_targets(self, indices, targets, shape):
-        """What each query should predict: classes int32 [L, B, Q], boxes float32 [L, B, Q, 4], matched float32 [L, B, Q].
+        """What each query should predict: classes int32 [L, B, Q], boxes float32 [L, B, Q, 4],
+        matched float32 [L, B, Q].
 
-        Dense arrays keep shapes independent of the number of objects, so a batch without any is no special case.
-        Queries without an object have the class "no object" and the whole image as a box that no loss looks at.
+        Dense arrays keep shapes independent of the number of objects, so a batch without any is no
+        special case. Queries without an object have the class "no object" and the whole image as a
+        box that no loss looks at.
         """
         classes = np.full(shape[:3], self.num_classes, np.int32)
         boxes = np.broadcast_to(np.float32([0.5, 0.5, 1, 1]), shape[:3] + (4,)).copy()
@@ -153,26 +175,39 @@ class SetCriterion(nn.Module):
         return classes, boxes, (classes != self.num_classes).astype(np.float32)
 
     def loss_labels(self, logits, classes):
-        """Cross entropy of logits [L, B, Q, K + 1] and classes [L, B, Q], weighted mean per layer -> [L]"""
+        """Cross entropy of logits [L, B, Q, K + 1] and classes [L, B, Q], weighted mean per layer
+        -> [L]
+        """
         weight = np.where(classes == self.num_classes, np.float32(self.eos_coef), np.float32(1))
         weight /= weight.sum((1, 2), keepdims=True)
         log_prob = nn.log_softmax(logits, dim=-1)
-        chosen = jt.array(classes).broadcast(log_prob, [3]) == jt.arange(logits.shape[3]).broadcast(log_prob, [0, 1, 2])
+        chosen = jt.array(classes).broadcast(log_prob, [3]) == jt.arange(logits.shape[3]).broadcast(
+            log_prob, [0, 1, 2]
+        )
         return -(log_prob * chosen * jt.array(weight).broadcast(log_prob, [3])).sum((1, 2, 3))
 
     def loss_boxes(self, boxes, target_boxes, matched, num_boxes):
-        """L1 and generalised IoU loss of the matched boxes [L, B, Q, 4], summed and divided by num_boxes -> [L] each"""
-        # Dividing here keeps the number out of the operators: Jittor compiles one for each number of 0, 1, 2.
+        """L1 and generalised IoU loss of the matched boxes [L, B, Q, 4], summed and divided by
+        num_boxes -> [L] each
+        """
+        # Dividing here keeps the number out of the operators: Jittor compiles one for each number
+        # of 0, 1, 2.
         share, target_boxes = jt.array(matched / np.float32(num_boxes)), jt.array(target_boxes)
         l1 = (boxes - target_boxes).abs().sum(-1)
-        giou = box_ops.generalized_box_iou(box_ops.box_cxcywh_to_xyxy(boxes), box_ops.box_cxcywh_to_xyxy(target_boxes))
-        return {"loss_bbox": (l1 * share).sum((1, 2)), "loss_giou": ((1 - giou) * share).sum((1, 2))}
+        giou = box_ops.generalized_box_iou(
+            box_ops.box_cxcywh_to_xyxy(boxes), box_ops.box_cxcywh_to_xyxy(target_boxes)
+        )
+        return {
+            "loss_bbox": (l1 * share).sum((1, 2)),
+            "loss_giou": ((1 - giou) * share).sum((1, 2)),
+        }
 
     def loss_masks(self, pred_masks, pairs, targets, num_boxes):
-        """Focal and Dice loss of the matched masks of the last layer, summed and divided by num_boxes.
+        """Focal and Dice loss of the matched masks of the last layer, summed and divided by
+        num_boxes.
 
-        pred_masks [B, Q, h, w] are enlarged to the batch's size, in which targets' `masks` bool [n, H_i, W_i] are padded.
-        A batch without any object has losses of zero.
+        pred_masks [B, Q, h, w] are enlarged to the batch's size, in which targets' `masks` bool [n,
+        H_i, W_i] are padded. A batch without any object has losses of zero.
         """
         images = np.concatenate([np.full(len(queries), i) for i, (queries, _) in enumerate(pairs)])
         queries = np.concatenate([queries for queries, _ in pairs])
@@ -183,7 +218,7 @@ class SetCriterion(nn.Module):
         height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (1, 2))
         wanted = np.zeros((len(queries), height, width), np.float32)
         for i, mask in enumerate(mask for of_image in masks for mask in of_image):
-            wanted[i, :mask.shape[0], :mask.shape[1]] = mask
+            wanted[i, : mask.shape[0], : mask.shape[1]] = mask
         found = pred_masks[jt.array(images), jt.array(queries)].unsqueeze(1)
         found = nn.interpolate(found, size=(height, width), mode="bilinear").squeeze(1)
         wanted = jt.array(wanted)
@@ -192,14 +227,18 @@ class SetCriterion(nn.Module):
         return {"loss_mask": losses[0], "loss_dice": losses[1]}
 
     def cardinality_error(self, logits, targets):
-        """Mean absolute error of the number of predicted objects per image, logits NumPy [L, B, Q, K + 1] -> [L]"""
+        """Mean absolute error of the number of predicted objects per image, logits NumPy [L, B, Q,
+        K + 1] -> [L]
+        """
         predicted = (logits.argmax(-1) != self.num_classes).sum(-1)
         return np.abs(predicted - [len(target["labels"]) for target in targets]).mean(-1)
 
     def class_error(self, logits, classes):
-        """Percentage of matched queries of one layer whose highest logit is not their object's class.
+        """Percentage of matched queries of one layer whose highest logit is not their object's
+        class.
 
-        logits NumPy [B, Q, K + 1], classes [B, Q]. A batch without objects counts as 100, as in the original.
+        logits NumPy [B, Q, K + 1], classes [B, Q]. A batch without objects counts as 100, as in the
+        original.
         """
         matched = classes != self.num_classes
         correct = logits.argmax(-1)[matched] == classes[matched]
@@ -210,23 +249,36 @@ class PostProcess:
     """Turns the model's output into detections in pixels."""
 
     def __call__(self, outputs, target_sizes):
-        """outputs: what DETR returns; target_sizes: int [B, 2], height and width of each original image in pixels.
+        """outputs: what DETR returns; target_sizes: int [B, 2], height and width of each original
+        image in pixels.
 
-        Returns a list of B dictionaries of NumPy arrays: scores float32 [Q], labels int32 [Q], boxes float32 [Q, 4],
-        xyxy in pixels. It is the one place where predictions come back from the device.
+        Returns a list of B dictionaries of NumPy arrays: scores float32 [Q], labels int32 [Q],
+        boxes float32 [Q, 4], xyxy in pixels. It is the one place where predictions come back from
+        the device.
         """
         prob = nn.softmax(outputs["pred_logits"], dim=-1)
         labels, scores = prob[..., :-1].argmax(-1)
         labels, scores, boxes = jt.fetch_sync([labels, scores, outputs["pred_boxes"]])
         height, width = np.asarray(target_sizes, np.float32).T
-        boxes = box_ops.box_cxcywh_to_xyxy(boxes) * np.stack([width, height, width, height], 1)[:, None]
-        return [dict(zip(("scores", "labels", "boxes"), image)) for image in zip(scores, labels, boxes)]
+        boxes = (
+            box_ops.box_cxcywh_to_xyxy(boxes) * np.stack([width, height, width, height], 1)[:, None]
+        )
+        return [
+            dict(zip(("scores", "labels", "boxes"), image)) for image in zip(scores, labels, boxes)
+        ]
 
 
 def build(args, num_classes):
-    """model, criterion and postprocessors, a dictionary with bbox and, with masks, segm and panoptic."""
-    model = DETR(build_backbone(args), build_transformer(args), num_classes, args.num_queries,
-                 aux_loss=args.aux_loss)
+    """model, criterion and postprocessors, a dictionary with bbox and, with masks, segm and
+    panoptic.
+    """
+    model = DETR(
+        build_backbone(args),
+        build_transformer(args),
+        num_classes,
+        args.num_queries,
+        aux_loss=args.aux_loss,
+    )
     for part in args.freeze:
         for parameter in getattr(model, part).parameters():
             parameter.stop_grad()
@@ -240,6 +292,8 @@ def build(args, num_classes):
         postprocessors["segm"] = PostProcessSegm()
         if args.dataset_file == "coco_panoptic":
             # COCO's category ids of things end at 90.
-            postprocessors["panoptic"] = PostProcessPanoptic({i: i <= 90 for i in range(num_classes)}, threshold=0.85)
+            postprocessors["panoptic"] = PostProcessPanoptic(
+                {i: i <= 90 for i in range(num_classes)}, threshold=0.85
+            )
     criterion = SetCriterion(num_classes, build_matcher(args), weight_dict, args.eos_coef)
     return model, criterion, postprocessors

@@ -1,7 +1,9 @@
 """The original's models by name, to use in your own programs (original: `hubconf.py`).
 
-`pretrained` loads the original's weights, downloaded once into the user's cache; without it all weights are random.
+`pretrained` loads the original's weights, downloaded once into the user's cache; without it all
+weights are random.
 """
+
 from .backbone import Backbone, Joiner
 from .detr import DETR
 from .position_encoding import PositionEmbeddingSine
@@ -33,25 +35,50 @@ def detr_resnet101_dc5(pretrained=False, num_classes=91):
     return _detr("resnet101", True, num_classes, pretrained and "detr-r101-dc5-a2e86def.pth")
 
 
-def detr_resnet50_panoptic(pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False):
+def detr_resnet50_panoptic(
+    pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False
+):
     """DETR R50 with masks of things and stuff.
 
-    threshold: least score of a segment. With return_postprocessor the result is (model, PostProcessPanoptic), with COCO's things.
+    threshold: least score of a segment. With return_postprocessor the result is (model,
+    PostProcessPanoptic), with COCO's things.
     """
-    return _panoptic("resnet50", False, num_classes, pretrained and "detr-r50-panoptic-00ce5173.pth", threshold,
-                     return_postprocessor)
+    return _panoptic(
+        "resnet50",
+        False,
+        num_classes,
+        pretrained and "detr-r50-panoptic-00ce5173.pth",
+        threshold,
+        return_postprocessor,
+    )
 
 
-def detr_resnet50_dc5_panoptic(pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False):
+def detr_resnet50_dc5_panoptic(
+    pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False
+):
     """As `detr_resnet50_panoptic`, with dilation."""
-    return _panoptic("resnet50", True, num_classes, pretrained and "detr-r50-dc5-panoptic-da08f1b1.pth", threshold,
-                     return_postprocessor)
+    return _panoptic(
+        "resnet50",
+        True,
+        num_classes,
+        pretrained and "detr-r50-dc5-panoptic-da08f1b1.pth",
+        threshold,
+        return_postprocessor,
+    )
 
 
-def detr_resnet101_panoptic(pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False):
+def detr_resnet101_panoptic(
+    pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False
+):
     """As `detr_resnet50_panoptic`, of R101."""
-    return _panoptic("resnet101", False, num_classes, pretrained and "detr-r101-panoptic-40021d53.pth", threshold,
-                     return_postprocessor)
+    return _panoptic(
+        "resnet101",
+        False,
+        num_classes,
+        pretrained and "detr-r101-panoptic-40021d53.pth",
+        threshold,
+        return_postprocessor,
+    )
 
 
 def _detr(backbone, dilation, num_classes, weights, masks=False):

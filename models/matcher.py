@@ -1,4 +1,5 @@
 """Bipartite matching between predictions and objects (paper, section 3.1)."""
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
@@ -20,8 +21,8 @@ class HungarianMatcher:
         self.cost_giou = cost_giou
 
     def __call__(self, logits, boxes, targets):
-        """logits float32 [B, Q, K + 1] and boxes float32 [B, Q, 4] (cxcywh, 0..1) as NumPy arrays; targets: list of B
-        dictionaries with `labels` int [n] and `boxes` float32 [n, 4].
+        """logits float32 [B, Q, K + 1] and boxes float32 [B, Q, 4] (cxcywh, 0..1) as NumPy arrays;
+        targets: list of B dictionaries with `labels` int [n] and `boxes` float32 [n, 4].
 
         Returns a list of B pairs (query indices, object indices), int64 [min(Q, n)] each.
         """
@@ -30,11 +31,16 @@ class HungarianMatcher:
         return [self._match(*image) for image in zip(prob, boxes, targets)]
 
     def _match(self, prob, boxes, target):
-        cost = (self.cost_bbox * np.abs(boxes[:, None] - target["boxes"]).sum(-1)
-                - self.cost_class * prob[:, target["labels"]]
-                - self.cost_giou * generalized_box_iou(box_cxcywh_to_xyxy(boxes)[:, None],
-                                                       box_cxcywh_to_xyxy(target["boxes"])))
-        # A diverged model has NaN costs. Any matching will do then: its loss is NaN too, and the engine stops there.
+        cost = (
+            self.cost_bbox * np.abs(boxes[:, None] - target["boxes"]).sum(-1)
+            - self.cost_class * prob[:, target["labels"]]
+            - self.cost_giou
+            * generalized_box_iou(
+                box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target["boxes"])
+            )
+        )
+        # A diverged model has NaN costs. Any matching will do then: its loss is NaN too, and the
+        # engine stops there.
         return linear_sum_assignment(np.nan_to_num(cost))
 
 

@@ -1,4 +1,7 @@
-"""Position encodings of the backbone's feature map: two-dimensional sine (paper, appendix A.4) or learned."""
+"""Position encodings of the backbone's feature map: two-dimensional sine (paper, appendix A.4) or
+learned.
+"""
+
 import math
 
 import numpy as np
@@ -10,7 +13,9 @@ from . import LEARNED_CELLS
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Fixed sine encoding; positions count unpadded cells and are scaled to 0..2 pi over each image."""
+    """Fixed sine encoding; positions count unpadded cells and are scaled to 0..2 pi over each
+    image.
+    """
 
     def __init__(self, num_pos_feats=64, temperature=10000):
         super().__init__()
@@ -19,7 +24,9 @@ class PositionEmbeddingSine(nn.Module):
         self.wavelength = np.float32(temperature) ** exponent
 
     def execute(self, tensor_list):
-        """NestedTensor with mask [B, h, w] -> float32 [B, 2 * num_pos_feats, h, w], y features before x features."""
+        """NestedTensor with mask [B, h, w] -> float32 [B, 2 * num_pos_feats, h, w], y features
+        before x features.
+        """
         not_mask = jt.logical_not(tensor_list.mask).float32()
         y = not_mask.cumsum(1)
         x = not_mask.cumsum(2)
@@ -30,7 +37,9 @@ class PositionEmbeddingSine(nn.Module):
     def _features(self, position):
         """[B, h, w] -> [B, h, w, num_pos_feats]: sine and cosine of each frequency, interleaved."""
         angle = position.unsqueeze(-1) / jt.array(self.wavelength)
-        return jt.stack([angle.sin(), angle.cos()], dim=4).reshape(position.shape + [self.num_pos_feats])
+        return jt.stack([angle.sin(), angle.cos()], dim=4).reshape(
+            position.shape + [self.num_pos_feats]
+        )
 
 
 class PositionEmbeddingLearned(nn.Module):
@@ -44,13 +53,17 @@ class PositionEmbeddingLearned(nn.Module):
         nn.init.uniform_(self.col_embed.weight)
 
     def execute(self, tensor_list):
-        """NestedTensor with tensors [B, C, h, w] -> float32 [B, 2 * num_pos_feats, h, w], x features before y features.
+        """NestedTensor with tensors [B, C, h, w] -> float32 [B, 2 * num_pos_feats, h, w], x
+        features before y features.
 
         Raises ValueError for a feature map of more than 50 rows or columns.
         """
         b, _, h, w = tensor_list.tensors.shape
         if max(h, w) > LEARNED_CELLS:
-            raise ValueError(f"tensor_list has {h} x {w} cells, more than the {LEARNED_CELLS} rows and columns that are learned")
+            raise ValueError(
+                f"tensor_list has {h} x {w} cells, more than the {LEARNED_CELLS} rows "
+                f"and columns that are learned"
+            )
         shape = [b, h, w, self.row_embed.weight.shape[1]]
         x = self.col_embed.weight[:w].broadcast(shape, [0, 1])
         y = self.row_embed.weight[:h].broadcast(shape, [0, 2])

@@ -1,7 +1,9 @@
-"""Masks on top of DETR's detections: the mask head, its losses, and the way to instances and panoptic images.
+"""Masks on top of DETR's detections: the mask head, its losses, and the way to instances and
+panoptic images.
 
 Paper, section 4.4. Source: `models/segmentation.py` of the original.
 """
+
 import io
 from collections import defaultdict
 
@@ -13,7 +15,8 @@ from util import ops
 from util.backend import jt, nn
 from util.misc import nearest_index, resize_nearest
 
-QUERY_BLOCK = 10  # masks that are computed or enlarged at a time; all of them at once are what fills the memory
+# masks that are computed or enlarged at a time; all of them at once are what fills the memory
+QUERY_BLOCK = 10
 
 
 class DETRsegm(nn.Module):
@@ -32,7 +35,9 @@ class DETRsegm(nn.Module):
                 parameter.stop_grad()
         hidden_dim, nheads = detr.transformer.d_model, detr.transformer.nhead
         self.bbox_attention = MHAttentionMap(hidden_dim, hidden_dim, nheads)
-        self.mask_head = MaskHeadSmallConv(hidden_dim + nheads, detr.backbone.stage_channels[2::-1], hidden_dim)
+        self.mask_head = MaskHeadSmallConv(
+            hidden_dim + nheads, detr.backbone.stage_channels[2::-1], hidden_dim
+        )
 
     def train(self):
         """Training mode; a frozen backbone keeps its statistics too."""
@@ -43,7 +48,9 @@ class DETRsegm(nn.Module):
         """As DETR, and pred_masks: float32 [B, Q, H/4, W/4], logits."""
         out, features, (src, mask, hs, memory) = self.detr.detect(samples)
         attention = self.bbox_attention(hs, memory, mask)
-        out["pred_masks"] = self.mask_head(src, attention, [feature.tensors for feature in features[2::-1]])
+        out["pred_masks"] = self.mask_head(
+            src, attention, [feature.tensors for feature in features[2::-1]]
+        )
         return out
 
 
@@ -68,20 +75,24 @@ class MHAttentionMap(nn.Module):
         batch, queries, _ = q.shape
         h, w = k.shape[-2:]
         width = self.hidden_dim // self.num_heads
-        q = self.q_linear(q) * width ** -0.5
+        q = self.q_linear(q) * width**-0.5
         q = q.reshape(batch, queries, self.num_heads, width).transpose(0, 2, 1, 3)
         k = ops.transpose(self.k_linear(ops.transpose(k.reshape(batch, -1, h * w))))
         scores = ops.bmm(q.reshape(-1, queries, width), k.reshape(-1, width, h * w))
         scores = scores.reshape(batch, self.num_heads, queries, h * w).transpose(0, 2, 1, 3)
-        mask = mask.reshape(batch, 1, h * w).broadcast([batch, self.num_heads, h * w])  # of each head
+        mask = mask.reshape(batch, 1, h * w).broadcast(
+            [batch, self.num_heads, h * w]
+        )  # of each head
         weights = ops.softmax(scores.reshape(batch, queries, -1), mask.reshape(batch, -1))
         return weights.reshape(batch, queries, self.num_heads, h, w)
 
 
 class MaskHeadSmallConv(nn.Module):
-    """Convolutions with GroupNorm that enlarge a query's attention map step by step, with the backbone's stages added.
+    """Convolutions with GroupNorm that enlarge a query's attention map step by step, with the
+    backbone's stages added.
 
-    dim: channels of the input, image and attention together; fpn_dims: channels of the stages, smallest map first.
+    dim: channels of the input, image and attention together; fpn_dims: channels of the stages,
+    smallest map first.
     """
 
     def __init__(self, dim, fpn_dims, context_dim):
@@ -107,20 +118,26 @@ class MaskHeadSmallConv(nn.Module):
                 nn.init.constant_(module.bias, 0.0)
 
     def execute(self, src, attention, fpns):
-        """src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i] -> [B, Q, H/4, W/4]
+        """src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i] -> [B,
+        Q, H/4, W/4]
 
-        What comes from the image alone is computed once, not per query. In evaluation on the CPU a block of queries is done
-        before the next one starts. With CUDA Jittor would compile the slices of blocks again for some sizes of images.
+        What comes from the image alone is computed once, not per query. In evaluation on the CPU a
+        block of queries is done before the next one starts. With CUDA Jittor would compile the
+        slices of blocks again for some sizes of images.
         """
-        # lay1 of image and attention side by side is the sum of two convolutions; the image's has 32 times the channels.
+        # lay1 of image and attention side by side is the sum of two convolutions; the image's has
+        # 32 times the channels.
         channels = src.shape[1]
         image = ops.conv2d(src, self.lay1.weight[:, :channels], self.lay1.bias, padding=(1, 1))
-        stages = [ops.conv(fpn, adapter) for fpn, adapter in zip(fpns, (self.adapter1, self.adapter2, self.adapter3))]
+        stages = [
+            ops.conv(fpn, adapter)
+            for fpn, adapter in zip(fpns, (self.adapter1, self.adapter2, self.adapter3))
+        ]
         if self.is_training() or jt.flags.use_cuda:
             return self._masks(attention, image, stages)
         blocks = []
         for start in range(0, attention.shape[1], QUERY_BLOCK):
-            blocks.append(self._masks(attention[:, start:start + QUERY_BLOCK], image, stages))
+            blocks.append(self._masks(attention[:, start : start + QUERY_BLOCK], image, stages))
             blocks[-1].sync()
         return jt.concat(blocks, dim=1)
 
@@ -130,10 +147,12 @@ class MaskHeadSmallConv(nn.Module):
         def add(x, features):
             """x [B * Q, C, h, w] resized to features [B, C, H, W], plus those of its image"""
             x = resize_nearest(x, features.shape[-2:])
-            return (x.reshape(batch, queries, *x.shape[1:]) + features.unsqueeze(1)).reshape(x.shape)
+            return (x.reshape(batch, queries, *x.shape[1:]) + features.unsqueeze(1)).reshape(
+                x.shape
+            )
 
         maps = attention.reshape(-1, *attention.shape[2:])
-        x = add(ops.conv2d(maps, self.lay1.weight[:, -maps.shape[1]:], padding=(1, 1)), image)
+        x = add(ops.conv2d(maps, self.lay1.weight[:, -maps.shape[1] :], padding=(1, 1)), image)
         x = ops.relu(self.gn1(x))
         x = ops.relu(self.gn2(ops.conv(x, self.lay2)))
         x = ops.relu(self.gn3(ops.conv(add(x, stages[0]), self.lay3)))
@@ -145,20 +164,26 @@ class MaskHeadSmallConv(nn.Module):
 def dice_loss(inputs, targets):
     """1 - Dice coefficient of each mask: logits [M, H, W] and 0 or 1 [M, H, W] -> [M]"""
     inputs = inputs.sigmoid()
-    return 1 - (2 * _sum_pixels(inputs * targets) + 1) / (_sum_pixels(inputs) + _sum_pixels(targets) + 1)
+    return 1 - (2 * _sum_pixels(inputs * targets) + 1) / (
+        _sum_pixels(inputs) + _sum_pixels(targets) + 1
+    )
 
 
 def sigmoid_focal_loss(inputs, targets, alpha=0.25, gamma=2):
-    """Focal loss (arXiv 1708.02002) of each mask, averaged over its pixels: logits [M, H, W], 0 or 1 [M, H, W] -> [M]"""
+    """Focal loss (arXiv 1708.02002) of each mask, averaged over its pixels: logits [M, H, W], 0 or
+    1 [M, H, W] -> [M]
+    """
     prob = inputs.sigmoid()
     cross_entropy = jt.maximum(inputs, 0) - inputs * targets + jt.log(1 + jt.exp(-inputs.abs()))
     wrong = prob * (1 - targets) + (1 - prob) * targets
     weight = alpha * targets + (1 - alpha) * (1 - targets)
-    return _sum_pixels(weight * cross_entropy * wrong ** gamma) / (inputs.shape[1] * inputs.shape[2])
+    return _sum_pixels(weight * cross_entropy * wrong**gamma) / (inputs.shape[1] * inputs.shape[2])
 
 
 def _sum_pixels(x):
-    """[M, H, W] -> [M]; row by row, because Jittor adds in one float32 loop, which loses digits over a whole mask."""
+    """[M, H, W] -> [M]; row by row, because Jittor adds in one float32 loop, which loses digits
+    over a whole mask.
+    """
     return x.sum(2).sum(1)
 
 
@@ -169,32 +194,39 @@ class PostProcessSegm:
         self.threshold = threshold
 
     def __call__(self, results, outputs, orig_target_sizes, max_target_sizes):
-        """results: list of B dictionaries to add to; outputs: what DETRsegm returns; sizes: int [B, 2], height and width.
+        """results: list of B dictionaries to add to; outputs: what DETRsegm returns; sizes: int [B,
+        2], height and width.
 
-        orig_target_sizes are those of the original images, max_target_sizes those of the images in the batch. Adds
-        `masks`, a list of Q compressed RLE dictionaries of pycocotools.
+        orig_target_sizes are those of the original images, max_target_sizes those of the images in
+        the batch. Adds `masks`, a list of Q compressed RLE dictionaries of pycocotools.
         """
         logits = outputs["pred_masks"].numpy()
         padded = np.max(max_target_sizes, axis=0)
-        for result, masks, orig_size, size in zip(results, logits, orig_target_sizes, max_target_sizes):
+        for result, masks, orig_size, size in zip(
+            results, logits, orig_target_sizes, max_target_sizes
+        ):
             result["masks"] = self.encode(masks, padded, size, orig_size)
         return results
 
     def encode(self, masks, padded, size, orig_size):
-        """Logits float32 [n, h, w] of one image -> a list of n RLE dictionaries. Sizes: of the batch, the image in it, the original."""
-        # The original enlarges to the padded batch, cuts the image out and resizes that by the nearest pixel: only
-        # the rows and columns that are left at the end are computed.
+        """Logits float32 [n, h, w] of one image -> a list of n RLE dictionaries. Sizes: of the
+        batch, the image in it, the original.
+        """
+        # The original enlarges to the padded batch, cuts the image out and resizes that by the
+        # nearest pixel: only the rows and columns that are left at the end are computed.
         rows, columns = (nearest_index(int(old), int(new)) for old, new in zip(size, orig_size))
         rles = []
         for start in range(0, len(masks), QUERY_BLOCK):
-            block = bilinear(masks[start:start + QUERY_BLOCK], padded, rows, columns)
+            block = bilinear(masks[start : start + QUERY_BLOCK], padded, rows, columns)
             block = 1 / (1 + np.exp(-block)) > self.threshold
             rles += coco_mask.encode(np.asfortranarray(block.transpose(1, 2, 0).astype(np.uint8)))
         return rles
 
 
 def bilinear(masks, size, rows=None, columns=None):
-    """Rows and columns (all where not given) of masks float32 [n, h, w] enlarged to size, as PyTorch does bilinearly."""
+    """Rows and columns (all where not given) of masks float32 [n, h, w] enlarged to size, as
+    PyTorch does bilinearly.
+    """
     rows = np.arange(size[0]) if rows is None else rows
     columns = np.arange(size[1]) if columns is None else columns
     low, high, share = _neighbours(masks.shape[1], size[0], rows)
@@ -204,8 +236,12 @@ def bilinear(masks, size, rows=None, columns=None):
 
 
 def _neighbours(old, new, wanted):
-    """The two positions in `old` pixels between which each wanted one of `new` pixels lies, and the second one's share."""
-    place = np.maximum((wanted.astype(np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5), 0)
+    """The two positions in `old` pixels between which each wanted one of `new` pixels lies, and the
+    second one's share.
+    """
+    place = np.maximum(
+        (wanted.astype(np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5), 0
+    )
     low = np.minimum(place.astype(np.int64), old - 1)
     return low, np.minimum(low + 1, old - 1), place - low.astype(np.float32)
 
@@ -221,18 +257,23 @@ class PostProcessPanoptic:
         self.threshold = threshold
 
     def __call__(self, outputs, processed_sizes, target_sizes=None):
-        """outputs: what DETRsegm returns; sizes: int [B, 2], height and width in the batch, and wanted (the same if None).
+        """outputs: what DETRsegm returns; sizes: int [B, 2], height and width in the batch, and
+        wanted (the same if None).
 
-        Returns a list of B dictionaries: png_string, the bytes of a PNG whose colours are segment ids; segments_info,
-        a list of dictionaries with id, isthing, category_id and area in pixels.
+        Returns a list of B dictionaries: png_string, the bytes of a PNG whose colours are segment
+        ids; segments_info, a list of dictionaries with id, isthing, category_id and area in pixels.
         """
         prob = nn.softmax(outputs["pred_logits"], dim=-1)
         labels, scores = prob.argmax(-1)
         labels, scores, masks = jt.fetch_sync([labels, scores, outputs["pred_masks"]])
         keep = (labels != prob.shape[-1] - 1) & (scores > self.threshold)
         target_sizes = processed_sizes if target_sizes is None else target_sizes
-        return [self._segment(masks[i][keep[i]], labels[i][keep[i]].tolist(), processed_sizes[i], target_sizes[i])
-                for i in range(len(labels))]
+        return [
+            self._segment(
+                masks[i][keep[i]], labels[i][keep[i]].tolist(), processed_sizes[i], target_sizes[i]
+            )
+            for i in range(len(labels))
+        ]
 
     def _segment(self, masks, classes, size, target_size):
         masks = bilinear(masks, size)
@@ -246,9 +287,13 @@ class PostProcessPanoptic:
         with io.BytesIO() as file:
             Image.fromarray(id2rgb(ids)).save(file, format="PNG")
             png = file.getvalue()
-        return {"png_string": png, "segments_info": [
-            {"id": i, "isthing": self.is_thing_map[c], "category_id": c, "area": area}
-            for i, (c, area) in enumerate(zip(classes, areas))]}
+        return {
+            "png_string": png,
+            "segments_info": [
+                {"id": i, "isthing": self.is_thing_map[c], "category_id": c, "area": area}
+                for i, (c, area) in enumerate(zip(classes, areas))
+            ],
+        }
 
 
 def assign(masks):
@@ -271,10 +316,12 @@ def merge_stuff(masks, classes, is_thing_map):
 def count(segments, size, number):
     """Segments resized to size by the nearest pixel, and the area of each of them in pixels."""
     height, width = (int(side) for side in size)
-    segments = np.asarray(Image.fromarray(segments).resize((width, height), Image.Resampling.NEAREST))
+    segments = np.asarray(
+        Image.fromarray(segments).resize((width, height), Image.Resampling.NEAREST)
+    )
     return segments, [int((segments == i).sum()) for i in range(number)]
 
 
 def id2rgb(ids):
-    """int [h, w] -> uint8 [h, w, 3], the colours that COCO's panoptic format gives the segment ids."""
+    """int [h, w] -> uint8 [h, w, 3], the colours of segment ids in COCO's panoptic format."""
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

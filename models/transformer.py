@@ -1,9 +1,11 @@
 """The transformer of DETR (paper, section 3.2 and appendix A.3).
 
-It differs from the textbook one in that position encodings are added to queries and keys at every layer, the
-encoder has no final norm (but with pre-norm), and the decoder returns the output of each of its layers.
+It differs from the textbook one in that position encodings are added to queries and keys at every
+layer, the encoder has no final norm (but with pre-norm), and the decoder returns the output of each
+of its layers.
 Tensors are batch first: [B, N, C].
 """
+
 from util.backend import jt, nn
 from util.ops import Dropout, LayerNorm, Linear, relu, transpose
 
@@ -11,15 +13,25 @@ from .attention import MultiheadAttention
 
 
 class Transformer(nn.Module):
-
-    def __init__(self, d_model=256, nhead=8, num_encoder_layers=6, num_decoder_layers=6, dim_feedforward=2048,
-                 dropout=0.1, normalize_before=False):
+    def __init__(
+        self,
+        d_model=256,
+        nhead=8,
+        num_encoder_layers=6,
+        num_decoder_layers=6,
+        dim_feedforward=2048,
+        dropout=0.1,
+        normalize_before=False,
+    ):
         super().__init__()
         layer = (d_model, nhead, dim_feedforward, dropout, normalize_before)
-        self.encoder = TransformerEncoder([TransformerEncoderLayer(*layer) for _ in range(num_encoder_layers)],
-                                          LayerNorm(d_model) if normalize_before else None)
-        self.decoder = TransformerDecoder([TransformerDecoderLayer(*layer) for _ in range(num_decoder_layers)],
-                                          LayerNorm(d_model))
+        self.encoder = TransformerEncoder(
+            [TransformerEncoderLayer(*layer) for _ in range(num_encoder_layers)],
+            LayerNorm(d_model) if normalize_before else None,
+        )
+        self.decoder = TransformerDecoder(
+            [TransformerDecoderLayer(*layer) for _ in range(num_decoder_layers)], LayerNorm(d_model)
+        )
         self.d_model = d_model
         self.nhead = nhead
         for parameter in self.parameters():
@@ -41,7 +53,6 @@ class Transformer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-
     def __init__(self, layers, norm):
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -55,14 +66,15 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-
     def __init__(self, layers, norm):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
     def execute(self, tgt, memory, key_padding_mask, pos, query_pos):
-        """tgt and query_pos [B, Q, C], memory and pos [B, N, C], key_padding_mask bool [B, N] -> [L, B, Q, C]"""
+        """tgt and query_pos [B, Q, C], memory and pos [B, N, C], key_padding_mask bool [B, N] ->
+        [L, B, Q, C]
+        """
         intermediate = []
         for layer in self.layers:
             tgt = layer(tgt, memory, key_padding_mask, pos, query_pos)
@@ -71,7 +83,6 @@ class TransformerDecoder(nn.Module):
 
 
 class TransformerEncoderLayer(nn.Module):
-
     def __init__(self, d_model, nhead, dim_feedforward, dropout, normalize_before):
         super().__init__()
         self.self_attn = MultiheadAttention(d_model, nhead, dropout)
@@ -100,7 +111,6 @@ class TransformerEncoderLayer(nn.Module):
 
 
 class TransformerDecoderLayer(nn.Module):
-
     def __init__(self, d_model, nhead, dim_feedforward, dropout, normalize_before):
         super().__init__()
         self.self_attn = MultiheadAttention(d_model, nhead, dropout)

@@ -1,8 +1,11 @@
 """Fixtures of all tests."""
+
 import os
 from pathlib import Path
 
-os.environ["nvcc_path"] = ""  # on the CPU, also where there is a GPU: `python -m tests.cuda` is for that
+os.environ["nvcc_path"] = (
+    ""  # on the CPU, also where there is a GPU: `python -m tests.cuda` is for that
+)
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402
@@ -19,7 +22,9 @@ def coco_path():
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """A folder of three training and four validation images, small enough for tests that train (see `tiny.make_coco`)."""
+    """A folder of three training and four validation images, small enough for tests that train (see
+    `tiny.make_coco`).
+    """
     return tiny.make_coco(tmp_path_factory.mktemp("coco"))
 
 

@@ -1,10 +1,14 @@
 """Acceptance on a machine with a GPU: `python -m tests.cuda --out FOLDER`, which prints a table.
 
-Each row compares the GPU with the CPU of the same machine, or measures the GPU, in a process of its own. A call takes --minutes at most.
-Rows that are done are kept in FOLDER, and what Jittor compiled in its cache: call it again until all rows are there.
+Each row compares the GPU with the CPU of the same machine, or measures the GPU, in a process of its
+own. A call takes --minutes at most.
+Rows that are done are kept in FOLDER, and what Jittor compiled in its cache: call it again until
+all rows are there.
 
-Exit code: 0 where all rows are done and within their limits, 1 where one is not, 2 without a usable GPU, 3 where rows are left.
+Exit code: 0 where all rows are done and within their limits, 1 where one is not, 2 without a usable
+GPU, 3 where rows are left.
 """
+
 import argparse
 import json
 import os
@@ -20,18 +24,31 @@ sys.path[:0] = [str(REPO), str(REPO / "tests" / "helpers"), str(REPO / "tests" /
 
 OPERATOR_LIMIT, OUTPUT_LIMIT, GRADIENT_LIMIT, LOSS_LIMIT = 1e-4, 1e-4, 1e-3, 1e-3
 DEMO_AP = 0.70
-STEPS, SETTLED = 300, 150  # of training at random sizes; after SETTLED the memory held grows no more than by MAX_GROWTH
+STEPS, SETTLED = (
+    300,
+    150,
+)  # of training at random sizes; after SETTLED the memory held grows no more than by MAX_GROWTH
 MAX_GROWTH = 1.1
 
 
 # ---- rows: a function of the folder gives (what was measured, whether it is within its limit)
 
+
 def device(_):
     from util.backend import jt
+
     gpu = "no nvidia-smi"
     if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-        gpu = subprocess.run(query, capture_output=True, text=True).stdout.strip().replace("\n", " and ")
+        query = [
+            "nvidia-smi",
+            "--query-gpu=name,memory.total,driver_version",
+            "--format=csv,noheader",
+        ]
+        gpu = (
+            subprocess.run(query, capture_output=True, text=True)
+            .stdout.strip()
+            .replace("\n", " and ")
+        )
     versions = f"nvcc {jt.compiler.nvcc_path} {'.'.join(map(str, jt.compiler.nvcc_version))}"
     return f"{gpu}; {versions}; architectures {list(jt.flags.cuda_archs)}", True
 
@@ -43,34 +60,64 @@ def operators(_):
     from util import ops
     from util.backend import jt, nn
     from util.misc import resize_nearest
+
     mask = np.random.default_rng(0).random((2, 130)) < 0.3
 
     def adamw(p, v, m, g):
-        [new] = ops.adamw([p], [v * v], [m], [g], jt.array([0.7]), 0.99, 0.9, 0.999, 1e-2, 1.5, 1e-8)
+        [new] = ops.adamw(
+            [p], [v * v], [m], [g], jt.array([0.7]), 0.99, 0.9, 0.999, 1e-2, 1.5, 1e-8
+        )
         return jt.array(np.concatenate([var.numpy() for var in new]))
+
     cases = {
-        "bmm": (ops.bmm, (5, 7, 33), (5, 33, 4)), "bmm_transpose": (ops.bmm_transpose, (5, 7, 33), (5, 4, 33)),
-        "linear": (ops.linear, (2, 300, 33), (20, 33), (20,)), "relu": (ops.relu, (3, 1000)),
-        "max_pool": (ops.max_pool, (2, 3, 33, 40)), "transpose": (ops.transpose, (2, 70, 101)),
-        "softmax": (ops.softmax, (16, 9, 1050)), "softmax, masked": (lambda x: ops.softmax(x, jt.array(mask)), (16, 9, 130)),
+        "bmm": (ops.bmm, (5, 7, 33), (5, 33, 4)),
+        "bmm_transpose": (ops.bmm_transpose, (5, 7, 33), (5, 4, 33)),
+        "linear": (ops.linear, (2, 300, 33), (20, 33), (20,)),
+        "relu": (ops.relu, (3, 1000)),
+        "max_pool": (ops.max_pool, (2, 3, 33, 40)),
+        "transpose": (ops.transpose, (2, 70, 101)),
+        "softmax": (ops.softmax, (16, 9, 1050)),
+        "softmax, masked": (lambda x: ops.softmax(x, jt.array(mask)), (16, 9, 130)),
         "norm_of_all": (lambda *arrays: ops.norm_of_all(arrays), (1,), (70, 300), (256, 64, 3, 3)),
         "adamw": (adamw, *[(1000,)] * 4),
-        "LayerNorm": (ops.LayerNorm(64), (3, 50, 64)), "GroupNorm": (nn.GroupNorm(8, 64), (2, 64, 9, 11)),
-        "BatchNorm": (ops.BatchNorm2d(64), (2, 64, 9, 11)), "resize_nearest": (lambda x: resize_nearest(x, (31, 45)), (2, 8, 13, 20)),
-        "interpolate": (lambda x: nn.interpolate(x, size=(31, 45), mode="bilinear"), (2, 8, 13, 20)),
-        "cumsum": (lambda x: x.cumsum(1), (2, 30, 42)), "argmax": (lambda x: x * (x == x.argmax(-1)[1].unsqueeze(-1)), (8, 92)),
+        "LayerNorm": (ops.LayerNorm(64), (3, 50, 64)),
+        "GroupNorm": (nn.GroupNorm(8, 64), (2, 64, 9, 11)),
+        "BatchNorm": (ops.BatchNorm2d(64), (2, 64, 9, 11)),
+        "resize_nearest": (lambda x: resize_nearest(x, (31, 45)), (2, 8, 13, 20)),
+        "interpolate": (
+            lambda x: nn.interpolate(x, size=(31, 45), mode="bilinear"),
+            (2, 8, 13, 20),
+        ),
+        "cumsum": (lambda x: x.cumsum(1), (2, 30, 42)),
+        "argmax": (lambda x: x * (x == x.argmax(-1)[1].unsqueeze(-1)), (8, 92)),
         "log_softmax": (lambda x: nn.log_softmax(x, dim=-1), (6, 2, 100, 92)),
         "index": (lambda x: x[jt.array([1, 0, 1]), jt.array([4, 4, 2])], (2, 5, 7)),
     }
-    for kernel, stride, dilation in ((1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (7, 2, 1)):
+    for kernel, stride, dilation in (
+        (1, 1, 1),
+        (1, 2, 1),
+        (3, 1, 1),
+        (3, 2, 1),
+        (3, 1, 2),
+        (7, 2, 1),
+    ):
         padding = dilation * (kernel // 2)
         cases[f"conv {kernel}x{kernel}, stride {stride}, dilation {dilation}"] = (
-            lambda x, w, b, geometry=((stride,) * 2, (padding,) * 2, (dilation,) * 2): ops.conv2d(x, w, b, *geometry, relu=True),
-            (2, 33, 25, 30), (64, 33, kernel, kernel), (64,))
-    errors = {name: on_both(function, shapes, gradients=name not in ("norm_of_all", "adamw"))
-              for name, (function, *shapes) in cases.items()}
+            lambda x, w, b, geometry=((stride,) * 2, (padding,) * 2, (dilation,) * 2): ops.conv2d(
+                x, w, b, *geometry, relu=True
+            ),
+            (2, 33, 25, 30),
+            (64, 33, kernel, kernel),
+            (64,),
+        )
+    errors = {
+        name: on_both(function, shapes, gradients=name not in ("norm_of_all", "adamw"))
+        for name, (function, *shapes) in cases.items()
+    }
     worst = max(errors, key=errors.get)
-    beyond = [f"{name} {error:.1e}" for name, error in errors.items() if not error <= OPERATOR_LIMIT]
+    beyond = [
+        f"{name} {error:.1e}" for name, error in errors.items() if not error <= OPERATOR_LIMIT
+    ]
     measured = f"{len(errors)} operators, largest difference {errors[worst]:.1e} ({worst})"
     if beyond:
         measured += f"; beyond the limit: {', '.join(beyond)}"
@@ -78,12 +125,16 @@ def operators(_):
 
 
 def model(case):
-    """Outputs, losses and gradients of a case of the recipe with which the CPU is compared with the original."""
+    """Outputs, losses and gradients of a case of the recipe with which the CPU is compared with the
+    original.
+    """
+
     def row(_):
         import numpy as np
         import ours
 
         from util.backend import jt
+
         results = []
         for use_cuda in (0, 1):
             jt.flags.use_cuda = use_cuda
@@ -92,11 +143,18 @@ def model(case):
 
         def difference(names, norm):
             return max(norm(cpu[name] - gpu[name]) / max(norm(cpu[name]), 1e-12) for name in names)
-        outputs = difference([name for name in ("logits", "boxes", "masks") if name in cpu], lambda x: np.abs(x).max())
+
+        outputs = difference(
+            [name for name in ("logits", "boxes", "masks") if name in cpu],
+            lambda x: np.abs(x).max(),
+        )
         losses = difference([name for name in cpu if name.startswith("loss/")], abs)
         gradients = difference([name for name in cpu if name.startswith("grad/")], np.linalg.norm)
-        return (f"outputs {outputs:.1e}, losses {losses:.1e}, gradients {gradients:.1e} from the CPU's",
-                outputs <= OUTPUT_LIMIT and losses <= LOSS_LIMIT and gradients <= GRADIENT_LIMIT)
+        return (
+            f"outputs {outputs:.1e}, losses {losses:.1e}, gradients {gradients:.1e} from the CPU's",
+            outputs <= OUTPUT_LIMIT and losses <= LOSS_LIMIT and gradients <= GRADIENT_LIMIT,
+        )
+
     return row
 
 
@@ -105,6 +163,7 @@ def training(_):
     import ours
 
     from util.backend import jt
+
     losses = []
     for use_cuda in (0, 1):
         jt.flags.use_cuda = use_cuda
@@ -116,19 +175,30 @@ def training(_):
 def demo(folder):
     """Goes on where a call before was stopped."""
     checkpoint = folder / "demo" / "checkpoint.pkl"
-    command = [sys.executable, "main.py", "--device", "cuda", "--output_dir", folder / "demo",
-               *(["--resume", checkpoint] if checkpoint.exists() else ["--demo", "--overwrite"])]
+    command = [
+        sys.executable,
+        "main.py",
+        "--device",
+        "cuda",
+        "--output_dir",
+        folder / "demo",
+        *(["--resume", checkpoint] if checkpoint.exists() else ["--demo", "--overwrite"]),
+    ]
     begin = time.time()
     signal.signal(signal.SIGTERM, lambda *_: None)  # main.py gets it too, and saves: wait for that
     subprocess.run(list(map(str, command)), cwd=REPO, check=True)
     last = json.loads((folder / "demo" / "log.txt").read_text().splitlines()[-1])
     ap = last["test_coco_eval_bbox"][0]
-    return f"AP {ap:.3f} after {last['epoch'] + 1} epochs, the last call {time.time() - begin:.0f} s", ap >= DEMO_AP
+    return (
+        f"AP {ap:.3f} after {last['epoch'] + 1} epochs, the last call {time.time() - begin:.0f} s",
+        ap >= DEMO_AP,
+    )
 
 
 def sizes(_):
     """Training of DETR-R50 at random sizes: memory held by Jittor, kernels compiled."""
     from util.backend import jt
+
     step = trainer("resnet50")
     jit = Path(jt.flags.cache_path) / "jit"
     held = []
@@ -139,13 +209,19 @@ def sizes(_):
         held.append(jt.get_mem_info().total_cuda_used)
     compiled = len(list(jit.glob("*.so"))) - before
     settled, most = max(held[:SETTLED]), max(held)
-    return (f"{STEPS} steps of 2 images: {compiled} kernels compiled after the second step; held {settled / 2**30:.2f} GB after {SETTLED} "
-            f"steps, {most / 2**30:.2f} GB at the end"), compiled == 0 and most <= MAX_GROWTH * settled
+    return (
+        f"{STEPS} steps of 2 images: {compiled} kernels compiled after the "
+        f"second step; held {settled / 2**30:.2f} GB after {SETTLED} "
+        f"steps, {most / 2**30:.2f} GB at the end"
+    ), compiled == 0 and most <= MAX_GROWTH * settled
 
 
 def speed(_):
-    """Beside the original's, where there is PyTorch. Published for it on V100: 36 ms an image, 0.227 s a training step of 2 images."""
+    """Beside the original's, where there is PyTorch. Published for it on V100: 36 ms an image,
+    0.227 s a training step of 2 images.
+    """
     from tests.oracle import bench_rows, benchmark
+
     found = []
     for row in ("forward", "train"):
         ours = benchmark.run(sys.executable, "bench_ours.py", row, device="cuda")
@@ -156,19 +232,40 @@ def speed(_):
     return "; ".join(found), True
 
 
-ROWS = {"device": device, "operators": operators,
-        **{f"model {case}": model(case) for case in ("resnet18", "resnet50", "resnet50-dc5", "resnet101", "masks", "group-norm", "tiny")},
-        "training": training, "sizes": sizes, "speed": speed, "demo": demo}
+ROWS = {
+    "device": device,
+    "operators": operators,
+    **{
+        f"model {case}": model(case)
+        for case in (
+            "resnet18",
+            "resnet50",
+            "resnet50-dc5",
+            "resnet101",
+            "masks",
+            "group-norm",
+            "tiny",
+        )
+    },
+    "training": training,
+    "sizes": sizes,
+    "speed": speed,
+    "demo": demo,
+}
 WITH_TF32 = ("speed", "demo", "sizes")  # the others compare numbers
 
 
 # ---- what rows share
 
+
 def on_both(function, shapes, gradients=True):
-    """The largest difference of result and gradients between CPU and GPU, relative to the largest number of each."""
+    """The largest difference of result and gradients between CPU and GPU, relative to the largest
+    number of each.
+    """
     import numpy as np
 
     from util.backend import jt
+
     found = []
     for use_cuda in (0, 1):
         jt.flags.use_cuda = use_cuda
@@ -176,8 +273,18 @@ def on_both(function, shapes, gradients=True):
         inputs = [jt.array(random.standard_normal(shape, np.float32)) for shape in shapes]
         result = function(*inputs)
         weight = jt.array(random.standard_normal(result.shape, np.float32))
-        found.append([var.numpy() for var in (result, *(jt.grad((result * weight).sum(), inputs) if gradients else ()))])
-    return max(float(np.abs(cpu - gpu).max() / max(np.abs(cpu).max(), 1e-6)) for cpu, gpu in zip(*found))
+        found.append(
+            [
+                var.numpy()
+                for var in (
+                    result,
+                    *(jt.grad((result * weight).sum(), inputs) if gradients else ()),
+                )
+            ]
+        )
+    return max(
+        float(np.abs(cpu - gpu).max() / max(np.abs(cpu).max(), 1e-6)) for cpu, gpu in zip(*found)
+    )
 
 
 def trainer(backbone):
@@ -190,6 +297,7 @@ def trainer(backbone):
     from util.backend import jt
     from util.memory import StepMemory
     from util.misc import nested_tensor_from_arrays
+
     args = parse_args(["--backbone", backbone, "--backbone_weights", "none", "--device", "cuda"])
     network, criterion, _ = tiny.build(args)
     optimizer = build_optimizer(network, args)
@@ -197,32 +305,51 @@ def trainer(backbone):
 
     def step(images, targets):
         network.train()
-        loss, _ = weighted_sum(criterion(network(nested_tensor_from_arrays(images).to_jittor()), targets), criterion.weight_dict)
+        loss, _ = weighted_sum(
+            criterion(network(nested_tensor_from_arrays(images).to_jittor()), targets),
+            criterion.weight_dict,
+        )
         optimizer.backward(loss)
         optimizer.clip_grad_norm(0.1)
         optimizer.step()
         memory.tidy()
         jt.sync_all(True)
+
     return step
 
 
 def random_batches(count, short=(480, 800), long=1333):
-    """(images, targets) of two images each, of the sizes that the original's training transforms give COCO's pictures."""
+    """(images, targets) of two images each, of the sizes that the original's training transforms
+    give COCO's pictures.
+    """
     import numpy as np
+
     random = np.random.default_rng(0)
     for _ in range(count):
         images, targets = [], []
         for _ in range(2):
             side = random.integers(*short, endpoint=True)
-            size = side, min(long, int(side * random.uniform(1.2, 1.6))) if short[0] < short[1] else long
-            images.append(random.standard_normal((3, *(size if random.random() < 0.7 else size[::-1])), np.float32))
+            size = (
+                side,
+                min(long, int(side * random.uniform(1.2, 1.6))) if short[0] < short[1] else long,
+            )
+            images.append(
+                random.standard_normal(
+                    (3, *(size if random.random() < 0.7 else size[::-1])), np.float32
+                )
+            )
             objects = random.integers(0, 15)
-            targets.append({"labels": random.integers(1, 91, objects),
-                            "boxes": random.uniform(0.2, 0.4, (objects, 4)).astype(np.float32)})
+            targets.append(
+                {
+                    "labels": random.integers(1, 91, objects),
+                    "boxes": random.uniform(0.2, 0.4, (objects, 4)).astype(np.float32),
+                }
+            )
         yield images, targets
 
 
 # ---- the table
+
 
 def print_table(done):
     print("| row | measured | |\n| --- | --- | --- |")
@@ -232,34 +359,48 @@ def print_table(done):
 
 
 def run_row(name, folder, seconds):
-    """(what was measured, whether it is within its limit), or None where the time did not suffice."""
+    """(what was measured, whether it is within its limit), or None where time ran out."""
     environment = {**os.environ, **({} if name in WITH_TF32 else {"NVIDIA_TF32_OVERRIDE": "0"})}
     result = folder / "row.json"
     result.unlink(missing_ok=True)
-    process = subprocess.Popen([sys.executable, "-m", "tests.cuda", "--out", str(folder), "--row", name], cwd=REPO, env=environment,
-                               start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.cuda", "--out", str(folder), "--row", name],
+        cwd=REPO,
+        env=environment,
+        start_new_session=True,
+    )
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGTERM)  # the demo saves
         process.wait()
         return None
-    return json.loads(result.read_text()) if process.returncode == 0 else (f"failed, exit code {process.returncode}", False)
+    return (
+        json.loads(result.read_text())
+        if process.returncode == 0
+        else (f"failed, exit code {process.returncode}", False)
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("output/cuda"), help="folder for the rows that are done")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("output/cuda"), help="folder for the rows that are done"
+    )
     parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--row", choices=ROWS, help="this row alone, in this process")
     args = parser.parse_args()
 
     from util import runtime
     from util.errors import InputError
+
     try:
         runtime.prepare_device("cuda")
         if args.row:
             from util.backend import select_device
+
             select_device("cuda")
     except InputError as error:
         print(f"tests.cuda needs a GPU: {error}", file=sys.stderr)

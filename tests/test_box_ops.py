@@ -1,4 +1,5 @@
 """Box formats and generalised IoU, the same in NumPy (matcher) and Jittor (loss)."""
+
 import numpy as np
 import pytest
 
@@ -29,7 +30,9 @@ def test_conversions(library):
     found = box_cxcywh_to_xyxy(library(np.float32([[5, 4, 6, 2], [0.5, 0.5, 0, 1]])))
     np.testing.assert_array_equal(np.array(found), [[2, 3, 8, 5], [0.5, 0, 0.5, 1]])
     boxes = random_boxes(3, 5)
-    np.testing.assert_allclose(np.array(box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(library(boxes)))), boxes, atol=1e-6)
+    np.testing.assert_allclose(
+        np.array(box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(library(boxes)))), boxes, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("library", [np.float32, jt.array])
@@ -46,5 +49,7 @@ def test_all_pairs_by_broadcasting_and_both_libraries_agree():
     assert pairs.shape == (7, 5)
     for i, j in np.ndindex(pairs.shape):
         assert pairs[i, j] == pytest.approx(generalized_box_iou(boxes1[i], boxes2[j]), abs=1e-6)
-    found = generalized_box_iou(jt.array(boxes1).unsqueeze(1), jt.array(boxes2).unsqueeze(0)).numpy()
+    found = generalized_box_iou(
+        jt.array(boxes1).unsqueeze(1), jt.array(boxes2).unsqueeze(0)
+    ).numpy()
     np.testing.assert_allclose(found, pairs, atol=1e-6)

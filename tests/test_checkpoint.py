@@ -1,4 +1,7 @@
-"""Checkpoints: exact round trips, damaged and hostile files, strict loading, and the command that converts."""
+"""Checkpoints: exact round trips, damaged and hostile files, strict loading, and the command that
+converts.
+"""
+
 import os
 import pickle
 import subprocess
@@ -24,9 +27,17 @@ ROOT = Path(__file__).parent.parent
 
 def tree():
     random = np.random.RandomState(0)
-    return {"model": {"a.weight": random.randn(4, 3).astype(np.float32), "a.bias": np.zeros(0, np.float32)},
-            "optimizer": {"betas": (0.9, 0.999), "names": ["a", "b"]}, "epoch": 7, "rng": random.get_state(),
-            "args": {"lr": 1e-4, "resume": "", "masks": False, "none": None}, "scalar": np.float64(0.1)}
+    return {
+        "model": {
+            "a.weight": random.randn(4, 3).astype(np.float32),
+            "a.bias": np.zeros(0, np.float32),
+        },
+        "optimizer": {"betas": (0.9, 0.999), "names": ["a", "b"]},
+        "epoch": 7,
+        "rng": random.get_state(),
+        "args": {"lr": 1e-4, "resume": "", "masks": False, "none": None},
+        "scalar": np.float64(0.1),
+    }
 
 
 class Net(jt.nn.Module):
@@ -52,7 +63,9 @@ def test_what_jittor_saved_is_read(tmp_path):
     assert_same(load_checkpoint(tmp_path / "jittor.pkl"), tree())
 
 
-@pytest.mark.parametrize("value", [Path("/"), object(), np.array([{}], object), print, np.ma.zeros(2)])
+@pytest.mark.parametrize(
+    "value", [Path("/"), object(), np.array([{}], object), print, np.ma.zeros(2)]
+)
 def test_what_a_checkpoint_cannot_hold_is_a_type_error_and_leaves_the_old_file(tmp_path, value):
     path = tmp_path / "checkpoint.pkl"
     write_jittor_file(tree(), path)
@@ -66,14 +79,18 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     # Limits the size of files in a process of its own: writing then fails as on a full disk.
     path = tmp_path / "checkpoint.pkl"
     write_jittor_file(tree(), path)
-    script = ("import resource, signal, sys, numpy as np\n"
-              "from util.jittor_file import write_jittor_file\n"
-              "from util.errors import InputError\n"
-              "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-              "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-              "try: write_jittor_file({'model': {'a': np.ones(10**6)}}, sys.argv[1])\n"
-              "except InputError as error: print(error)")
-    done = subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True)
+    script = (
+        "import resource, signal, sys, numpy as np\n"
+        "from util.jittor_file import write_jittor_file\n"
+        "from util.errors import InputError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: write_jittor_file({'model': {'a': np.ones(10**6)}}, sys.argv[1])\n"
+        "except InputError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True
+    )
     assert f"{path}: cannot be written (File too large)" in done.stdout, done.stderr
     assert_same(load_checkpoint(path), tree())
     assert os.listdir(tmp_path) == ["checkpoint.pkl"]
@@ -97,7 +114,7 @@ def test_truncated_or_changed_anywhere_is_an_input_error(tmp_path):
         with pytest.raises(InputError, match="checkpoint.pkl: .*copy"):
             load_checkpoint(path)
     for place in range(len(content)):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(InputError, match="checkpoint.pkl: .*copy"):
             load_checkpoint(path)
 
@@ -113,7 +130,9 @@ class Hostile:
 def test_a_checkpoint_that_calls_os_system_is_refused_and_not_run(tmp_path):
     path, proof = tmp_path / "evil.pkl", tmp_path / "proof"
     jt.save({"model": Hostile(proof)}, str(path))
-    with pytest.raises(InputError, match=r"evil.pkl: refused, because the file names (posix|nt).system"):
+    with pytest.raises(
+        InputError, match=r"evil.pkl: refused, because the file names (posix|nt).system"
+    ):
         load_checkpoint(path)
     assert not proof.exists()
     jt.load(str(path))
@@ -125,7 +144,9 @@ def test_a_file_of_neither_form_is_an_input_error(tmp_path, content):
     path = tmp_path / "strange"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="strange: " + ("cannot be read" if content is None else "neither")):
+    with pytest.raises(
+        InputError, match="strange: " + ("cannot be read" if content is None else "neither")
+    ):
         load_checkpoint(path)
     with pytest.raises(InputError, match="cannot be read"):
         load_checkpoint(tmp_path)
@@ -139,7 +160,9 @@ def test_pytorch_files_are_known_by_content_with_and_without_a_model_key(tmp_pat
     assert_same(load_checkpoint(str(tmp_path / "whole.bin")), {"model": state, "epoch": 3})
 
 
-@pytest.mark.parametrize("content", [[1], {"model": 3}, {"model": {}}, {"epoch": 3}, {"model": {"a": 1.0}}])
+@pytest.mark.parametrize(
+    "content", [[1], {"model": 3}, {"model": {}}, {"epoch": 3}, {"model": {"a": 1.0}}]
+)
 def test_what_is_no_state_dict_is_an_input_error(tmp_path, content):
     write_jittor_file(content, tmp_path / "odd.pkl")
     with pytest.raises(InputError, match="odd.pkl: .*state dict"):
@@ -175,7 +198,9 @@ def test_model_state_goes_back_exactly_and_in_place():
 
 def test_half_precision_weights_become_float32():
     net = Net()
-    load_model_state(net, {name: value.astype(np.float16) for name, value in model_state(net).items()}, "file")
+    load_model_state(
+        net, {name: value.astype(np.float16) for name, value in model_state(net).items()}, "file"
+    )
     assert {str(var.dtype) for _, var in net.named_parameters()} == {"float32"}
 
 
@@ -192,15 +217,31 @@ def test_a_state_that_does_not_fit_is_listed_in_one_line_and_changes_nothing():
     assert str(error.value) == (
         "weights.pth: does not fit the model: 1 missing (second.bias); "
         "7 unexpected (extra0, extra1, extra2, extra3, extra4, …); "
-        "1 of another shape (second.weight [2, 5] instead of [2, 4]); 1 not of floating point (first.bias)")
+        "1 of another shape (second.weight [2, 5] instead of [2, 4]); 1 not of "
+        "floating point (first.bias)"
+    )
     assert_same(model_state(net), before)
 
 
 def adamw(net):
-    names = [[name for name, _ in net.named_parameters() if name.startswith(part)] for part in ("first", "second")]
+    names = [
+        [name for name, _ in net.named_parameters() if name.startswith(part)]
+        for part in ("first", "second")
+    ]
     variables = dict(net.named_parameters())
-    return jt.optim.AdamW([{"params": [variables[name] for name in group], "names": group, "lr": lr, "initial_lr": 0.1}
-                           for group, lr in zip(names, (0.01, 0.001))], lr=0.01, weight_decay=1e-4)
+    return jt.optim.AdamW(
+        [
+            {
+                "params": [variables[name] for name in group],
+                "names": group,
+                "lr": lr,
+                "initial_lr": 0.1,
+            }
+            for group, lr in zip(names, (0.01, 0.001))
+        ],
+        lr=0.01,
+        weight_decay=1e-4,
+    )
 
 
 def train(net, optimizer, steps, start=0):
@@ -213,7 +254,9 @@ def test_an_optimizer_resumes_to_the_last_bit(tmp_path):
     net = Net()
     optimizer = adamw(net)
     train(net, optimizer, 3)
-    write_jittor_file({"model": model_state(net), "optimizer": optimizer_state(optimizer)}, tmp_path / "half.pkl")
+    write_jittor_file(
+        {"model": model_state(net), "optimizer": optimizer_state(optimizer)}, tmp_path / "half.pkl"
+    )
     optimizer.param_groups[0]["lr"] = 0.01
     train(net, optimizer, 3, start=3)
 
@@ -233,8 +276,13 @@ def test_an_optimizer_resumes_to_the_last_bit(tmp_path):
 def test_an_optimizer_state_that_does_not_fit_is_an_input_error():
     state = optimizer_state(adamw(Net()))
     optimizer = adamw(Net())
-    renamed = {**state, "state": {name.replace("second", "third"): value for name, value in state["state"].items()}}
-    with pytest.raises(InputError, match=r"file: .*2 missing \(second.weight, second.bias\); 2 unexpected"):
+    renamed = {
+        **state,
+        "state": {name.replace("second", "third"): value for name, value in state["state"].items()},
+    }
+    with pytest.raises(
+        InputError, match=r"file: .*2 missing \(second.weight, second.bias\); 2 unexpected"
+    ):
         load_optimizer_state(optimizer, renamed, "file")
     with pytest.raises(InputError, match="file: .*grouped in another way"):
         load_optimizer_state(optimizer, {**state, "groups": state["groups"][::-1]}, "file")
@@ -245,7 +293,10 @@ def test_an_optimizer_state_that_does_not_fit_is_an_input_error():
 def test_a_backbone_loads_torchvisions_file_without_its_classifier(tmp_path):
     body, state = Net(), {name: value + 1 for name, value in model_state(Net()).items()}
     path = tmp_path / "backbone.pth"
-    write_torch_file({**state, "fc.weight": np.ones((9, 2), np.float32), "bn.num_batches_tracked": np.array(1)}, path)
+    write_torch_file(
+        {**state, "fc.weight": np.ones((9, 2), np.float32), "bn.num_batches_tracked": np.array(1)},
+        path,
+    )
     load_backbone(body, str(path), "resnet50")
     assert_same(model_state(body), state)
     load_backbone(body, "none", "resnet50")
@@ -261,8 +312,12 @@ def test_without_a_network_the_imagenet_weights_say_what_to_do(tmp_path, monkeyp
     with pytest.raises(InputError) as error:
         load_backbone(Net(), "imagenet", "resnet50")
     message = str(error.value)
-    for part in ("https://download.pytorch.org/models/resnet50-0676ba61.pth", str(tmp_path / "detr-jittor"),
-                 "--backbone_weights none", "--backbone_weights PATH"):
+    for part in (
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        str(tmp_path / "detr-jittor"),
+        "--backbone_weights none",
+        "--backbone_weights PATH",
+    ):
         assert part in message
     assert "\n" not in message
     with pytest.raises(InputError, match="there are none for resnet20"):
@@ -271,7 +326,10 @@ def test_without_a_network_the_imagenet_weights_say_what_to_do(tmp_path, monkeyp
 
 def convert(*arguments):
     # Without Jittor: its import fails, so a conversion that touched it would too.
-    code = "import sys, runpy; sys.modules['jittor'] = None; runpy.run_module('models.weights', run_name='__main__')"
+    code = (
+        "import sys, runpy; sys.modules['jittor'] = None; "
+        "runpy.run_module('models.weights', run_name='__main__')"
+    )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 

@@ -1,4 +1,5 @@
-"""Reading COCO data: items of every kind of image and annotation, and the checks before long work."""
+"""COCO data: items of every kind of image and annotation, and the checks at the start."""
+
 import copy
 import json
 import random
@@ -34,10 +35,20 @@ def test_items_keep_the_contract(coco_folder, image_set, masks):
         assert image.dtype == np.float32 and image.shape == (3, *target["size"])
         assert type(target["image_id"]) is int and target["image_id"] == dataset.ids[index]
         assert tuple(target["orig_size"]) == sizes[target["image_id"]]
-        assert target["boxes"].shape == (n, 4) and target["area"].shape == target["iscrowd"].shape == (n,)
-        assert {key: target[key].dtype for key in ("boxes", "labels", "area", "iscrowd", "size", "orig_size")} == {
-            "boxes": np.float32, "labels": np.int64, "area": np.float32, "iscrowd": np.int64, "size": np.int64,
-            "orig_size": np.int64}
+        assert target["boxes"].shape == (n, 4) and target["area"].shape == target[
+            "iscrowd"
+        ].shape == (n,)
+        assert {
+            key: target[key].dtype
+            for key in ("boxes", "labels", "area", "iscrowd", "size", "orig_size")
+        } == {
+            "boxes": np.float32,
+            "labels": np.int64,
+            "area": np.float32,
+            "iscrowd": np.int64,
+            "size": np.int64,
+            "orig_size": np.int64,
+        }
         assert (target["boxes"] > 0).all() and (target["boxes"] < 1 + 1e-6).all()
         assert not target["iscrowd"].any()
         assert ("masks" in target) == masks
@@ -48,9 +59,14 @@ def test_items_keep_the_contract(coco_folder, image_set, masks):
 def test_boxes_of_no_area_and_crowds_are_dropped_and_others_clamped(coco_folder):
     dataset = build_dataset("val", arguments(coco_folder[0]))
     _, target = dataset[dataset.ids.index(1000)]  # rgb.jpg, 97x61
-    expected = np.array([[0.2, 0.3, 0.7, 0.7], [48 / 97, 30 / 61, 49 / 97, 31 / 61], [0, 0, 0.6 - 3.5 / 97, 1]])
+    expected = np.array(
+        [[0.2, 0.3, 0.7, 0.7], [48 / 97, 30 / 61, 49 / 97, 31 / 61], [0, 0, 0.6 - 3.5 / 97, 1]]
+    )
     centre, extent = target["boxes"][:, :2], target["boxes"][:, 2:]
-    assert np.abs(np.concatenate([centre - extent / 2, centre + extent / 2], axis=1) - expected).max() < 1e-6
+    assert (
+        np.abs(np.concatenate([centre - extent / 2, centre + extent / 2], axis=1) - expected).max()
+        < 1e-6
+    )
     assert target["labels"].tolist() == [1, 17, 90]
 
 
@@ -88,8 +104,13 @@ def test_masks_from_any_segmentation_format(tmp_path):
     for ann, segmentation in zip(data["annotations"], segmentations):
         ann.update(bbox=[20, 10, 30, 20], segmentation=segmentation)
     write_annotations(tmp_path, data)
-    dataset = CocoDetection(tmp_path / "val2017", tmp_path / "annotations" / "instances_val2017.json",
-                            lambda image, target, rng: (image, target), return_masks=True, num_classes=91)
+    dataset = CocoDetection(
+        tmp_path / "val2017",
+        tmp_path / "annotations" / "instances_val2017.json",
+        lambda image, target, rng: (image, target),
+        return_masks=True,
+        num_classes=91,
+    )
     _, target = dataset[dataset.ids.index(1000)]
     assert (target["masks"] == square.astype(bool)).all()
 
@@ -106,7 +127,9 @@ def test_missing_area_iscrowd_and_info_are_filled_in(tmp_path, capsys):
     assert "area of 3 and iscrowd of 1" in printed[0]
     assert coco.anns[first["id"]]["iscrowd"] == 0
     # two triangles that cover half of the box, up to the pixels on their edges
-    assert coco.anns[first["id"]]["area"] == pytest.approx(first["bbox"][2] * first["bbox"][3] / 2, rel=0.1)
+    assert coco.anns[first["id"]]["area"] == pytest.approx(
+        first["bbox"][2] * first["bbox"][3] / 2, rel=0.1
+    )
     assert coco.anns[second["id"]]["area"] == 1
     assert coco.dataset["info"] == {}
 
@@ -119,7 +142,9 @@ def test_the_annotation_id_0_is_no_missed_object(tmp_path, capsys):
     path.write_text(json.dumps(data))
     coco = get_coco_api_from_dataset(build_dataset("val", arguments(tmp_path)))
     assert "the annotation id 0" in capsys.readouterr().out
-    evaluation = COCOeval(coco, coco.loadRes([{**ann, "score": 1} for ann in data["annotations"]]), "bbox")
+    evaluation = COCOeval(
+        coco, coco.loadRes([{**ann, "score": 1} for ann in data["annotations"]]), "bbox"
+    )
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -140,9 +165,19 @@ def test_segmentation_is_needed_for_masks_only(tmp_path):
         build_dataset("val", arguments(tmp_path, masks=True))
 
 
-@pytest.mark.parametrize("segmentation", [
-    [[]], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [[1, 2, float("nan"), 4, 5, 6]], [1, 2, 3, 4, 5, 6], "polygon",
-    {"size": [1, 1], "counts": "0"}, {"size": [61, 97]}])
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[]],
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5, 6, 7]],
+        [[1, 2, float("nan"), 4, 5, 6]],
+        [1, 2, 3, 4, 5, 6],
+        "polygon",
+        {"size": [1, 1], "counts": "0"},
+        {"size": [61, 97]},
+    ],
+)
 def test_a_segmentation_that_is_none(tmp_path, segmentation):
     data = make_coco(tmp_path)
     data["annotations"][4]["segmentation"] = segmentation
@@ -161,22 +196,33 @@ def test_masks_need_the_images_sizes(tmp_path):
 
 def change(key, index, **values):
     """A fault: the entry `index` of the list `key` gets `values`, where None removes one."""
+
     def apply(data):
         data[key][index].update(values)
         for name in [name for name, value in values.items() if value is None]:
             del data[key][index][name]
+
     return apply
 
 
 FAULTS = [
-    (change("images", 2, file_name="gone.jpg"), "val2017/gone.jpg: no such image; 1 of the 15 images"),
+    (
+        change("images", 2, file_name="gone.jpg"),
+        "val2017/gone.jpg: no such image; 1 of the 15 images",
+    ),
     (change("images", 2, file_name="nowhere/gone.jpg"), "nowhere/gone.jpg: no such image"),
     (change("images", 2, file_name=None), "image 986: has no file_name"),
     (change("images", 2, id="x"), "image id 'x'"),
     (change("images", 2, id=1000), "image id 1000"),
     (change("annotations", 3, image_id=5), "annotation 4 of image 5: no image"),
-    (change("annotations", 3, category_id=5), "annotation 4 of image 1000: category 5 is not listed"),
-    (change("annotations", 3, category_id=None), "annotation 4 of image 1000: category None is not listed"),
+    (
+        change("annotations", 3, category_id=5),
+        "annotation 4 of image 1000: category 5 is not listed",
+    ),
+    (
+        change("annotations", 3, category_id=None),
+        "annotation 4 of image 1000: category None is not listed",
+    ),
     (change("annotations", 3, id=1), "annotation id 1"),
     (change("annotations", 3, bbox=None), "annotation 4 of image 1000: bbox None"),
     (change("annotations", 3, bbox=[1, 2, 3]), "annotation 4 of image 1000: bbox"),
@@ -202,7 +248,11 @@ def test_faults_of_the_annotation_file_are_named_in_one_line(coco_folder, tmp_pa
     write_annotations(tmp_path, data)
     with pytest.raises(InputError) as caught:
         build_dataset("val", arguments(tmp_path))
-    assert message in str(caught.value) and str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        message in str(caught.value)
+        and str(tmp_path) in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("number", [-1, NUM_CLASSES["coco"]])
@@ -215,7 +265,9 @@ def test_category_ids_outside_the_classes(coco_folder, tmp_path, number):
     build_dataset("val", arguments(tmp_path))  # listed but not used
     data["annotations"][0]["category_id"] = number
     write_annotations(tmp_path, data)
-    with pytest.raises(InputError, match=rf"annotation 1 of image 1000: category_id {number} is not in 0\.\.90"):
+    with pytest.raises(
+        InputError, match=rf"annotation 1 of image 1000: category_id {number} is not in 0\.\.90"
+    ):
         build_dataset("val", arguments(tmp_path))
 
 
@@ -240,17 +292,22 @@ def test_missing_folders_and_unknown_data_sets(tmp_path):
         build_dataset("val", arguments(tmp_path, dataset_file="voc"))
 
 
-@pytest.mark.parametrize("damage", [
-    lambda path: path.write_bytes(path.read_bytes()[:400]),
-    lambda path: path.write_bytes(b""),
-    lambda path: path.write_text("<html>404</html>"),
-    lambda path: path.unlink(),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:400]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("<html>404</html>"),
+        lambda path: path.unlink(),
+    ],
+)
 def test_a_damaged_image_is_named(tmp_path, damage):
     make_coco(tmp_path)
     dataset = build_dataset("val", arguments(tmp_path))
     damage(tmp_path / "val2017" / "rgb.jpg")
-    with pytest.raises(InputError, match=r"val2017/rgb\.jpg: cannot be read as an image .* remove it"):
+    with pytest.raises(
+        InputError, match=r"val2017/rgb\.jpg: cannot be read as an image .* remove it"
+    ):
         dataset[dataset.ids.index(1000)]
 
 

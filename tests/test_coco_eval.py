@@ -1,4 +1,5 @@
 """COCO figures of predictions that are known to be right, wrong or missing."""
+
 import copy
 
 import numpy as np
@@ -12,9 +13,20 @@ from datasets.coco_eval import CocoEvaluator
 def coco_gt():
     coco = COCO()
     coco.dataset = {
-        "info": {}, "images": [{"id": i} for i in (3, 1, 2)], "categories": [{"id": 1}, {"id": 5}],
-        "annotations": [{"id": k + 1, "image_id": k % 3 + 1, "category_id": (1, 5)[k % 2], "iscrowd": 0,
-                         "bbox": [10.0 * k, 5.0, 40.0 + k, 30.0], "area": (40.0 + k) * 30} for k in range(6)],
+        "info": {},
+        "images": [{"id": i} for i in (3, 1, 2)],
+        "categories": [{"id": 1}, {"id": 5}],
+        "annotations": [
+            {
+                "id": k + 1,
+                "image_id": k % 3 + 1,
+                "category_id": (1, 5)[k % 2],
+                "iscrowd": 0,
+                "bbox": [10.0 * k, 5.0, 40.0 + k, 30.0],
+                "area": (40.0 + k) * 30,
+            }
+            for k in range(6)
+        ],
     }
     coco.createIndex()
     return coco
@@ -24,12 +36,19 @@ def perfect(coco, image_id):
     annotations = coco.imgToAnns[image_id]
     boxes = np.float32([ann["bbox"] for ann in annotations])
     boxes[:, 2:] += boxes[:, :2]
-    return {"scores": np.full(len(boxes), 0.9, np.float32), "boxes": boxes,
-            "labels": np.array([ann["category_id"] for ann in annotations])}
+    return {
+        "scores": np.full(len(boxes), 0.9, np.float32),
+        "boxes": boxes,
+        "labels": np.array([ann["category_id"] for ann in annotations]),
+    }
 
 
 def nothing():
-    return {"scores": np.zeros(0, np.float32), "boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64)}
+    return {
+        "scores": np.zeros(0, np.float32),
+        "boxes": np.zeros((0, 4), np.float32),
+        "labels": np.zeros(0, np.int64),
+    }
 
 
 def figures(evaluator):
@@ -55,9 +74,19 @@ def test_perfect_predictions_in_several_batches(coco_gt, capsys):
 
 def test_results_are_in_cocos_format(coco_gt):
     evaluator = CocoEvaluator(coco_gt, ["bbox"])
-    evaluator.update({2: {"scores": np.float32([0.5]), "labels": np.array([5]), "boxes": np.float32([[1, 2, 4.5, 8]])}})
+    evaluator.update(
+        {
+            2: {
+                "scores": np.float32([0.5]),
+                "labels": np.array([5]),
+                "boxes": np.float32([[1, 2, 4.5, 8]]),
+            }
+        }
+    )
     evaluator.accumulate()
-    assert evaluator.results == {"bbox": [{"image_id": 2, "category_id": 5, "bbox": [1, 2, 3.5, 6], "score": 0.5}]}
+    assert evaluator.results == {
+        "bbox": [{"image_id": 2, "category_id": 5, "bbox": [1, 2, 3.5, 6], "score": 0.5}]
+    }
 
 
 def test_only_images_seen_count_and_each_once(coco_gt):
@@ -79,6 +108,10 @@ def test_no_detection_at_all(coco_gt):
 def test_labels_without_a_category_change_nothing(coco_gt):
     evaluator = CocoEvaluator(coco_gt, ["bbox"])
     prediction = perfect(coco_gt, 1)
-    evaluator.update({1: {key: np.concatenate([value, value]) for key, value in prediction.items()}
-                      | {"labels": np.append(prediction["labels"], [0, 90])}})
+    evaluator.update(
+        {
+            1: {key: np.concatenate([value, value]) for key, value in prediction.items()}
+            | {"labels": np.append(prediction["labels"], [0, 90])}
+        }
+    )
     assert figures(evaluator)[0] == pytest.approx(1)

@@ -1,4 +1,7 @@
-"""Which CUDA is chosen, and what is said of one that does not fit: with made-up toolkits, on a machine with or without a GPU."""
+"""Which CUDA is chosen, and what is said of one that does not fit: with made-up toolkits, on a
+machine with or without a GPU.
+"""
+
 import os
 import subprocess
 import sys
@@ -10,8 +13,21 @@ from processes import REPO
 from util import cuda, memory, runtime
 from util.errors import InputError
 
-LIBRARIES = [f"lib{name}.so" for name in ("cudart", "cublas", "cudnn", "cudnn_ops_infer", "cudnn_ops_train", "cudnn_cnn_infer",
-                                          "cudnn_cnn_train", "curand", "cufft", "cusparse")]
+LIBRARIES = [
+    f"lib{name}.so"
+    for name in (
+        "cudart",
+        "cublas",
+        "cudnn",
+        "cudnn_ops_infer",
+        "cudnn_ops_train",
+        "cudnn_cnn_infer",
+        "cudnn_cnn_train",
+        "curand",
+        "cufft",
+        "cusparse",
+    )
+]
 HEADERS = ["cuda_runtime.h", "cublas.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h", "npp.h"]
 
 
@@ -28,16 +44,24 @@ def make_toolkit(home, version="12.4", cudnn=8, gcc=13, lacking=(), lib="lib64")
         folder.mkdir(parents=True)
         for name in set(names) - set(lacking):
             (folder / name).touch()
-    (home / "include/cudnn_version.h").write_text(f"#define CUDNN_MAJOR {cudnn}\n#define CUDNN_MINOR 9\n")
+    (home / "include/cudnn_version.h").write_text(
+        f"#define CUDNN_MAJOR {cudnn}\n#define CUDNN_MINOR 9\n"
+    )
     (home / "include/crt").mkdir()
     (home / "include/crt/host_config.h").write_text(
-        f"#if __GNUC__ > {gcc}\n#error -- unsupported GNU version! gcc versions later than {gcc} are not supported!\n#endif\n")
-    return make_program(home / "bin/nvcc", f"Cuda compilation tools, release {version}, V{version}.99")
+        f"#if __GNUC__ > {gcc}\n#error -- unsupported GNU version! gcc versions "
+        f"later than {gcc} are not supported!\n#endif\n"
+    )
+    return make_program(
+        home / "bin/nvcc", f"Cuda compilation tools, release {version}, V{version}.99"
+    )
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine with a GPU of compute capability 8.0, a driver for CUDA 12.4, g++ 12 and no toolkit. Returns its variables."""
+    """A machine with a GPU of compute capability 8.0, a driver for CUDA 12.4, g++ 12 and no
+    toolkit. Returns its variables.
+    """
     compiler = make_program(tmp_path / "g++", "12")
     variables = {"HOME": str(tmp_path), "PATH": str(tmp_path / "bin"), "cc_path": str(compiler)}
     monkeypatch.setattr(os, "environ", variables)
@@ -58,20 +82,53 @@ def prepare(tmp_path, *nvccs):
 def test_a_complete_toolkit_is_taken_and_nothing_downloaded(tmp_path, machine):
     nvcc = make_toolkit(tmp_path / "cuda")
     assert prepare(tmp_path, nvcc) == (str(nvcc), None)
-    assert [machine[name] for name in ("use_cutlass", "use_cutt", "use_nccl")] == ["0"] * 3 and "nvcc_flags" not in machine
+    assert [machine[name] for name in ("use_cutlass", "use_cutt", "use_nccl")] == [
+        "0"
+    ] * 3 and "nvcc_flags" not in machine
 
 
-@pytest.mark.parametrize("toolkit, reason, remedy", [
-    (dict(cudnn=9), r"cudnn_version\.h is cuDNN 9, and Jittor works with cuDNN 8", "install_cuda"),
-    (dict(version="13.0"), r"bin/nvcc is CUDA 13\.0, and Jittor works with 11 and 12", "install_cuda"),
-    (dict(version="10.2"), r"bin/nvcc is CUDA 10\.2, and Jittor works with 11 and 12", "install_cuda"),
-    (dict(lib="lib"), r"bin/nvcc has no .*/lib64/libcudart\.so", "install_cuda"),  # conda's
-    (dict(lacking=["npp.h", "libcudnn_cnn_train.so"]), r"\(CUDA 12\.4\) lacks npp\.h, libcudnn_cnn_train\.so$", "install_cuda"),
-    (dict(gcc=11), r"\(CUDA 12\.4\) does not work with .*/g\+\+ 12$", "install g++-11 and set cc_path=g++-11"),
-    (dict(version="12.4", driver=(11, 8)), "the driver supports CUDA 11.8 at most", "update the driver, or "),
-])
-def test_what_does_not_fit_is_said_in_one_line(tmp_path, machine, monkeypatch, capsys, toolkit, reason, remedy):
-    monkeypatch.setattr(cuda, "_driver_version", lambda driver=toolkit.pop("driver", (13, 0)): driver)
+@pytest.mark.parametrize(
+    "toolkit, reason, remedy",
+    [
+        (
+            dict(cudnn=9),
+            r"cudnn_version\.h is cuDNN 9, and Jittor works with cuDNN 8",
+            "install_cuda",
+        ),
+        (
+            dict(version="13.0"),
+            r"bin/nvcc is CUDA 13\.0, and Jittor works with 11 and 12",
+            "install_cuda",
+        ),
+        (
+            dict(version="10.2"),
+            r"bin/nvcc is CUDA 10\.2, and Jittor works with 11 and 12",
+            "install_cuda",
+        ),
+        (dict(lib="lib"), r"bin/nvcc has no .*/lib64/libcudart\.so", "install_cuda"),  # conda's
+        (
+            dict(lacking=["npp.h", "libcudnn_cnn_train.so"]),
+            r"\(CUDA 12\.4\) lacks npp\.h, libcudnn_cnn_train\.so$",
+            "install_cuda",
+        ),
+        (
+            dict(gcc=11),
+            r"\(CUDA 12\.4\) does not work with .*/g\+\+ 12$",
+            "install g++-11 and set cc_path=g++-11",
+        ),
+        (
+            dict(version="12.4", driver=(11, 8)),
+            "the driver supports CUDA 11.8 at most",
+            "update the driver, or ",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(
+    tmp_path, machine, monkeypatch, capsys, toolkit, reason, remedy
+):
+    monkeypatch.setattr(
+        cuda, "_driver_version", lambda driver=toolkit.pop("driver", (13, 0)): driver
+    )
     nvcc = make_toolkit(tmp_path / "cuda", **toolkit)
     chosen, obstacle = prepare(tmp_path, nvcc)
     assert chosen == "" and remedy in obstacle.remedy
@@ -80,14 +137,19 @@ def test_what_does_not_fit_is_said_in_one_line(tmp_path, machine, monkeypatch, c
     assert str(error.value).endswith(f"; {obstacle.remedy}, or use --device cpu")
     runtime.prepare_device("auto")
     err = capsys.readouterr().err
-    assert err.startswith(f"warning: the GPU is not used: {obstacle.reason}; ") and err.count("\n") == 1
+    assert (
+        err.startswith(f"warning: the GPU is not used: {obstacle.reason}; ")
+        and err.count("\n") == 1
+    )
     runtime.prepare_device("cpu")
     assert capsys.readouterr().err == ""
 
 
 def test_all_toolkits_are_tried_and_the_first_is_blamed(tmp_path, machine):
     """A script that is named nvcc, as ccache's, hides none."""
-    wrapper = make_program(tmp_path / "wrappers/nvcc", "Cuda compilation tools, release 12.4, V12.4.99")
+    wrapper = make_program(
+        tmp_path / "wrappers/nvcc", "Cuda compilation tools, release 12.4, V12.4.99"
+    )
     broken = make_program(tmp_path / "broken/bin/nvcc", "segmentation fault")
     good = make_toolkit(tmp_path / "cuda")
     assert prepare(tmp_path, wrapper, broken, good) == (str(good), None)
@@ -120,27 +182,45 @@ def test_an_empty_folder_is_no_cuda_of_jittors(tmp_path, machine):
     assert not (tmp_path / "jtcuda").exists()
 
 
-@pytest.mark.parametrize("driver, name", [((12, 4), "cuda12.2_cudnn8_linux"), ((11, 4), "cuda11.2_cudnn8_linux")])
-def test_jittors_own_cuda_comes_first_where_it_is_whole(tmp_path, machine, monkeypatch, driver, name):
+@pytest.mark.parametrize(
+    "driver, name", [((12, 4), "cuda12.2_cudnn8_linux"), ((11, 4), "cuda11.2_cudnn8_linux")]
+)
+def test_jittors_own_cuda_comes_first_where_it_is_whole(
+    tmp_path, machine, monkeypatch, driver, name
+):
     monkeypatch.setattr(cuda, "_driver_version", lambda: driver)
     own = make_toolkit(tmp_path / "jtcuda" / name, version=name[4:8])
     assert prepare(tmp_path, make_toolkit(tmp_path / "cuda", version=name[4:8])) == (str(own), None)
     own.unlink()
     del machine["nvcc_path"]
     chosen, obstacle = prepare(tmp_path)
-    assert chosen == "" and f"{tmp_path}/jtcuda is incomplete" in obstacle.reason and obstacle.remedy.startswith("remove that folder")
+    assert (
+        chosen == ""
+        and f"{tmp_path}/jtcuda is incomplete" in obstacle.reason
+        and obstacle.remedy.startswith("remove that folder")
+    )
 
 
 def test_no_toolkit(tmp_path, machine, monkeypatch):
     monkeypatch.setattr(cuda, "_system_toolkits", lambda: [])
     chosen, obstacle = prepare(tmp_path)
     assert chosen == "" and obstacle.reason == "there is no CUDA toolkit (nvcc)"
-    assert obstacle.remedy.startswith(f"`{sys.executable} -m jittor_utils.install_cuda` installs a CUDA with cuDNN 8")
+    assert obstacle.remedy.startswith(
+        f"`{sys.executable} -m jittor_utils.install_cuda` installs a CUDA with cuDNN 8"
+    )
 
 
-@pytest.mark.parametrize("visible, reason", [(None, "no usable NVIDIA GPU"), ("", "CUDA_VISIBLE_DEVICES= hides"),
-                                             ("-1", "CUDA_VISIBLE_DEVICES=-1 hides")])
-def test_where_there_is_no_gpu_nothing_is_said_unless_cuda_is_asked_for(tmp_path, machine, monkeypatch, capsys, visible, reason):
+@pytest.mark.parametrize(
+    "visible, reason",
+    [
+        (None, "no usable NVIDIA GPU"),
+        ("", "CUDA_VISIBLE_DEVICES= hides"),
+        ("-1", "CUDA_VISIBLE_DEVICES=-1 hides"),
+    ],
+)
+def test_where_there_is_no_gpu_nothing_is_said_unless_cuda_is_asked_for(
+    tmp_path, machine, monkeypatch, capsys, visible, reason
+):
     if visible is None:
         monkeypatch.setattr(cuda, "_has_gpu", lambda: False)
     else:
@@ -155,7 +235,12 @@ def test_where_there_is_no_gpu_nothing_is_said_unless_cuda_is_asked_for(tmp_path
 def test_what_the_user_set_stays(tmp_path, machine):
     machine.update(nvcc_path="/my/nvcc", use_cutt="1", use_cutlass="1", use_nccl="1")
     cuda.prepare(tmp_path / "jtcuda")
-    assert [machine[name] for name in ("nvcc_path", "use_cutt", "use_cutlass", "use_nccl")] == ["/my/nvcc", "1", "1", "1"]
+    assert [machine[name] for name in ("nvcc_path", "use_cutt", "use_cutlass", "use_nccl")] == [
+        "/my/nvcc",
+        "1",
+        "1",
+        "1",
+    ]
 
 
 def test_cpu_imports_no_cuda(tmp_path, machine):
@@ -164,21 +249,39 @@ def test_cpu_imports_no_cuda(tmp_path, machine):
     assert machine["nvcc_path"] == ""
 
 
-@pytest.mark.parametrize("gpus, version, flags", [([80], "12.4", None), ([90], "12.4", None), ([90], "11.2", "-code=compute_86"),
-                                                  ([120], "12.4", "-code=compute_90"), ([120, 80], "12.4", "-code=compute_80")])
-def test_a_gpu_newer_than_the_compiler_gets_code_that_the_driver_translates(tmp_path, machine, monkeypatch, gpus, version, flags):
+@pytest.mark.parametrize(
+    "gpus, version, flags",
+    [
+        ([80], "12.4", None),
+        ([90], "12.4", None),
+        ([90], "11.2", "-code=compute_86"),
+        ([120], "12.4", "-code=compute_90"),
+        ([120, 80], "12.4", "-code=compute_80"),
+    ],
+)
+def test_a_gpu_newer_than_the_compiler_gets_code_that_the_driver_translates(
+    tmp_path, machine, monkeypatch, gpus, version, flags
+):
     monkeypatch.setattr(cuda, "_compute_capabilities", lambda: gpus)
     prepare(tmp_path, make_toolkit(tmp_path / "cuda", version=version))
     assert machine.get("nvcc_flags", "").strip() == (flags or "")
 
 
-@pytest.mark.parametrize("reachable, there, visible, shown, said", [
-    (True, False, None, None, "compiles it, once per machine"), (False, True, None, None, ""),
-    (False, False, None, "1", "NCCL is missing"), (False, False, "5,7", "7", "NCCL is missing"),
-])
-def test_several_processes_need_nccl_or_are_shown_a_gpu_each(tmp_path, machine, monkeypatch, capsys, reachable, there, visible, shown,
-                                                             said):
-    machine.update(OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_LOCAL_RANK="3")
+@pytest.mark.parametrize(
+    "reachable, there, visible, shown, said",
+    [
+        (True, False, None, None, "compiles it, once per machine"),
+        (False, True, None, None, ""),
+        (False, False, None, "1", "NCCL is missing"),
+        (False, False, "5,7", "7", "NCCL is missing"),
+    ],
+)
+def test_several_processes_need_nccl_or_are_shown_a_gpu_each(
+    tmp_path, machine, monkeypatch, capsys, reachable, there, visible, shown, said
+):
+    machine.update(
+        OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_LOCAL_RANK="3"
+    )
     if visible:
         machine["CUDA_VISIBLE_DEVICES"] = visible
     monkeypatch.setattr(cuda, "_compute_capabilities", lambda: [80, 80])
@@ -208,6 +311,7 @@ def test_what_a_gpu_holds_is_freed_between_batches_when_it_is_most_of_its_memory
         @staticmethod
         def gc():
             freed.append(held)
+
     monkeypatch.setattr("util.backend.jt", FakeJittor)
     step_memory = memory.StepMemory()
     for held in (1, 20, 35, 37, 5):
@@ -218,8 +322,14 @@ def test_what_a_gpu_holds_is_freed_between_batches_when_it_is_most_of_its_memory
 def test_without_a_gpu_device_cuda_ends_at_once():
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("nvcc_path", None)
-    done = subprocess.run([sys.executable, "-X", "importtime", "main.py", "--demo", "--device", "cuda"], cwd=REPO, env=environment,
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "main.py", "--demo", "--device", "cuda"],
+        cwd=REPO,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 1 and "Jittor" not in done.stdout and len(lines) == 1, lines
     assert lines[0].startswith("error: --device cuda: ") and lines[0].endswith("use --device cpu")
@@ -229,7 +339,16 @@ def test_without_a_gpu_device_cuda_ends_at_once():
 def test_the_acceptance_says_that_there_is_no_gpu(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("nvcc_path", None)
-    done = subprocess.run([sys.executable, "-m", "tests.cuda", "--out", str(tmp_path / "out")], cwd=REPO, env=environment,
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cuda", "--out", str(tmp_path / "out")],
+        cwd=REPO,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("tests.cuda needs a GPU: --device cuda: ") and not (tmp_path / "out").exists()
+    assert (
+        done.stderr.startswith("tests.cuda needs a GPU: --device cuda: ")
+        and not (tmp_path / "out").exists()
+    )

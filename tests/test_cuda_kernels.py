@@ -1,4 +1,5 @@
 """The CUDA kernels of util/ops/kernels.cuh, run on the CPU (see cuda_on_cpu.h), against NumPy."""
+
 import ctypes
 import subprocess
 from pathlib import Path
@@ -14,21 +15,24 @@ SOURCE = """
 #include "util/ops/kernels.cuh"
 using namespace detr;
 extern "C" {
-void run_softmax(const float* x, const float* penalty, long neighbours, float* y, long rows, long n) {
+void run_softmax(const float* x, const float* penalty, long neighbours, float* y, long rows,
+                 long n) {
     launch({(unsigned)rows}, {ROW_THREADS}, [=] { softmax(x, penalty, neighbours, y, n); });
 }
 void run_softmax_backward(const float* d, const float* y, float* dx, long rows, long n) {
     launch({(unsigned)rows}, {ROW_THREADS}, [=] { softmax_backward(d, y, dx, n); });
 }
 void run_transpose(const float* x, float* y, long batch, long m, long n) {
-    launch({unsigned(n - 1) / TILE + 1, unsigned(m - 1) / TILE + 1, (unsigned)batch}, {TILE, TILE_ROWS}, [=] { transpose(x, y, m, n); });
+    launch({unsigned(n - 1) / TILE + 1, unsigned(m - 1) / TILE + 1, (unsigned)batch},
+           {TILE, TILE_ROWS}, [=] { transpose(x, y, m, n); });
 }
 void run_square_sums(const float* x, float* sums, long blocks, long n) {
     launch({(unsigned)blocks}, {ROW_THREADS}, [=] { square_sums(x, n, sums); });
 }
-void run_adamw(const float* p, const float* v, const float* m, const float* g, const float* scale, const float* s, float* p2,
-               float* v2, float* m2, long n) {
-    launch({unsigned(n - 1) / ELEMENT_THREADS + 1}, {ELEMENT_THREADS}, [=] { adamw(p, v, m, g, scale, s, p2, v2, m2, n); });
+void run_adamw(const float* p, const float* v, const float* m, const float* g,
+               const float* scale, const float* s, float* p2, float* v2, float* m2, long n) {
+    launch({unsigned(n - 1) / ELEMENT_THREADS + 1}, {ELEMENT_THREADS},
+           [=] { adamw(p, v, m, g, scale, s, p2, v2, m2, n); });
 }
 }
 """
@@ -38,8 +42,22 @@ void run_adamw(const float* p, const float* v, const float* m, const float* g, c
 def kernels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
     (folder / "run.cc").write_text(SOURCE)
-    subprocess.run(["g++", "-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", f"-I{REPO}", "-o", "kernels.so", "run.cc"], cwd=folder,
-                   check=True)
+    subprocess.run(
+        [
+            "g++",
+            "-std=c++20",
+            "-O1",
+            "-pthread",
+            "-shared",
+            "-fPIC",
+            f"-I{REPO}",
+            "-o",
+            "kernels.so",
+            "run.cc",
+        ],
+        cwd=folder,
+        check=True,
+    )
     library = ctypes.CDLL(str(Path(folder, "kernels.so")))
 
     def call(name, *arguments):
@@ -51,6 +69,7 @@ def kernels(tmp_path_factory):
             else:
                 converted.append(argument if argument is None else ctypes.c_long(argument))
         getattr(library, name)(*converted)
+
     return call
 
 
@@ -69,12 +88,14 @@ def test_softmax(kernels, n, masked):
     rows, images = 6, 2
     x, penalty = normal(rows, n) * 5, np.zeros((images, n), np.float32)
     if masked:
-        penalty[1, n // 2 + 1:] = -1e30
+        penalty[1, n // 2 + 1 :] = -1e30
     y = filled(x.shape)
     kernels("run_softmax", x, penalty if masked else None, rows // images, y, rows, n)
-    wanted = np.exp(np.float64(x) - x.max(1, keepdims=True)) * (np.repeat(penalty, rows // images, 0) == 0)
+    wanted = np.exp(np.float64(x) - x.max(1, keepdims=True)) * (
+        np.repeat(penalty, rows // images, 0) == 0
+    )
     np.testing.assert_allclose(y, wanted / wanted.sum(1, keepdims=True), rtol=2e-6, atol=1e-9)
-    assert (y[3:, n // 2 + 1:] == 0).all() or not masked
+    assert (y[3:, n // 2 + 1 :] == 0).all() or not masked
 
 
 @pytest.mark.parametrize("n", [1, 31, 129, 1050])
@@ -83,7 +104,9 @@ def test_softmax_backward(kernels, n):
     y /= y.sum(1, keepdims=True)
     dx = filled(d.shape)
     kernels("run_softmax_backward", d, y, dx, 3, n)
-    np.testing.assert_allclose(dx, y * (np.float64(d) - (np.float64(d) * y).sum(1, keepdims=True)), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        dx, y * (np.float64(d) - (np.float64(d) * y).sum(1, keepdims=True)), rtol=1e-4, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("batch, m, n", [(1, 1, 1), (2, 32, 32), (3, 33, 5), (2, 70, 101)])
@@ -97,7 +120,9 @@ def test_transpose(kernels, batch, m, n):
 def test_square_sums(kernels, n):
     x, sums = normal(n), filled(ops.SUM_BLOCKS)
     kernels("run_square_sums", x, sums, ops.SUM_BLOCKS, n)
-    np.testing.assert_allclose(sums.sum(dtype=np.float64), (x.astype(np.float64) ** 2).sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        sums.sum(dtype=np.float64), (x.astype(np.float64) ** 2).sum(), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("n", [1, 256, 1000])
@@ -106,8 +131,20 @@ def test_adamw(kernels, n):
     v, scale = np.abs(normal(n, seed=3)), np.float32([0.7])
     keep, b0, b1, rate, root, eps = 0.99, 0.9, 0.999, 1e-2, 3.0, 1e-8
     found = [filled(n) for _ in range(3)]
-    kernels("run_adamw", p, v, m, g, scale, np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]), *found, n)
+    kernels(
+        "run_adamw",
+        p,
+        v,
+        m,
+        g,
+        scale,
+        np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]),
+        *found,
+        n,
+    )
     p, m, g, v = (array.astype(np.float64) for array in (p, m, g, v))
     m2, v2 = b0 * m + (1 - b0) * g * 0.7, b1 * v + (1 - b1) * (g * 0.7) ** 2
-    for name, a, b in zip("pvm", found, (p * keep - rate * m2 / (np.sqrt(v2) * root + eps), v2, m2)):
+    for name, a, b in zip(
+        "pvm", found, (p * keep - rate * m2 / (np.sqrt(v2) * root + eps), v2, m2)
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -1,4 +1,7 @@
-"""Downloads from a server on this machine: reuse, checksums, failures, several processes, certificates."""
+"""Downloads from a server on this machine: reuse, checksums, failures, several processes,
+certificates.
+"""
+
 import hashlib
 import http.server
 import os
@@ -21,7 +24,9 @@ ROOT = Path(__file__).parent.parent
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves {path: content} and keeps a list of the paths asked for; a str as content redirects there."""
+    """Serves {path: content} and keeps a list of the paths asked for; a str as content redirects
+    there.
+    """
 
     def __init__(self):
         self.files, self.asked = {"/" + NAME: CONTENT}, []
@@ -91,7 +96,9 @@ def test_a_name_without_a_checksum_is_refused_before_asking(server, tmp_path, na
     assert server.asked == []
 
 
-@pytest.mark.parametrize("url", [f"http://example.com/{NAME}", f"ftp://127.0.0.1/{NAME}", f"file:///{NAME}"])
+@pytest.mark.parametrize(
+    "url", [f"http://example.com/{NAME}", f"ftp://127.0.0.1/{NAME}", f"file:///{NAME}"]
+)
 def test_only_https_is_downloaded(tmp_path, url):
     with pytest.raises(InputError, match="only https"):
         download(url, tmp_path)
@@ -108,7 +115,12 @@ def test_failures_name_the_address_and_the_folder(server, tmp_path):
     with pytest.raises(InputError) as error:
         download(server.url(), tmp_path)
     message = str(error.value)
-    assert server.url() in message and str(tmp_path) in message and "404" in message and "\n" not in message
+    assert (
+        server.url() in message
+        and str(tmp_path) in message
+        and "404" in message
+        and "\n" not in message
+    )
     server.shutdown()
     server.server_close()
     with pytest.raises(InputError, match="cannot be downloaded"):
@@ -132,21 +144,50 @@ def test_what_is_too_large_is_not_kept(server, tmp_path, monkeypatch):
 def test_of_several_processes_one_downloads(server, tmp_path):
     script = "import sys; from util.download import download; print(download(*sys.argv[1:]))"
     command = [sys.executable, "-c", script, server.url(), str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [process.communicate(timeout=60)[0].strip() for process in processes] == [str(tmp_path / NAME)] * 3
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert [process.communicate(timeout=60)[0].strip() for process in processes] == [
+        str(tmp_path / NAME)
+    ] * 3
     assert server.asked == ["/" + NAME]
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make a certificate")
+@pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="needs the openssl command to make a certificate"
+)
 def test_certificates_are_verified_although_jittor_turns_that_off(server, tmp_path, monkeypatch):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                    "-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=127.0.0.1",
-                    "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+            "-days",
+            "2",
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
+        check=True,
+        capture_output=True,
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    monkeypatch.setattr(ssl, "_create_default_https_context", ssl._create_unverified_context)  # as jittor_utils does
+    monkeypatch.setattr(
+        ssl, "_create_default_https_context", ssl._create_unverified_context
+    )  # as jittor_utils does
     with pytest.raises(InputError, match="certificate verify failed"):
         download(server.url(scheme="https"), tmp_path / "unknown")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))

@@ -1,4 +1,7 @@
-"""A training step: what moves, what does not, and when it stops; on a tiny model with made-up batches."""
+"""A training step: what moves, what does not, and when it stops; on a tiny model with made-up
+batches.
+"""
+
 import numpy as np
 import pytest
 import tiny
@@ -20,14 +23,18 @@ def make(*flags):
 def train(model, criterion, optimizer, batches, max_norm=0.1):
     """(averages, weights before, weights after)"""
     before = model_state(model)
-    averages = train_one_epoch(model, criterion, tiny.Batches(batches), optimizer, epoch=0, seed=0, max_norm=max_norm)
+    averages = train_one_epoch(
+        model, criterion, tiny.Batches(batches), optimizer, epoch=0, seed=0, max_norm=max_norm
+    )
     return averages, before, model_state(model)
 
 
 def test_trainable_parameters_move_and_frozen_ones_do_not_by_a_bit():
     model, criterion, optimizer = make()
     trainable = {name for group in optimizer.param_groups for name in group["names"]}
-    _, before, after = train(model, criterion, optimizer, [tiny.make_batch(seed) for seed in range(2)])
+    _, before, after = train(
+        model, criterion, optimizer, [tiny.make_batch(seed) for seed in range(2)]
+    )
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     assert moved == trainable
     assert len(before) - len(trainable) > 60, "BatchNorm, stem and first stage are frozen"
@@ -44,10 +51,21 @@ def test_the_loss_falls_on_a_batch_seen_again_and_again():
 
 def test_averages_have_the_weighted_and_the_unscaled_losses():
     averages, *_ = train(*make("--lr", 3e-4), [tiny.make_batch(0)])
-    weighted = {f"{name}{suffix}": weight for suffix in ("", "_0")
-                for name, weight in (("loss_ce", 1), ("loss_bbox", 5), ("loss_giou", 2))}
-    assert set(averages) == {"lr", "class_error", "loss", *weighted, *(f"{name}_unscaled" for name in weighted),
-                             "class_error_unscaled", "cardinality_error_unscaled", "cardinality_error_0_unscaled"}
+    weighted = {
+        f"{name}{suffix}": weight
+        for suffix in ("", "_0")
+        for name, weight in (("loss_ce", 1), ("loss_bbox", 5), ("loss_giou", 2))
+    }
+    assert set(averages) == {
+        "lr",
+        "class_error",
+        "loss",
+        *weighted,
+        *(f"{name}_unscaled" for name in weighted),
+        "class_error_unscaled",
+        "cardinality_error_unscaled",
+        "cardinality_error_0_unscaled",
+    }
     assert averages["lr"] == 3e-4
     assert averages["loss"] == pytest.approx(sum(averages[name] for name in weighted), rel=1e-5)
     for name, weight in weighted.items():
@@ -73,12 +91,16 @@ def test_a_diverged_model_stops_the_training():
 
 
 def test_clipping_bounds_the_norm_of_the_gradient():
-    """After one step the optimizer's averages are a tenth (1 - beta0) of the gradients that were applied."""
+    """After one step the optimizer's averages are a tenth (1 - beta0) of the gradients that were
+    applied.
+    """
     applied = {}
     for max_norm in (0, 0.1, 1e6):
         model, criterion, optimizer = make()
         train(model, criterion, optimizer, [tiny.make_batch(0)], max_norm)
-        applied[max_norm] = 10 * np.concatenate([m.numpy().ravel() for group in optimizer.param_groups for m in group["m"]])
+        applied[max_norm] = 10 * np.concatenate(
+            [m.numpy().ravel() for group in optimizer.param_groups for m in group["m"]]
+        )
     norm = np.linalg.norm(applied[0])
     assert norm > 1, "or there is nothing to clip"
     # One float32 sum over all gradients is too small: by 5% in 41 million numbers.
@@ -89,9 +111,14 @@ def test_clipping_bounds_the_norm_of_the_gradient():
 
 @pytest.mark.parametrize("accum_steps", [2, 3])
 def test_steps_of_several_batches(accum_steps):
-    """The gradient is that of the mean of the batches' losses, with the mean number of boxes; the optimizer counts one step."""
+    """The gradient is that of the mean of the batches' losses, with the mean number of boxes; the
+    optimizer counts one step.
+    """
     batches = [tiny.make_batch(seed) for seed in range(accum_steps)]
-    batches[0][1][0].update(labels=np.array([5, 6, 7]), boxes=np.float32([[.5, .5, .2, .3], [.3, .4, .2, .3], [.6, .5, .4, .1]]))
+    batches[0][1][0].update(
+        labels=np.array([5, 6, 7]),
+        boxes=np.float32([[0.5, 0.5, 0.2, 0.3], [0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.4, 0.1]]),
+    )
     batches[1][1][0].update(labels=np.zeros(0, np.int64), boxes=np.zeros((0, 4), np.float32))
     mean = np.mean([sum(len(target["labels"]) for target in targets) for _, targets in batches])
     model, criterion, optimizer = make()
@@ -101,16 +128,35 @@ def test_steps_of_several_batches(accum_steps):
     for samples, targets in batches:
         losses = criterion(model(samples.to_jittor()), targets, mean)
         loss = sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
-        gradients.append([g.numpy().astype(np.float64) for g in jt.grad(loss, [dict(model.named_parameters())[n] for n in trained])])
+        gradients.append(
+            [
+                g.numpy().astype(np.float64)
+                for g in jt.grad(loss, [dict(model.named_parameters())[n] for n in trained])
+            ]
+        )
     expected = dict(zip(trained, (sum(each) / accum_steps for each in zip(*gradients))))
     seen = []
-    averages = train_one_epoch(model, criterion, tiny.Batches(batches), optimizer, 0, 0, after_step=lambda *now: seen.append(now[0]),
-                               accum_steps=accum_steps)
+    averages = train_one_epoch(
+        model,
+        criterion,
+        tiny.Batches(batches),
+        optimizer,
+        0,
+        0,
+        after_step=lambda *now: seen.append(now[0]),
+        accum_steps=accum_steps,
+    )
     assert seen == [1] and optimizer.n_step == 1 and np.isfinite(averages["loss"])
-    found = {name: 10 * m.numpy() for group in optimizer.param_groups for name, m in zip(group["names"], group["m"])}
+    found = {
+        name: 10 * m.numpy()
+        for group in optimizer.param_groups
+        for name, m in zip(group["names"], group["m"])
+    }
     whole = np.sqrt(sum(np.square(value).sum() for value in expected.values()))
     for name, value in expected.items():
-        assert np.linalg.norm(found[name] - value) <= 1e-5 * max(np.linalg.norm(value), 1e-3 * whole), name
+        assert np.linalg.norm(found[name] - value) <= 1e-5 * max(
+            np.linalg.norm(value), 1e-3 * whole
+        ), name
 
 
 def test_dropout_depends_on_seed_epoch_and_step_only():
@@ -120,5 +166,8 @@ def test_dropout_depends_on_seed_epoch_and_step_only():
         model, criterion, _ = tiny.build(args)
         optimizer = build_optimizer(model, args)
         jt.randn(draws).sync()  # another history of the generator
-        return train_one_epoch(model, criterion, tiny.Batches([tiny.make_batch(0)]), optimizer, epoch, seed=7)["loss"]
+        return train_one_epoch(
+            model, criterion, tiny.Batches([tiny.make_batch(0)]), optimizer, epoch, seed=7
+        )["loss"]
+
     assert loss_in(3, draws=1) == loss_in(3, draws=50) != loss_in(4, draws=1)

@@ -1,6 +1,7 @@
 """Our model against stored results of the original, for machines that do not have the original.
 
-tests/oracle/make_golden.py makes the file; tests/oracle/test_golden_live.py makes it again and compares.
+tests/oracle/make_golden.py makes the file; tests/oracle/test_golden_live.py makes it again and
+compares.
 """
 
 import numpy as np
@@ -22,5 +23,6 @@ def test_model(golden, case):
 
 
 def test_training_steps(golden):
-    np.testing.assert_allclose(ours.train(TRAINING_CASE, TRAINING_STEPS)["losses"], golden["training"], rtol=1e-3)
-
+    np.testing.assert_allclose(
+        ours.train(TRAINING_CASE, TRAINING_STEPS)["losses"], golden["training"], rtol=1e-3
+    )

@@ -1,4 +1,7 @@
-"""Hostile checkpoints: none runs, each is an InputError of one line, in little time and memory (see hostile.py)."""
+"""Hostile checkpoints: none runs, each is an InputError of one line, in little time and memory (see
+hostile.py).
+"""
+
 import os
 import tempfile
 import time
@@ -41,15 +44,37 @@ def test_the_program_ends_with_one_line_and_little_memory(kind, tmp_path):
         assert seconds < 10 and memory < 1 and not MARK.exists()
 
 
-TRAINING = {"model": {}, "epoch": 0, "step": 2, "images": 8, "processes": 1, "args": {"batch_size": 2, "accum_steps": 1, "seed": 1},
-            "meters": {},
-            "lr_scheduler": {"step_size": 2, "gamma": 0.1, "last_epoch": 0},
-            "optimizer": {"state": {}, "groups": [{"names": ["a"], "lr": 1e-4, "weight_decay": 0, "betas": (0, 1), "eps": 1e-8}]}}
+TRAINING = {
+    "model": {},
+    "epoch": 0,
+    "step": 2,
+    "images": 8,
+    "processes": 1,
+    "args": {"batch_size": 2, "accum_steps": 1, "seed": 1},
+    "meters": {},
+    "lr_scheduler": {"step_size": 2, "gamma": 0.1, "last_epoch": 0},
+    "optimizer": {
+        "state": {},
+        "groups": [{"names": ["a"], "lr": 1e-4, "weight_decay": 0, "betas": (0, 1), "eps": 1e-8}],
+    },
+}
 
 
-@pytest.mark.parametrize("place, value", [
-    ("epoch", "0"), ("step", None), ("images", 1.5), ("processes", "1"), ("args", []), ("args", {"batch_size": 2}), ("meters", {"loss": 3}),
-    ("lr_scheduler", {}), ("optimizer", {"state": {"a": {}}, "groups": []}), ("optimizer", {"state": [], "groups": [{}]})])
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        ("epoch", "0"),
+        ("step", None),
+        ("images", 1.5),
+        ("processes", "1"),
+        ("args", []),
+        ("args", {"batch_size": 2}),
+        ("meters", {"loss": 3}),
+        ("lr_scheduler", {}),
+        ("optimizer", {"state": {"a": {}}, "groups": []}),
+        ("optimizer", {"state": [], "groups": [{}]}),
+    ],
+)
 def test_a_strange_state_of_training_is_an_input_error(place, value):
     check_training_state(TRAINING, "good.pkl")
     with pytest.raises(InputError, match=f"bad.pkl: its state of the training is damaged.*{place}"):

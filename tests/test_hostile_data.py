@@ -1,7 +1,9 @@
-"""Hostile data sets: whatever annotation files and images hold, an InputError of one line, or items that keep the contract.
+"""Hostile data sets: whatever annotation files and images hold, an InputError of one line, or items
+that keep the contract.
 
 DETR_CASES=10000 python -m pytest tests/test_hostile_data.py     tries more cases
 """
+
 import io
 import json
 import os
@@ -44,38 +46,150 @@ def bomb(side):
     return bytes(content)
 
 
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 20\n%%EndComments\n(mark) (w) file closefile\nshowpage\n"
-PICTURES = {"good.jpg": picture("JPEG"), "cmyk.jpg": picture("JPEG", "CMYK"), "grey.png": picture("PNG", "L"),
-            "palette.gif": picture("GIF", "P"), "bits.tif": picture("TIFF", "1"), "good.webp": picture("WEBP"),
-            "good.bmp": picture("BMP"), "good.ppm": picture("PPM"), "flat.png": picture("PNG", size=(300, 1)),
-            "flat2.png": picture("PNG", size=(1, 90)), "pixel.png": picture("PNG", size=(1, 1))}
-HOSTILE_PICTURES = {"empty.jpg": b"", "text.jpg": b"<html>", "bomb.png": bomb(2**31 - 1), "bomb2.png": bomb(50_000), "zero.png": bomb(0),
-                    "cut.jpg": PICTURES["good.jpg"][:300], "postscript.jpg": EPS}
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 30 20
+%%EndComments
+(mark) (w) file closefile
+showpage
+"""
+PICTURES = {
+    "good.jpg": picture("JPEG"),
+    "cmyk.jpg": picture("JPEG", "CMYK"),
+    "grey.png": picture("PNG", "L"),
+    "palette.gif": picture("GIF", "P"),
+    "bits.tif": picture("TIFF", "1"),
+    "good.webp": picture("WEBP"),
+    "good.bmp": picture("BMP"),
+    "good.ppm": picture("PPM"),
+    "flat.png": picture("PNG", size=(300, 1)),
+    "flat2.png": picture("PNG", size=(1, 90)),
+    "pixel.png": picture("PNG", size=(1, 1)),
+}
+HOSTILE_PICTURES = {
+    "empty.jpg": b"",
+    "text.jpg": b"<html>",
+    "bomb.png": bomb(2**31 - 1),
+    "bomb2.png": bomb(50_000),
+    "zero.png": bomb(0),
+    "cut.jpg": PICTURES["good.jpg"][:300],
+    "postscript.jpg": EPS,
+}
 
-# Any double, by its bits: hypothesis refuses to draw floats where subnormal ones are flushed to zero (see util/runtime.py).
+# Any double, by its bits: hypothesis refuses to draw floats where subnormal ones are flushed to
+# zero (see util/runtime.py).
 FLOATS = st.binary(min_size=8, max_size=8).map(lambda content: struct.unpack("<d", content)[0])
-NUMBERS = st.one_of(st.sampled_from([0, 1, -1, 2**31, 2**63, 2**64, -2**63, 10**400, 0.5, 1e-320, 1e7, 1e308, float("nan"),
-                                     float("inf"), -float("inf"), True, False]), st.integers(-5, 40), FLOATS)
-ODD = st.one_of(st.none(), NUMBERS, st.text(max_size=5), st.lists(NUMBERS, max_size=5),
-                st.dictionaries(st.text(max_size=2), NUMBERS, max_size=2))
-BOXES = st.one_of(ODD, st.lists(NUMBERS, min_size=4, max_size=4), st.lists(st.integers(-5, 40), min_size=4, max_size=4))
-COUNTS = st.one_of(ODD, st.lists(st.integers(-10, 700), max_size=6), st.text("0123456789:;<=>?@ABCDOPQRST`abcno\x00é", max_size=12),
-                   st.sampled_from([[600], [0, 600], [300, 300], "hb0", [10**12], [2**31, 2**31]]))
-RLES = st.fixed_dictionaries({"size": st.one_of(ODD, st.sampled_from([[20, 30], [30, 20], [10**6, 10**6]])), "counts": COUNTS})
-SEGMENTATIONS = st.one_of(ODD, RLES, st.lists(st.one_of(ODD, st.lists(NUMBERS, max_size=9),
-                                                        st.lists(st.integers(-5, 40), min_size=6, max_size=6)), max_size=3))
-NAMES = st.one_of(st.sampled_from([*PICTURES] * 2 + [*HOSTILE_PICTURES, "../secret.png", "/etc/passwd", "sub/../good.jpg", "", ".", "a\0b",
-                                                   "missing.png", "sub", "fifo.png", "x" * 300 + ".jpg"]), ODD)
-IMAGES = st.fixed_dictionaries({"id": st.one_of(st.integers(1, 6), ODD), "file_name": NAMES},
-                               optional={"width": st.one_of(st.just(30), ODD), "height": st.one_of(st.just(20), ODD)})
+NUMBERS = st.one_of(
+    st.sampled_from(
+        [
+            0,
+            1,
+            -1,
+            2**31,
+            2**63,
+            2**64,
+            -(2**63),
+            10**400,
+            0.5,
+            1e-320,
+            1e7,
+            1e308,
+            float("nan"),
+            float("inf"),
+            -float("inf"),
+            True,
+            False,
+        ]
+    ),
+    st.integers(-5, 40),
+    FLOATS,
+)
+ODD = st.one_of(
+    st.none(),
+    NUMBERS,
+    st.text(max_size=5),
+    st.lists(NUMBERS, max_size=5),
+    st.dictionaries(st.text(max_size=2), NUMBERS, max_size=2),
+)
+BOXES = st.one_of(
+    ODD,
+    st.lists(NUMBERS, min_size=4, max_size=4),
+    st.lists(st.integers(-5, 40), min_size=4, max_size=4),
+)
+COUNTS = st.one_of(
+    ODD,
+    st.lists(st.integers(-10, 700), max_size=6),
+    st.text("0123456789:;<=>?@ABCDOPQRST`abcno\x00é", max_size=12),
+    st.sampled_from([[600], [0, 600], [300, 300], "hb0", [10**12], [2**31, 2**31]]),
+)
+RLES = st.fixed_dictionaries(
+    {
+        "size": st.one_of(ODD, st.sampled_from([[20, 30], [30, 20], [10**6, 10**6]])),
+        "counts": COUNTS,
+    }
+)
+SEGMENTATIONS = st.one_of(
+    ODD,
+    RLES,
+    st.lists(
+        st.one_of(
+            ODD,
+            st.lists(NUMBERS, max_size=9),
+            st.lists(st.integers(-5, 40), min_size=6, max_size=6),
+        ),
+        max_size=3,
+    ),
+)
+NAMES = st.one_of(
+    st.sampled_from(
+        [*PICTURES] * 2
+        + [
+            *HOSTILE_PICTURES,
+            "../secret.png",
+            "/etc/passwd",
+            "sub/../good.jpg",
+            "",
+            ".",
+            "a\0b",
+            "missing.png",
+            "sub",
+            "fifo.png",
+            "x" * 300 + ".jpg",
+        ]
+    ),
+    ODD,
+)
+IMAGES = st.fixed_dictionaries(
+    {"id": st.one_of(st.integers(1, 6), ODD), "file_name": NAMES},
+    optional={"width": st.one_of(st.just(30), ODD), "height": st.one_of(st.just(20), ODD)},
+)
 ANNOTATIONS = st.fixed_dictionaries(
-    {"id": st.one_of(st.integers(1, 50), ODD), "image_id": st.one_of(st.integers(1, 6), ODD), "bbox": BOXES,
-     "category_id": st.one_of(st.sampled_from([1, 2, 3]), ODD)},
-    optional={"area": ODD, "iscrowd": st.one_of(st.sampled_from([0, 1]), ODD), "segmentation": SEGMENTATIONS})
-CATEGORIES = st.one_of(st.just([{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]),
-                       st.lists(st.fixed_dictionaries({"id": st.one_of(st.integers(0, 5), ODD)}, optional={"name": ODD}), max_size=3))
-FILES = st.fixed_dictionaries({"images": st.lists(IMAGES, max_size=4), "annotations": st.lists(ANNOTATIONS, max_size=6),
-                               "categories": CATEGORIES}, optional={"info": ODD})
+    {
+        "id": st.one_of(st.integers(1, 50), ODD),
+        "image_id": st.one_of(st.integers(1, 6), ODD),
+        "bbox": BOXES,
+        "category_id": st.one_of(st.sampled_from([1, 2, 3]), ODD),
+    },
+    optional={
+        "area": ODD,
+        "iscrowd": st.one_of(st.sampled_from([0, 1]), ODD),
+        "segmentation": SEGMENTATIONS,
+    },
+)
+CATEGORIES = st.one_of(
+    st.just([{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]),
+    st.lists(
+        st.fixed_dictionaries({"id": st.one_of(st.integers(0, 5), ODD)}, optional={"name": ODD}),
+        max_size=3,
+    ),
+)
+FILES = st.fixed_dictionaries(
+    {
+        "images": st.lists(IMAGES, max_size=4),
+        "annotations": st.lists(ANNOTATIONS, max_size=6),
+        "categories": CATEGORIES,
+    },
+    optional={"info": ODD},
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +206,9 @@ def folder(tmp_path_factory):
 def use(folder, data, masks, skip, transforms, annotations="annotations.json"):
     """Builds the data set and loads every item; checks what comes. Returns how many items came."""
     (folder / annotations).write_text(json.dumps(data))
-    dataset = CocoDetection(folder / "images", folder / annotations, transforms, masks, 4, skip_bad_samples=skip)
+    dataset = CocoDetection(
+        folder / "images", folder / annotations, transforms, masks, 4, skip_bad_samples=skip
+    )
     dataset.seed, count = random.random(), 0
     for index in range(len(dataset)):
         try:
@@ -111,13 +227,20 @@ def check(image, target, masks):
     assert tuple(target["size"]) == image.shape[1:]
     assert target["boxes"].shape == (n, 4) and np.isfinite(target["boxes"]).all()
     assert n == 0 or (target["boxes"].min() >= 0 and target["boxes"].max() <= 1)
-    assert target["labels"].shape == target["area"].shape == (n,) and np.isfinite(target["area"]).all()
+    assert (
+        target["labels"].shape == target["area"].shape == (n,) and np.isfinite(target["area"]).all()
+    )
     assert not n or set(target["labels"]) <= {0, 1, 2, 3}
     assert not masks or target["masks"].shape == (n, *image.shape[1:])
 
 
-QUICK = settings(max_examples=CASES, deadline=None, derandomize=True, database=None,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+QUICK = settings(
+    max_examples=CASES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 @QUICK
@@ -138,7 +261,7 @@ def test_any_damage_to_an_image_gives_one_line_or_an_image(folder, capsys, name,
     content = bytearray(PICTURES[name])
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    content = content[:data.draw(st.integers(len(content) // 2, len(content)))]
+    content = content[: data.draw(st.integers(len(content) // 2, len(content)))]
     (folder / "images" / "damaged").write_bytes(content)
     listed = {"images": [{"id": 1, "file_name": "damaged"}], "annotations": [], "categories": []}
     with warnings.catch_warnings():
@@ -147,10 +270,23 @@ def test_any_damage_to_an_image_gives_one_line_or_an_image(folder, capsys, name,
     capsys.readouterr()
 
 
-GOOD = {"images": [{"id": i, "file_name": name, "width": SIZE[0], "height": SIZE[1]} for i, name in enumerate(("good.jpg", "grey.png"), 1)],
-        "annotations": [{"id": i, "image_id": 1 + i % 2, "bbox": [1, 2, 5, 6], "category_id": 1,
-                         "segmentation": [tiny.rectangle(1, 2, 5, 6)]} for i in range(4)],
-        "categories": [{"id": 1, "name": "a"}]}
+GOOD = {
+    "images": [
+        {"id": i, "file_name": name, "width": SIZE[0], "height": SIZE[1]}
+        for i, name in enumerate(("good.jpg", "grey.png"), 1)
+    ],
+    "annotations": [
+        {
+            "id": i,
+            "image_id": 1 + i % 2,
+            "bbox": [1, 2, 5, 6],
+            "category_id": 1,
+            "segmentation": [tiny.rectangle(1, 2, 5, 6)],
+        }
+        for i in range(4)
+    ],
+    "categories": [{"id": 1, "name": "a"}],
+}
 
 
 def entry(key, **values):
@@ -160,10 +296,19 @@ def entry(key, **values):
 
 
 FAULTS = [
-    (entry("images", file_name="/etc/passwd"), "image 77: file_name '/etc/passwd' leaves the folder"),
-    (entry("images", file_name="../secret.png"), "image 77: file_name '../secret.png' leaves the folder"),
+    (
+        entry("images", file_name="/etc/passwd"),
+        "image 77: file_name '/etc/passwd' leaves the folder",
+    ),
+    (
+        entry("images", file_name="../secret.png"),
+        "image 77: file_name '../secret.png' leaves the folder",
+    ),
     (entry("images", width=0, height=0), "image 77: width and height [0, 0] are not"),
-    (entry("images", width=10**6, height=10**6), "image 77: width and height [1000000, 1000000] are more than"),
+    (
+        entry("images", width=10**6, height=10**6),
+        "image 77: width and height [1000000, 1000000] are more than",
+    ),
     (entry("images", id="77"), "image '77': image id '77' is not a whole number"),
     (entry("images", id=77.0), "image id 77.0 is not a whole number"),
     (entry("images", id=2**64), f"image id {2**64} is not a whole number"),
@@ -177,12 +322,27 @@ FAULTS = [
     (entry("annotations", iscrowd="no"), "iscrowd 'no' is neither"),
     (entry("annotations", bbox=[10**400, 0, 1, 1]), "is not x, y, width, height"),
     (entry("annotations", segmentation=[[1, 2, 3, 4, 5]]), "its segmentation is neither"),
-    (entry("annotations", segmentation=[[1, 2, 3, 4, 5, float("nan")]]), "its segmentation is neither"),
+    (
+        entry("annotations", segmentation=[[1, 2, 3, 4, 5, float("nan")]]),
+        "its segmentation is neither",
+    ),
     (entry("annotations", segmentation=[[0, 0, 1e6, 0] * 1000]), "its segmentation is neither"),
-    (entry("annotations", segmentation={"size": [20, 30], "counts": [700]}), "its segmentation is neither"),
-    (entry("annotations", segmentation={"size": [20, 30], "counts": [10**12]}), "its segmentation is neither"),
-    (entry("annotations", segmentation={"size": [20, 30], "counts": "oooooooooo"}), "its segmentation is neither"),
-    (entry("annotations", segmentation={"size": [20, 30], "counts": "PPYo1"}), "its segmentation is neither"),
+    (
+        entry("annotations", segmentation={"size": [20, 30], "counts": [700]}),
+        "its segmentation is neither",
+    ),
+    (
+        entry("annotations", segmentation={"size": [20, 30], "counts": [10**12]}),
+        "its segmentation is neither",
+    ),
+    (
+        entry("annotations", segmentation={"size": [20, 30], "counts": "oooooooooo"}),
+        "its segmentation is neither",
+    ),
+    (
+        entry("annotations", segmentation={"size": [20, 30], "counts": "PPYo1"}),
+        "its segmentation is neither",
+    ),
 ]
 
 
@@ -196,10 +356,21 @@ def test_a_fault_is_named_or_skipped(folder, capsys, data, message):
     assert "left out 1 bad images and annotations:" in printed and message in printed
 
 
-@pytest.mark.parametrize("name, message", [
-    ("bomb.png", "exceeds limit"), ("bomb2.png", "exceeds limit"), ("zero.png", "cannot be read"), ("empty.jpg", "cannot be read"),
-    ("text.jpg", "cannot be read"), ("cut.jpg", "cannot be read"), ("postscript.jpg", "cannot identify"), ("fifo.png", "no such file"),
-    ("sub", "no such file"), ("flat.png", "300 x 1 pixels are too flat")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("bomb.png", "exceeds limit"),
+        ("bomb2.png", "exceeds limit"),
+        ("zero.png", "cannot be read"),
+        ("empty.jpg", "cannot be read"),
+        ("text.jpg", "cannot be read"),
+        ("cut.jpg", "cannot be read"),
+        ("postscript.jpg", "cannot identify"),
+        ("fifo.png", "no such file"),
+        ("sub", "no such file"),
+        ("flat.png", "300 x 1 pixels are too flat"),
+    ],
+)
 def test_an_image_that_cannot_be_used_is_named_or_skipped(folder, capsys, name, message):
     data = entry("images", file_name=name)
     dataset = make(folder, data, False)
@@ -208,15 +379,23 @@ def test_an_image_that_cannot_be_used_is_named_or_skipped(folder, capsys, name, 
     for workers in (0, 2):
         batches = list(DataLoader(make(folder, data, True), 2, num_workers=workers))
         assert [len(targets) for _, targets in batches] == [2, 0] and batches[1][0] is None
-        assert f"left out 1 samples that cannot be used; the first: {folder}/images/{name}" in capsys.readouterr().out
+        assert (
+            f"left out 1 samples that cannot be used; the first: {folder}/images/{name}"
+            in capsys.readouterr().out
+        )
 
 
 def make(folder, data, skip):
     (folder / "annotations.json").write_text(json.dumps(data))
-    return CocoDetection(folder / "images", folder / "annotations.json", PLAIN, False, 4, skip_bad_samples=skip)
+    return CocoDetection(
+        folder / "images", folder / "annotations.json", PLAIN, False, 4, skip_bad_samples=skip
+    )
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"images": ' * 50_000, '{"images": [1' + "0" * 5000 + "]}", "NaN", '"\ud800"'])
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"images": ' * 50_000, '{"images": [1' + "0" * 5000 + "]}", "NaN", '"\ud800"'],
+)
 def test_a_hostile_json_is_an_input_error(folder, content):
     (folder / "strange.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(InputError, match="strange.json: "):
@@ -231,7 +410,18 @@ def test_training_and_evaluating_without_the_bad_samples(tmp_path, capsys):
         data = json.loads(path.read_text())
         data["annotations"][0]["bbox"] = [1, 2, -3, 4]
         path.write_text(json.dumps(data))
-    flags = ["--coco_path", coco, "--output_dir", tmp_path / "out", "--epochs", 1, "--batch_size", 1, "--seed", 47]
+    flags = [
+        "--coco_path",
+        coco,
+        "--output_dir",
+        tmp_path / "out",
+        "--epochs",
+        1,
+        "--batch_size",
+        1,
+        "--seed",
+        47,
+    ]
     with pytest.raises(InputError, match="annotation 1 of image 1: bbox"):
         main(tiny.arguments(*flags))
     main(tiny.arguments(*flags, "--skip_bad_samples"))
@@ -239,8 +429,12 @@ def test_training_and_evaluating_without_the_bad_samples(tmp_path, capsys):
     assert printed.count("left out 1 bad images and annotations:") == 2
     assert printed.count("left out 1 samples that cannot be used; the first: ") == 2
     detections = json.loads((tmp_path / "out" / "detections_bbox.json").read_text())
-    assert {detection["image_id"] for detection in detections} == {1, 2, 4}, "the images of which there is one"
+    assert {detection["image_id"] for detection in detections} == {1, 2, 4}, (
+        "the images of which there is one"
+    )
 
 
 def test_nothing_is_left_behind():
-    assert not (Path.cwd() / "mark").exists() and not (Path(tempfile.gettempdir()) / "mark").exists(), "no image is a program"
+    assert (
+        not (Path.cwd() / "mark").exists() and not (Path(tempfile.gettempdir()) / "mark").exists()
+    ), "no image is a program"

@@ -1,10 +1,18 @@
-"""What the files beside main.py may import; import-linter looks at the packages (see pyproject.toml)."""
+"""What the files beside main.py may import; import-linter looks at the packages (see
+pyproject.toml).
+"""
+
 import ast
 
 import pytest
 from processes import REPO
 
-LAYERS = ["main", "arguments", "predict", "engine"]  # each imports only from those behind it, and from the packages
+LAYERS = [
+    "main",
+    "arguments",
+    "predict",
+    "engine",
+]  # each imports only from those behind it, and from the packages
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -15,6 +23,6 @@ def test_imports_point_downwards(name):
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(node.module)
-    above = LAYERS[:LAYERS.index(name) + 1]
+    above = LAYERS[: LAYERS.index(name) + 1]
     assert not imported & set(above)
     assert "jittor" not in {module.split(".")[0] for module in imported}

@@ -1,4 +1,7 @@
-"""Batches: order, bits and padding for any number of workers; every pass ends without a hang or a stray process."""
+"""Batches: order, bits and padding for any number of workers; every pass ends without a hang or a
+stray process.
+"""
+
 import multiprocessing
 import os
 import signal
@@ -14,7 +17,9 @@ from util.errors import InputError
 
 
 class Numbers:
-    """Item `i` is an image full of `i`, of a size that depends on `i` and the epoch; item `fails` raises `error`."""
+    """Item `i` is an image full of `i`, of a size that depends on `i` and the epoch; item `fails`
+    raises `error`.
+    """
 
     def __init__(self, count, fails=None, error=None, side=20, pause=0):
         self.count, self.fails, self.error, self.side, self.pause = count, fails, error, side, pause
@@ -28,8 +33,12 @@ class Numbers:
             raise self.error
         time.sleep(self.pause * (index % 3))
         shape = (3, self.side + (index + self.epoch) % 4, self.side + index % 3)
-        target = {"image_id": 2 ** 70 + index, "boxes": np.zeros((index % 2, 4), np.float32),
-                  "masks": np.ones((2, 3, 8), dtype=bool)[:, :, ::2], "scalar": np.array(index)}
+        target = {
+            "image_id": 2**70 + index,
+            "boxes": np.zeros((index % 2, 4), np.float32),
+            "masks": np.ones((2, 3, 8), dtype=bool)[:, :, ::2],
+            "scalar": np.array(index),
+        }
         return np.full(shape, index, np.float32), target
 
 
@@ -55,26 +64,42 @@ def assert_same_batches(first, second):
         assert np.array_equal(tensors, tensors2) and np.array_equal(mask, mask2)
         assert len(targets) == len(targets2)
         for target, target2 in zip(targets, targets2):
-            assert target.keys() == target2.keys() and type(target["image_id"]) is type(target2["image_id"])
+            assert target.keys() == target2.keys() and type(target["image_id"]) is type(
+                target2["image_id"]
+            )
             for key in target:
                 assert np.asarray(target[key]).dtype == np.asarray(target2[key]).dtype
                 assert np.array_equal(target[key], target2[key])
 
 
 def test_padding():
-    (tensors, mask, targets), = collect(DataLoader(Numbers(3), 3))
+    ((tensors, mask, targets),) = collect(DataLoader(Numbers(3), 3))
     assert tensors.shape == (3, 3, 22, 22) and mask.shape == (3, 22, 22)
     for index, (height, width) in enumerate([(20, 20), (21, 21), (22, 22)]):
-        assert (tensors[index, :, :height, :width] == index).all() and not mask[index, :height, :width].any()
-        assert mask[index].sum() == 22 * 22 - height * width and not tensors[index, :, mask[index]].any()
-    assert [target["image_id"] - 2 ** 70 for target in targets] == [0, 1, 2]
+        assert (tensors[index, :, :height, :width] == index).all() and not mask[
+            index, :height, :width
+        ].any()
+        assert (
+            mask[index].sum() == 22 * 22 - height * width
+            and not tensors[index, :, mask[index]].any()
+        )
+    assert [target["image_id"] - 2**70 for target in targets] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
 def test_same_bits_for_any_number_of_workers(num_workers, drop_last):
-    loaders = [DataLoader(Numbers(15, pause=0.002), 2, shuffle=True, drop_last=drop_last, num_workers=workers, seed=5)
-               for workers in (0, num_workers)]
+    loaders = [
+        DataLoader(
+            Numbers(15, pause=0.002),
+            2,
+            shuffle=True,
+            drop_last=drop_last,
+            num_workers=workers,
+            seed=5,
+        )
+        for workers in (0, num_workers)
+    ]
     for epoch in (0, 4):
         for loader in loaders:
             loader.set_epoch(epoch)
@@ -90,7 +115,7 @@ def test_order_derives_from_seed_and_epoch_only():
             loader.set_epoch(earlier)
             collect(loader)
         loader.set_epoch(epoch)
-        return [target["image_id"] - 2 ** 70 for _, targets in loader for target in targets]
+        return [target["image_id"] - 2**70 for _, targets in loader for target in targets]
 
     assert order(1, 3) == order(1, 3, before=(0, 1))
     assert sorted(order(1, 3)) == list(range(30))
@@ -99,7 +124,7 @@ def test_order_derives_from_seed_and_epoch_only():
 
 def test_without_shuffle_in_order_and_last_batch_kept():
     batches = collect(DataLoader(Numbers(7), 3, num_workers=2))
-    numbers = [[target["image_id"] - 2 ** 70 for target in targets] for *_, targets in batches]
+    numbers = [[target["image_id"] - 2**70 for target in targets] for *_, targets in batches]
     assert numbers == [[0, 1, 2], [3, 4, 5], [6]]
 
 
@@ -118,7 +143,10 @@ def test_many_small_batches_behind_a_slow_one():
             time.sleep(0.5 * (index == 2))
             return super().__getitem__(index)
 
-    numbers = [tensors[0, 0, 0, 0] for tensors, _, _ in collect(DataLoader(OneSlow(1000), 1, num_workers=2))]
+    numbers = [
+        tensors[0, 0, 0, 0]
+        for tensors, _, _ in collect(DataLoader(OneSlow(1000), 1, num_workers=2))
+    ]
     assert numbers == list(range(1000))
 
 
@@ -131,7 +159,11 @@ def test_a_batch_larger_than_the_ring_arrives():
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_input_error_of_an_item(num_workers):
-    loader = DataLoader(Numbers(20, fails=9, error=InputError("bad.jpg: cannot be read")), 2, num_workers=num_workers)
+    loader = DataLoader(
+        Numbers(20, fails=9, error=InputError("bad.jpg: cannot be read")),
+        2,
+        num_workers=num_workers,
+    )
     seen = []
     with pytest.raises(InputError, match=r"^bad\.jpg: cannot be read$"):
         for _, targets in loader:
@@ -141,7 +173,9 @@ def test_input_error_of_an_item(num_workers):
 
 def test_other_error_of_an_item_comes_with_its_traceback():
     loader = DataLoader(Numbers(20, fails=9, error=KeyError("nope")), 2, num_workers=2)
-    with pytest.raises(RuntimeError, match=r"(?s)data worker failed at batch 4.*in __getitem__.*KeyError: 'nope'"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)data worker failed at batch 4.*in __getitem__.*KeyError: 'nope'"
+    ):
         collect(loader)
 
 
@@ -185,7 +219,12 @@ def test_leaving_a_pass_early_and_two_passes_at_once():
     first, second = iter(loader), iter(loader)
     batches = [(next(first), next(second)) for _ in range(20)]
     assert list(first) == list(second) == []
-    assert_same_batches(*([(samples.tensors, samples.mask, targets) for samples, targets in side] for side in zip(*batches)))
+    assert_same_batches(
+        *(
+            [(samples.tensors, samples.mask, targets) for samples, targets in side]
+            for side in zip(*batches)
+        )
+    )
 
 
 def test_less_than_one_batch():
@@ -196,15 +235,26 @@ def test_less_than_one_batch():
 
 @pytest.mark.coco
 def test_real_images_with_any_number_of_workers(coco_path):
-    loaders = [DataLoader(build_dataset("train", arguments(coco_path, masks=True)), 2, shuffle=True, drop_last=True,
-                          num_workers=workers, seed=3) for workers in (0, 2)]
+    loaders = [
+        DataLoader(
+            build_dataset("train", arguments(coco_path, masks=True)),
+            2,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            seed=3,
+        )
+        for workers in (0, 2)
+    ]
     for loader in loaders:
         loader.set_epoch(2)
     assert_same_batches(*map(collect, loaders))
 
 
 def test_batches_of_one_step_are_those_of_as_many_processes():
-    """With several processes too; a last round that is not whole is left out, and resuming starts at a step."""
+    """With several processes too; a last round that is not whole is left out, and resuming starts
+    at a step.
+    """
     data = [number for number in range(23)]
 
     class Data(list):
@@ -213,6 +263,7 @@ def test_batches_of_one_step_are_those_of_as_many_processes():
     def order(**place):
         loader = DataLoader(Data(data), 2, shuffle=True, drop_last=True, seed=3, **place)
         return loader._order()
+
     processes = [order(rank=rank, world_size=4) for rank in range(4)]
     rounds = [batch for step in zip(*processes) for batch in step]
     assert order(accum_steps=4) == rounds and len(rounds) == 8

@@ -1,4 +1,5 @@
 """Meters and the lines they print, as the original's."""
+
 import io
 import re
 import sys
@@ -15,7 +16,9 @@ def meter_of(*values, **settings):
     return meter
 
 
-@pytest.mark.parametrize("values, median", [((3, 1), 1), ((4, 1, 3, 2), 2), ((5, 1, 3), 3), ((7,), 7)])
+@pytest.mark.parametrize(
+    "values, median", [((3, 1), 1), ((4, 1, 3, 2), 2), ((5, 1, 3), 3), ((7,), 7)]
+)
 def test_median_is_the_lower_one_as_in_pytorch(values, median):
     assert meter_of(*values).median == median
 
@@ -44,10 +47,15 @@ def test_lines_of_a_loop(capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     assert seen == list(range(25))
     assert len(lines) == 4, "every tenth step and the last one"
-    for line, step, loss in zip(lines, (0, 10, 20, 24), ("0.0000 (0.0000)", "5.0000 (5.0000)", "10.0000 (10.0000)",
-                                                         "14.0000 (12.0000)")):
-        expected = (rf"Epoch: \[3\]  \[{step:2}/25\]  eta: 0:00:00  loss: {re.escape(loss)}  "
-                    r"time: 0\.\d{4}  data: 0\.\d{4}")
+    for line, step, loss in zip(
+        lines,
+        (0, 10, 20, 24),
+        ("0.0000 (0.0000)", "5.0000 (5.0000)", "10.0000 (10.0000)", "14.0000 (12.0000)"),
+    ):
+        expected = (
+            rf"Epoch: \[3\]  \[{step:2}/25\]  eta: 0:00:00  loss: {re.escape(loss)}  "
+            r"time: 0\.\d{4}  data: 0\.\d{4}"
+        )
         assert re.fullmatch(expected, line), line
     assert re.fullmatch(r"Epoch: \[3\] Total time: 0:00:00 \(0\.\d{4} s / it\)", last)
 
@@ -56,6 +64,7 @@ def test_bar_on_a_terminal(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
+
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     logger = MetricLogger()
@@ -63,5 +72,9 @@ def test_bar_on_a_terminal(monkeypatch):
         logger.update(loss=item, loss_ce=1, lr=1e-4)
     *_, bar, total = terminal.getvalue().splitlines()
     final = bar.split("\r")[-1]
-    assert "Epoch: [3]: 100%" in final and " 25/25 " in final and "loss: 14.000  loss_ce: 1.000" in final
+    assert (
+        "Epoch: [3]: 100%" in final
+        and " 25/25 " in final
+        and "loss: 14.000  loss_ce: 1.000" in final
+    )
     assert "eta: " not in terminal.getvalue() and total.startswith("Epoch: [3] Total time: 0:00:00")

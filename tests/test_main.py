@@ -1,4 +1,7 @@
-"""The program as its user meets it: training, resuming, evaluating, and what it says about wrong input."""
+"""The program as its user meets it: training, resuming, evaluating, and what it says about wrong
+input.
+"""
+
 import json
 import os
 import re
@@ -45,25 +48,60 @@ def log_of(folder):
 
 def test_files_of_a_training(trained):
     files = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
-    assert files == {"checkpoint.pkl", "checkpoint0000.pkl", "checkpoint0001.pkl", "eval/latest.pkl", "eval/000.pkl",
-                     ".lock", "log.txt", "detections_bbox.json", "curves.png", "predictions.png"}
+    assert files == {
+        "checkpoint.pkl",
+        "checkpoint0000.pkl",
+        "checkpoint0001.pkl",
+        "eval/latest.pkl",
+        "eval/000.pkl",
+        ".lock",
+        "log.txt",
+        "detections_bbox.json",
+        "curves.png",
+        "predictions.png",
+    }
     checkpoint = load_checkpoint(trained / "checkpoint.pkl")
-    assert set(checkpoint) == {"model", "optimizer", "lr_scheduler", "epoch", "step", "processes", "classes",
-                               "train_stats", "args"}
-    assert checkpoint["epoch"] == 1 and load_checkpoint(trained / "checkpoint0000.pkl")["epoch"] == 0
+    assert set(checkpoint) == {
+        "model",
+        "optimizer",
+        "lr_scheduler",
+        "epoch",
+        "step",
+        "processes",
+        "classes",
+        "train_stats",
+        "args",
+    }
+    assert (
+        checkpoint["epoch"] == 1 and load_checkpoint(trained / "checkpoint0000.pkl")["epoch"] == 0
+    )
     assert checkpoint["args"]["num_queries"] == 10
     precision = jt.load(str(trained / "eval" / "latest.pkl"))["precision"]
-    assert precision.shape == (10, 101, 2, 4, 3), "IoU thresholds, recalls, categories, areas, numbers of detections"
+    assert precision.shape == (10, 101, 2, 4, 3), (
+        "IoU thresholds, recalls, categories, areas, numbers of detections"
+    )
 
 
 def test_log_has_the_originals_keys(trained):
     losses = ["loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "loss_bbox_0", "loss_giou_0"]
-    meters = {"loss", "class_error", *losses, *(f"{name}_unscaled" for name in [
-        *losses, "class_error", "cardinality_error", "cardinality_error_0"])}
+    meters = {
+        "loss",
+        "class_error",
+        *losses,
+        *(
+            f"{name}_unscaled"
+            for name in [*losses, "class_error", "cardinality_error", "cardinality_error_0"]
+        ),
+    }
     lines = log_of(trained)
     for epoch, line in enumerate(lines):
-        assert set(line) == {"train_lr", "test_coco_eval_bbox", "epoch", "n_parameters",
-                             *(f"{part}_{name}" for part in ("train", "test") for name in meters)}
+        assert set(line) == {
+            "train_lr",
+            "test_coco_eval_bbox",
+            "epoch",
+            "n_parameters",
+            *(f"{part}_{name}" for part in ("train", "test") for name in meters),
+        }
         assert line["epoch"] == epoch and len(line["test_coco_eval_bbox"]) == 12
     assert [line["train_lr"] for line in lines] == [1e-4, pytest.approx(1e-5)], "--lr_drop 1"
 
@@ -75,13 +113,30 @@ def test_resuming_continues_to_the_last_bit(trained, resumed):
     for key in ("model", "optimizer", "lr_scheduler", "epoch"):
         assert_same(parts[key], whole[key])
     first = load_checkpoint(trained / "checkpoint0000.pkl")["model"]
-    assert any((first[name] != array).any() for name, array in whole["model"].items()), "the second epoch trains"
+    assert any((first[name] != array).any() for name, array in whole["model"].items()), (
+        "the second epoch trains"
+    )
 
 
 def test_evaluating_the_checkpoint_gives_the_trainings_figures(coco, trained, tmp_path):
-    tiny.train("--coco_path", coco, "--output_dir", tmp_path, "--eval", "--resume", trained / "checkpoint.pkl")
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "eval.pkl", "detections_bbox.json", "predictions.png"}
-    found, expected = (load_figures(path) for path in (tmp_path / "eval.pkl", trained / "eval" / "latest.pkl"))
+    tiny.train(
+        "--coco_path",
+        coco,
+        "--output_dir",
+        tmp_path,
+        "--eval",
+        "--resume",
+        trained / "checkpoint.pkl",
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".lock",
+        "eval.pkl",
+        "detections_bbox.json",
+        "predictions.png",
+    }
+    found, expected = (
+        load_figures(path) for path in (tmp_path / "eval.pkl", trained / "eval" / "latest.pkl")
+    )
     assert_same(found, expected)
     detections = json.loads((tmp_path / "detections_bbox.json").read_text())
     assert detections == json.loads((trained / "detections_bbox.json").read_text())
@@ -97,16 +152,34 @@ def load_figures(path):
 def test_evaluating_prints_the_12_figures(coco, trained, capsys):
     tiny.train("--coco_path", coco, "--eval", "--resume", trained / "checkpoint.pkl")
     output = capsys.readouterr().out
-    figures = [float(line.rsplit("=", 1)[1]) for line in output.splitlines() if line.startswith(" Average ")]
+    figures = [
+        float(line.rsplit("=", 1)[1])
+        for line in output.splitlines()
+        if line.startswith(" Average ")
+    ]
     assert len(figures) == 12
     np.testing.assert_allclose(figures, log_of(trained)[-1]["test_coco_eval_bbox"], atol=5e-4)
 
 
 def test_weights_alone_start_a_new_training(coco, trained, tmp_path, capsys):
-    write_jittor_file({"model": load_checkpoint(trained / "checkpoint.pkl")["model"]}, tmp_path / "weights.pkl")
-    tiny.train("--coco_path", coco, "--epochs", 1, "--lr", 1e-9, "--lr_backbone", 1e-9, "--resume", tmp_path / "weights.pkl",
-        "--output_dir", tmp_path / "out")
-    assert "only the weights are taken; training starts at epoch 0" in capsys.readouterr().out
+    write_jittor_file(
+        {"model": load_checkpoint(trained / "checkpoint.pkl")["model"]}, tmp_path / "weights.pkl"
+    )
+    tiny.train(
+        "--coco_path",
+        coco,
+        "--epochs",
+        1,
+        "--lr",
+        1e-9,
+        "--lr_backbone",
+        1e-9,
+        "--resume",
+        tmp_path / "weights.pkl",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    assert "only weights; training starts at epoch 0" in capsys.readouterr().out
     [line] = log_of(tmp_path / "out")
     assert line["epoch"] == 0
     assert line["test_loss"] == pytest.approx(log_of(trained)[-1]["test_loss"], rel=1e-4)
@@ -124,30 +197,48 @@ def set_box(box):
 
 
 def truncate(path):
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def add_category_91(coco):
     def change(data):
         data["categories"].append({"id": 91, "name": "too high"})
         data["annotations"][3]["category_id"] = 91
+
     edit_annotations(coco, change)
 
 
 BAD_DATA = {  # name -> (what is done to the folder, what the message says)
-    "no folder": (lambda coco: coco.rename(coco.with_name("gone")), r"--coco_path .*coco: no such folder"),
-    "no images": (lambda coco: (coco / "train2017").rename(coco / "elsewhere"), r"coco/train2017: no such folder"),
-    "no JSON": (lambda coco: (coco / "annotations" / "instances_val2017.json").unlink(),
-                r"instances_val2017\.json: no such file"),
-    "bad JSON": (lambda coco: truncate(coco / "annotations" / "instances_train2017.json"),
-                 r"instances_train2017\.json: not a JSON file"),
-    "missing image": (lambda coco: (coco / "val2017" / "000000000002.jpg").unlink(),
-                      r"val2017/000000000002\.jpg: no such image"),
+    "no folder": (
+        lambda coco: coco.rename(coco.with_name("gone")),
+        r"--coco_path .*coco: no such folder",
+    ),
+    "no images": (
+        lambda coco: (coco / "train2017").rename(coco / "elsewhere"),
+        r"coco/train2017: no such folder",
+    ),
+    "no JSON": (
+        lambda coco: (coco / "annotations" / "instances_val2017.json").unlink(),
+        r"instances_val2017\.json: no such file",
+    ),
+    "bad JSON": (
+        lambda coco: truncate(coco / "annotations" / "instances_train2017.json"),
+        r"instances_train2017\.json: not a JSON file",
+    ),
+    "missing image": (
+        lambda coco: (coco / "val2017" / "000000000002.jpg").unlink(),
+        r"val2017/000000000002\.jpg: no such image",
+    ),
     "category 91": (add_category_91, r"instances_train2017\.json: annotation 4 .*category_id 91"),
-    "NaN box": (set_box([1, 2, float("nan"), 4]), r"instances_train2017\.json: annotation 4 .*bbox"),
+    "NaN box": (
+        set_box([1, 2, float("nan"), 4]),
+        r"instances_train2017\.json: annotation 4 .*bbox",
+    ),
     "negative box": (set_box([1, 2, -3, 4]), r"instances_train2017\.json: annotation 4 .*bbox"),
-    "truncated image": (lambda coco: truncate(coco / "train2017" / "000000000002.jpg"),
-                        r"train2017/000000000002\.jpg: cannot be read as an image"),
+    "truncated image": (
+        lambda coco: truncate(coco / "train2017" / "000000000002.jpg"),
+        r"train2017/000000000002\.jpg: cannot be read as an image",
+    ),
 }
 
 
@@ -158,7 +249,9 @@ def test_bad_data_is_named_before_the_first_step(name, tmp_path, capsys):
     damage(coco)
     # one batch: whatever the order, the truncated image is in it
     with pytest.raises(InputError, match=message):
-        tiny.train("--coco_path", coco, "--output_dir", output, "--batch_size", 3, "--num_workers", 2)
+        tiny.train(
+            "--coco_path", coco, "--output_dir", output, "--batch_size", 3, "--num_workers", 2
+        )
     assert "[0/1]" not in capsys.readouterr().out
     assert [path.name for path in output.iterdir()] == [".lock"], "nothing is written"
 
@@ -180,29 +273,55 @@ def without_flags(source, target):
     return target
 
 
-BAD_CHECKPOINTS = {  # name -> (flags from the checkpoint's path and a path to write, what the message says)
+# name -> (flags from the checkpoint's path and a path to write, what the message says)
+BAD_CHECKPOINTS = {
     "missing": (lambda good, path: ["--resume", path], r"bad\.pkl: cannot be read \(No such file"),
     "truncated": (lambda good, path: ["--resume", shorten(good, path)], r"bad\.pkl: .*truncated"),
-    "incomplete": (lambda good, path: ["--resume", without(good, path, "class_embed.bias")],
-                   r"bad\.pkl: does not fit the model: 1 missing \(class_embed\.bias\)"),
-    "more layers": (lambda good, path: ["--resume", good, "--dec_layers", 3],
-                    r"--dec_layers is 3, but .*checkpoint\.pkl was trained with 2: leave the flag out, or .*--finetune"),
-    "fewer layers": (lambda good, path: ["--resume", good, "--dec_layers", 1],
-                     r"--dec_layers is 1, but .*checkpoint\.pkl was trained with 2"),
-    "another width": (lambda good, path: ["--resume", good, "--hidden_dim", 64],
-                      r"--hidden_dim is 64, but .*checkpoint\.pkl was trained with 32"),
-    "another backbone": (lambda good, path: ["--resume", good, "--backbone", "resnet50"],
-                         r"--backbone is resnet50, but .*checkpoint\.pkl was trained with resnet18"),
-    "weights of another backbone": (lambda good, path: ["--resume", without_flags(good, path), "--backbone", "resnet50"],
-                                    r"bad\.pkl: .* missing \(.*backbone\.0\.body\.layer1\.0\.conv3\.weight"),
-    "weights of another width": (lambda good, path: ["--resume", without_flags(good, path), "--hidden_dim", 64],
-                                 r"bad\.pkl: .* of another shape \(.*32.* instead of .*64"),
-    "weights of fewer layers": (lambda good, path: ["--resume", without_flags(good, path), "--dec_layers", 1],
-                                r"bad\.pkl: does not fit the model: \d+ unexpected \(transformer\.decoder\.layers\.1\."),
-    "other classes": (lambda good, path: ["--resume", good, "--num_classes", 90], "--num_classes is 90, but .* has 91 classes"),
-    "other groups": (lambda good, path: ["--resume", good, "--lr_backbone", 0],
-                     r"checkpoint\.pkl: its optimizer does not fit"),
-    "backbone": (lambda good, path: ["--backbone_weights", path], r"bad\.pkl: cannot be read \(No such file"),
+    "incomplete": (
+        lambda good, path: ["--resume", without(good, path, "class_embed.bias")],
+        r"bad\.pkl: does not fit the model: 1 missing \(class_embed\.bias\)",
+    ),
+    "more layers": (
+        lambda good, path: ["--resume", good, "--dec_layers", 3],
+        r"--dec_layers is 3, but .*checkpoint\.pkl was trained with 2: leave "
+        r"the flag out, or .*--finetune",
+    ),
+    "fewer layers": (
+        lambda good, path: ["--resume", good, "--dec_layers", 1],
+        r"--dec_layers is 1, but .*checkpoint\.pkl was trained with 2",
+    ),
+    "another width": (
+        lambda good, path: ["--resume", good, "--hidden_dim", 64],
+        r"--hidden_dim is 64, but .*checkpoint\.pkl was trained with 32",
+    ),
+    "another backbone": (
+        lambda good, path: ["--resume", good, "--backbone", "resnet50"],
+        r"--backbone is resnet50, but .*checkpoint\.pkl was trained with resnet18",
+    ),
+    "weights of another backbone": (
+        lambda good, path: ["--resume", without_flags(good, path), "--backbone", "resnet50"],
+        r"bad\.pkl: .* missing \(.*backbone\.0\.body\.layer1\.0\.conv3\.weight",
+    ),
+    "weights of another width": (
+        lambda good, path: ["--resume", without_flags(good, path), "--hidden_dim", 64],
+        r"bad\.pkl: .* of another shape \(.*32.* instead of .*64",
+    ),
+    "weights of fewer layers": (
+        lambda good, path: ["--resume", without_flags(good, path), "--dec_layers", 1],
+        r"bad\.pkl: does not fit the model: \d+ unexpected \(transformer\.decoder\.layers\.1\.",
+    ),
+    "other classes": (
+        lambda good, path: ["--resume", good, "--num_classes", 90],
+        "--num_classes is 90, but .* has 91 classes",
+    ),
+    "other groups": (
+        lambda good, path: ["--resume", good, "--lr_backbone", 0],
+        r"checkpoint\.pkl: its optimizer does not fit",
+    ),
+    "backbone": (
+        lambda good, path: ["--backbone_weights", path],
+        r"bad\.pkl: cannot be read \(No such file",
+    ),
 }
 
 
@@ -215,35 +334,46 @@ def test_bad_checkpoint_is_named_before_the_first_step(name, coco, trained, tmp_
     assert "[0/" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flag, value, message", [
-    ("--batch_size", 0, "--batch_size is 0"),
-    ("--batch_size", 4, "--batch_size 4: the data set has only 3 images"),
-    ("--epochs", 0, "--epochs is 0"),
-    ("--lr_drop", 0, "--lr_drop is 0"),
-    ("--num_workers", -1, "--num_workers is -1"),
-    ("--dec_layers", 0, "--dec_layers is 0"),
-    ("--num_queries", 0, "--num_queries is 0"),
-    ("--nheads", 3, r"--hidden_dim is 32: .*--nheads \(3\)"),
-    ("--hidden_dim", 30, "--hidden_dim is 30"),
-    ("--dropout", 1, "--dropout is 1.0"),
-    ("--coco_path", "", "--coco_path is missing"),
-    ("--output_dir", __file__, f"--output_dir {__file__} cannot be written"),
-    ("--output_dir", f"{__file__}/below", "--output_dir .*/below cannot be written"),
-    ("--dilation", None, "--dilation .*resnet18"),
-    ("--backbone", "tiny", "--backbone tiny .*: use --backbone_norm batch"),
-    ("--shapes_size", 31, "--shapes_size is 31"),
-    ("--accum_steps", 0, "--accum_steps is 0"),
-    ("--accum_steps", 4, "--batch_size 2: .* only 3 images, less than one batch for each of --accum_steps 4"),
-    ("--num_classes", 0, "--num_classes is 0"),
-    ("--num_classes", 90, r"category_id 90 is not in 0\.\.89; .*give a larger --num_classes"),
-    ("--img_scales", 31, "--img_scales is 31"),
-    ("--eval_size", 0, "--eval_size is 0"),
-    ("--max_size", 10, "--max_size is 10"),
-    ("--threshold", 1.5, "--threshold is 1.5"),
-    ("--freeze", "backbone", "--freeze would keep random weights"),
-    ("--finetune", "/nowhere/w.pkl", r"/nowhere/w\.pkl: cannot be read \(No such file"),
-    ("--train_images", "images", "--train_images needs --train_ann and --val_images and --val_ann too"),
-])
+@pytest.mark.parametrize(
+    "flag, value, message",
+    [
+        ("--batch_size", 0, "--batch_size is 0"),
+        ("--batch_size", 4, "--batch_size 4: the data set has only 3 images"),
+        ("--epochs", 0, "--epochs is 0"),
+        ("--lr_drop", 0, "--lr_drop is 0"),
+        ("--num_workers", -1, "--num_workers is -1"),
+        ("--dec_layers", 0, "--dec_layers is 0"),
+        ("--num_queries", 0, "--num_queries is 0"),
+        ("--nheads", 3, r"--hidden_dim is 32: .*--nheads \(3\)"),
+        ("--hidden_dim", 30, "--hidden_dim is 30"),
+        ("--dropout", 1, "--dropout is 1.0"),
+        ("--coco_path", "", "--coco_path is missing"),
+        ("--output_dir", __file__, f"--output_dir {__file__} cannot be written"),
+        ("--output_dir", f"{__file__}/below", "--output_dir .*/below cannot be written"),
+        ("--dilation", None, "--dilation .*resnet18"),
+        ("--backbone", "tiny", "--backbone tiny .*: use --backbone_norm batch"),
+        ("--shapes_size", 31, "--shapes_size is 31"),
+        ("--accum_steps", 0, "--accum_steps is 0"),
+        (
+            "--accum_steps",
+            4,
+            "--batch_size 2: .* only 3 images, less than one batch for each of --accum_steps 4",
+        ),
+        ("--num_classes", 0, "--num_classes is 0"),
+        ("--num_classes", 90, r"category_id 90 is not in 0\.\.89; .*give a larger --num_classes"),
+        ("--img_scales", 31, "--img_scales is 31"),
+        ("--eval_size", 0, "--eval_size is 0"),
+        ("--max_size", 10, "--max_size is 10"),
+        ("--threshold", 1.5, "--threshold is 1.5"),
+        ("--freeze", "backbone", "--freeze would keep random weights"),
+        ("--finetune", "/nowhere/w.pkl", r"/nowhere/w\.pkl: cannot be read \(No such file"),
+        (
+            "--train_images",
+            "images",
+            "--train_images needs --train_ann and --val_images and --val_ann too",
+        ),
+    ],
+)
 def test_wrong_flags_are_named(flag, value, message, coco):
     with pytest.raises(InputError, match=message):
         tiny.train("--coco_path", coco, *[flag] if value is None else [flag, value])
@@ -269,43 +399,125 @@ def test_every_number_is_checked_before_anything_is_read(flag):
 
 
 def test_costs_that_are_all_zero_are_refused():
-    with pytest.raises(InputError, match="--set_cost_class, --set_cost_bbox and --set_cost_giou are all 0"):
-        check_flags(parse_args("--coco_path /nowhere --set_cost_class 0 --set_cost_bbox 0 --set_cost_giou 0".split()))
+    with pytest.raises(
+        InputError, match="--set_cost_class, --set_cost_bbox and --set_cost_giou are all 0"
+    ):
+        check_flags(
+            parse_args(
+                "--coco_path /nowhere --set_cost_class 0 --set_cost_bbox 0 "
+                "--set_cost_giou 0".split()
+            )
+        )
 
 
 def test_wrong_flags_end_before_jittor_and_the_data(tmp_path):
-    """Also those that a checkpoint brings: panopticapi is missed before a training, not after its first epoch."""
-    flags = tiny.arguments("--masks", "--hidden_dim", 128, "--nheads", 8, "--dataset_file", "coco_panoptic", "--coco_path", tmp_path,
-                           "--coco_panoptic_path", tmp_path)
-    write_jittor_file({"model": {"class_embed.bias": np.zeros(251, np.float32)}, "args": vars(flags)}, tmp_path / "w.pkl")
-    panoptic = ["--dataset_file", "coco_panoptic", "--coco_path", str(tmp_path), "--coco_panoptic_path", str(tmp_path)]
-    for wrong, message in ((["--dilation", "--backbone", "resnet18"], "error: --dilation does not go with --backbone resnet18"),
-                           (["--lr", "-1"], "error: --lr is -1.0"),
-                           ([*panoptic, "--resume", str(tmp_path / "w.pkl")], "error: .*panopticapi-lite")):
-        source = ("import sys; sys.modules['panopticapi'] = None\nfrom main import *\nwith dist.job():\n    try:\n"
-                  f"        main(parse_args({['--coco_path', '/nowhere', *wrong]}))\n"
-                  "    finally:\n        print('jittor' in sys.modules, 'datasets.coco' in sys.modules)")
-        process = subprocess.run([sys.executable, "-c", source], cwd=REPO, capture_output=True, text=True)
-        assert process.returncode == 1 and process.stdout.splitlines()[-1] == "False False", process.stdout + process.stderr
+    """Also those that a checkpoint brings: panopticapi is missed before a training, not after its
+    first epoch.
+    """
+    flags = tiny.arguments(
+        "--masks",
+        "--hidden_dim",
+        128,
+        "--nheads",
+        8,
+        "--dataset_file",
+        "coco_panoptic",
+        "--coco_path",
+        tmp_path,
+        "--coco_panoptic_path",
+        tmp_path,
+    )
+    write_jittor_file(
+        {"model": {"class_embed.bias": np.zeros(251, np.float32)}, "args": vars(flags)},
+        tmp_path / "w.pkl",
+    )
+    panoptic = [
+        "--dataset_file",
+        "coco_panoptic",
+        "--coco_path",
+        str(tmp_path),
+        "--coco_panoptic_path",
+        str(tmp_path),
+    ]
+    for wrong, message in (
+        (
+            ["--dilation", "--backbone", "resnet18"],
+            "error: --dilation does not go with --backbone resnet18",
+        ),
+        (["--lr", "-1"], "error: --lr is -1.0"),
+        ([*panoptic, "--resume", str(tmp_path / "w.pkl")], "error: .*panopticapi-lite"),
+    ):
+        source = (
+            "import sys; sys.modules['panopticapi'] = None\nfrom main import "
+            "*\nwith dist.job():\n    try:\n"
+            f"        main(parse_args({['--coco_path', '/nowhere', *wrong]}))\n"
+            "    finally:\n        print('jittor' in sys.modules, 'datasets.coco' in sys.modules)"
+        )
+        process = subprocess.run(
+            [sys.executable, "-c", source], cwd=REPO, capture_output=True, text=True
+        )
+        assert process.returncode == 1 and process.stdout.splitlines()[-1] == "False False", (
+            process.stdout + process.stderr
+        )
         assert re.match(message, process.stderr), process.stderr
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--backbone_norm", "batch", "--lr_backbone", 0], "--backbone_norm batch trains the backbone"),
-    (["--backbone_norm", "group", "--backbone_weights", "imagenet"], "no ImageNet weights .*--backbone_weights none"),
-    (["--backbone_norm", "batch", "--backbone", "tiny", "--backbone_weights", "imagenet"], "no ImageNet weights .*tiny"),
-    (["--resume", "a.pkl", "--finetune", "b.pkl"], "--finetune .*--resume .*: give one of the two"),
-    (["--finetune", "b.pkl", "--eval"], "--finetune begins a training: to evaluate.*use --resume"),
-    (["--finetune", "b.pkl", "--masks", "--hidden_dim", 128, "--nheads", 8, "--frozen_weights", "c.pkl"], "--finetune begins"),
-    (["--eval", "--val_images", "a"], "--val_images needs --val_ann too: the images and annotations to evaluate on"),
-    (["--eval", "--val_images", "a", "--val_ann", "b"], "--val_images names your own data, and --coco_path another"),
-    (["--eval", "--val_images", "a", "--val_ann", "b", "--dataset_file", "shapes"], "--dataset_file shapes another data set"),
-    (["--dataset_file", "shapes", "--max_size", 100], "--max_size does not change the shapes"),
-    (["--dataset_file", "shapes", "--num_classes", 3], "--num_classes is 3: the shapes need 4"),
-    (["--predict", "a.jpg"], "--predict needs trained weights"),
-    (["--predict", "a.jpg", "--resume", "w.pkl"], "--predict needs a folder"),
-    (["--predict", "a.jpg", "--resume", "w.pkl", "--eval"], "--predict and --eval"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            ["--backbone_norm", "batch", "--lr_backbone", 0],
+            "--backbone_norm batch trains the backbone",
+        ),
+        (
+            ["--backbone_norm", "group", "--backbone_weights", "imagenet"],
+            "no ImageNet weights .*--backbone_weights none",
+        ),
+        (
+            ["--backbone_norm", "batch", "--backbone", "tiny", "--backbone_weights", "imagenet"],
+            "no ImageNet weights .*tiny",
+        ),
+        (
+            ["--resume", "a.pkl", "--finetune", "b.pkl"],
+            "--finetune .*--resume .*: give one of the two",
+        ),
+        (
+            ["--finetune", "b.pkl", "--eval"],
+            "--finetune begins a training: to evaluate.*use --resume",
+        ),
+        (
+            [
+                "--finetune",
+                "b.pkl",
+                "--masks",
+                "--hidden_dim",
+                128,
+                "--nheads",
+                8,
+                "--frozen_weights",
+                "c.pkl",
+            ],
+            "--finetune begins",
+        ),
+        (
+            ["--eval", "--val_images", "a"],
+            "--val_images needs --val_ann too: the images and annotations to evaluate on",
+        ),
+        (
+            ["--eval", "--val_images", "a", "--val_ann", "b"],
+            "--val_images names your own data, and --coco_path another",
+        ),
+        (
+            ["--eval", "--val_images", "a", "--val_ann", "b", "--dataset_file", "shapes"],
+            "--dataset_file shapes another data set",
+        ),
+        (["--dataset_file", "shapes", "--max_size", 100], "--max_size does not change the shapes"),
+        (["--dataset_file", "shapes", "--num_classes", 3], "--num_classes is 3: the shapes need 4"),
+        (["--predict", "a.jpg"], "--predict needs trained weights"),
+        (["--predict", "a.jpg", "--resume", "w.pkl"], "--predict needs a folder"),
+        (["--predict", "a.jpg", "--resume", "w.pkl", "--eval"], "--predict and --eval"),
+    ],
+)
 def test_flags_that_do_not_go_together_are_named(flags, message, coco):
     with pytest.raises(InputError, match=message):
         tiny.train("--coco_path", coco, *flags)
@@ -320,19 +532,41 @@ def test_demo_sets_flags_that_others_win_over(capsys):
     again = parse_args(shlex.split(command)[2:])
     assert args.given == ["epochs", "aux_loss", "output_dir", "demo"]
     assert {**vars(again), "demo": True, "given": args.given} == vars(args)
-    assert vars(parse_args([])) == {**vars(get_args_parser().parse_args([])), "given": []}, "nothing is left of the demo"
+    assert vars(parse_args([])) == {**vars(get_args_parser().parse_args([])), "given": []}, (
+        "nothing is left of the demo"
+    )
 
 
 def test_demo_trains_evaluates_and_draws(tmp_path, capsys):
-    flags = ["--demo", "--coco_path", str(tmp_path / "shapes"), "--shapes_train", "32", "--shapes_val", "8",
-             "--shapes_size", "48", "--epochs", "1", "--batch_size", "8", "--num_workers", "0", "--device", "cpu"]
+    flags = [
+        "--demo",
+        "--coco_path",
+        str(tmp_path / "shapes"),
+        *"""
+        --shapes_train 32 --shapes_val 8 --shapes_size 48 --epochs 1 --batch_size 8 --num_workers
+        0 --device cpu
+    """.split(),
+    ]
     main(parse_args([*flags, "--output_dir", str(tmp_path / "out")]))
     [line] = log_of(tmp_path / "out")
     assert np.isfinite(line["train_loss"]) and len(line["test_coco_eval_bbox"]) == 12
     assert {"curves.png", "predictions.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    main(parse_args([*flags, "--eval", "--resume", str(tmp_path / "out" / "checkpoint.pkl"),
-                     "--output_dir", str(tmp_path / "eval")]))
-    assert_same(load_figures(tmp_path / "eval" / "eval.pkl"), load_figures(tmp_path / "out" / "eval" / "latest.pkl"))
+    main(
+        parse_args(
+            [
+                *flags,
+                "--eval",
+                "--resume",
+                str(tmp_path / "out" / "checkpoint.pkl"),
+                "--output_dir",
+                str(tmp_path / "eval"),
+            ]
+        )
+    )
+    assert_same(
+        load_figures(tmp_path / "eval" / "eval.pkl"),
+        load_figures(tmp_path / "out" / "eval" / "latest.pkl"),
+    )
 
 
 def test_cuda_is_an_error_where_there_is_none(coco, monkeypatch):
@@ -341,24 +575,43 @@ def test_cuda_is_an_error_where_there_is_none(coco, monkeypatch):
         tiny.train("--coco_path", coco, "--device", "cuda")
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--coco_path", "/nowhere/coco"], "error: --coco_path /nowhere/coco: no such folder"),
-    (["--coco_path", "/nowhere/coco", "--output_dir", __file__], f"error: --output_dir {__file__} cannot be written"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--coco_path", "/nowhere/coco"], "error: --coco_path /nowhere/coco: no such folder"),
+        (
+            ["--coco_path", "/nowhere/coco", "--output_dir", __file__],
+            f"error: --output_dir {__file__} cannot be written",
+        ),
+    ],
+)
 def test_an_error_is_one_line_and_exit_code_1(flags, message):
-    process = subprocess.run([sys.executable, "main.py", *flags], cwd=REPO, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "main.py", *flags], cwd=REPO, capture_output=True, text=True
+    )
     assert process.returncode == 1
-    assert [line.startswith(message) for line in process.stderr.splitlines() if line.startswith("error")] == [True]
+    assert [
+        line.startswith(message) for line in process.stderr.splitlines() if line.startswith("error")
+    ] == [True]
     assert "Traceback" not in process.stderr + process.stdout
 
 
 def test_help_answers_at_once_and_without_jittor(tmp_path):
     environment = {**os.environ, "HOME": str(tmp_path), "JITTOR_HOME": str(tmp_path)}
     start = time.monotonic()
-    process = subprocess.run([sys.executable, "-X", "importtime", "main.py", "--help"], cwd=REPO, env=environment,
-                             capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, "-X", "importtime", "main.py", "--help"],
+        cwd=REPO,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert time.monotonic() - start < 3
     assert process.returncode == 0 and "--num_queries" in process.stdout
-    imported = [line.split("|")[-1].strip() for line in process.stderr.splitlines() if line.startswith("import time:")]
+    imported = [
+        line.split("|")[-1].strip()
+        for line in process.stderr.splitlines()
+        if line.startswith("import time:")
+    ]
     assert len(imported) > 20 and not [name for name in imported if name.startswith("jittor")]
     assert not list(tmp_path.rglob("jittor_core*")), "nothing is compiled"

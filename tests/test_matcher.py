@@ -1,4 +1,5 @@
 """The matching is the optimum, for every number of objects."""
+
 from itertools import permutations
 
 import numpy as np
@@ -14,18 +15,28 @@ QUERIES, CLASSES = 5, 4
 def random_case(seed, objects):
     """logits [1, Q, K + 1], boxes [1, Q, 4] and one target."""
     random = np.random.default_rng(seed)
-    target = {"labels": random.integers(0, CLASSES, objects),
-              "boxes": random.uniform(0.2, 0.8, (objects, 4)).astype(np.float32)}
+    target = {
+        "labels": random.integers(0, CLASSES, objects),
+        "boxes": random.uniform(0.2, 0.8, (objects, 4)).astype(np.float32),
+    }
     logits = random.standard_normal((1, QUERIES, CLASSES + 1), np.float32) * 2
     return logits, random.uniform(0.2, 0.8, (1, QUERIES, 4)).astype(np.float32), target
 
 
 def costs(logits, boxes, target, weights):
     """The paper's cost of each pair, [Q, n], pair by pair."""
-    return np.array([[weights[0] * -prob[label] + weights[1] * np.abs(box - other).sum()
-                      - weights[2] * generalized_box_iou(box_cxcywh_to_xyxy(box), box_cxcywh_to_xyxy(other))
-                      for label, other in zip(target["labels"], target["boxes"])]
-                     for prob, box in zip(softmax(logits[0], -1), boxes[0])])
+    return np.array(
+        [
+            [
+                weights[0] * -prob[label]
+                + weights[1] * np.abs(box - other).sum()
+                - weights[2]
+                * generalized_box_iou(box_cxcywh_to_xyxy(box), box_cxcywh_to_xyxy(other))
+                for label, other in zip(target["labels"], target["boxes"])
+            ]
+            for prob, box in zip(softmax(logits[0], -1), boxes[0])
+        ]
+    )
 
 
 @pytest.mark.parametrize("weights", [(1, 5, 2), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
@@ -35,7 +46,10 @@ def test_total_cost_is_the_least(objects, weights):
         logits, boxes, target = random_case(seed, objects)
         [(queries, objects_of)] = HungarianMatcher(*weights)(logits, boxes, [target])
         cost = costs(logits, boxes, target, weights)
-        least = min(cost[list(order), range(objects)].sum() for order in permutations(range(QUERIES), objects))
+        least = min(
+            cost[list(order), range(objects)].sum()
+            for order in permutations(range(QUERIES), objects)
+        )
         assert sorted(objects_of) == list(range(objects)) and len(set(queries)) == objects
         assert cost[queries, objects_of].sum() == pytest.approx(least, abs=1e-6)
 
@@ -45,7 +59,9 @@ def test_images_are_matched_each_by_itself():
     matcher = HungarianMatcher(1, 5, 2)
     logits, boxes = (np.concatenate([case[i] for case in cases]) for i in (0, 1))
     together = matcher(logits, boxes, [case[2] for case in cases])
-    assert [len(queries) for queries, _ in together] == [2, 0, QUERIES], "no object, and more objects than queries"
+    assert [len(queries) for queries, _ in together] == [2, 0, QUERIES], (
+        "no object, and more objects than queries"
+    )
     for pair, (*predictions, target) in zip(together, cases):
         np.testing.assert_array_equal(pair, matcher(*predictions, [target])[0])
 

@@ -1,4 +1,5 @@
 """Names and sizes of the model, what trains, what it refuses, and that padding does not matter."""
+
 import numpy as np
 import pytest
 import tiny
@@ -24,9 +25,15 @@ def test_detr_resnet50_has_the_originals_names_and_parameters():
     model = tiny.build(get_args_parser().parse_args([]))[0]
     names = set(model.state_dict())
     assert len(names) == 458
-    assert {"transformer.encoder.layers.5.self_attn.in_proj_weight", "transformer.decoder.norm.bias",
-            "class_embed.weight", "bbox_embed.layers.2.bias", "query_embed.weight", "input_proj.bias",
-            "backbone.0.body.layer1.0.downsample.1.running_var"} <= names
+    assert {
+        "transformer.encoder.layers.5.self_attn.in_proj_weight",
+        "transformer.decoder.norm.bias",
+        "class_embed.weight",
+        "bbox_embed.layers.2.bias",
+        "query_embed.weight",
+        "input_proj.bias",
+        "backbone.0.body.layer1.0.downsample.1.running_var",
+    } <= names
     assert sum(p.numel() for p in trainable(model).values()) == 41_302_368
 
 
@@ -41,8 +48,13 @@ def test_stem_and_first_stage_never_train():
 def test_with_another_norm_the_whole_backbone_trains(backbone, norm):
     model = build_tiny("--backbone", backbone, "--backbone_norm", norm)
     names = {name for name in trainable(model) if name.startswith("backbone")}
-    assert {"backbone.0.body.conv1.weight", "backbone.0.body.bn1.weight", "backbone.0.body.bn1.bias",
-            "backbone.0.body.layer1.0.conv1.weight", "backbone.0.body.layer2.0.downsample.1.bias"} <= names
+    assert {
+        "backbone.0.body.conv1.weight",
+        "backbone.0.body.bn1.weight",
+        "backbone.0.body.bn1.bias",
+        "backbone.0.body.layer1.0.conv1.weight",
+        "backbone.0.body.layer2.0.downsample.1.bias",
+    } <= names
     buffers = {name for name in model.state_dict() if name.startswith("backbone")} - names
     assert all("running" in name for name in buffers) and bool(buffers) == (norm == "batch")
 
@@ -63,7 +75,12 @@ def test_tiny_backbone_has_stride_16():
     backbone = build_tiny("--backbone", "tiny", "--backbone_norm", "group").backbone[0]
     samples = NestedTensor(jt.zeros((2, 3, 96, 65)), jt.zeros((2, 96, 65), dtype="bool"))
     [feature] = backbone(samples)
-    assert feature.tensors.shape == (2, backbone.stage_channels[-1], 6, 5) and feature.mask.shape == (2, 6, 5)
+    assert feature.tensors.shape == (
+        2,
+        backbone.stage_channels[-1],
+        6,
+        5,
+    ) and feature.mask.shape == (2, 6, 5)
 
 
 def test_lr_backbone_0_freezes_the_whole_backbone():
@@ -113,6 +130,7 @@ def test_dropout_works_in_training_only():
 
     def predict():
         return model(samples.to_jittor())["pred_logits"].numpy()
+
     model.train()
     assert np.abs(predict() - predict()).max() > 1e-2
     model.eval()
@@ -124,7 +142,8 @@ def test_dropout_works_in_training_only():
 def test_masked_cells_do_not_change_the_decoder(position_embedding, norm):
     """A feature map, and the same with masked cells of nonsense at the right and bottom.
 
-    (From image to feature map padding does matter, in the original too: convolutions look over the edge.)
+    (From image to feature map padding does matter, in the original too: convolutions look over the
+    edge.)
     """
     model = build_tiny("--position_embedding", position_embedding, *norm)
     model.eval()
@@ -137,17 +156,24 @@ def test_masked_cells_do_not_change_the_decoder(position_embedding, norm):
 
     def decode(features, mask):
         features = NestedTensor(jt.array(features), jt.array(mask))
-        return model.transformer(features.tensors, features.mask, model.query_embed.weight,
-                                 model.backbone[1](features))[0].numpy()
-    np.testing.assert_allclose(decode(large, mask), decode(small, np.zeros((2, 3, 5), bool)), atol=1e-5)
+        return model.transformer(
+            features.tensors, features.mask, model.query_embed.weight, model.backbone[1](features)
+        )[0].numpy()
+
+    np.testing.assert_allclose(
+        decode(large, mask), decode(small, np.zeros((2, 3, 5), bool)), atol=1e-5
+    )
     unmasked = decode(large, np.zeros_like(mask))
     assert np.abs(unmasked - decode(large, mask)).max() > 0.1, "or the test would compare nothing"
 
 
-@pytest.mark.parametrize("flags, channels, stride", [
-    ([], 512, 32),
-    (["--backbone", "resnet50", "--dilation"], 2048, 16),
-])
+@pytest.mark.parametrize(
+    "flags, channels, stride",
+    [
+        ([], 512, 32),
+        (["--backbone", "resnet50", "--dilation"], 2048, 16),
+    ],
+)
 def test_feature_map_and_mask(flags, channels, stride):
     samples, _ = tiny.make_batch(0, sizes=((64, 96), (32, 96), (64, 64)))
     [features] = build_tiny(*flags).backbone[0](samples.to_jittor())
@@ -162,7 +188,9 @@ def test_a_list_of_images_is_a_batch():
     model.eval()
     samples, _ = tiny.make_batch(0)
     images = [samples.tensors[0, :, :64], samples.tensors[1, :, :, :64]]
-    np.testing.assert_array_equal(model(images)["pred_boxes"].numpy(), model(samples.to_jittor())["pred_boxes"].numpy())
+    np.testing.assert_array_equal(
+        model(images)["pred_boxes"].numpy(), model(samples.to_jittor())["pred_boxes"].numpy()
+    )
 
 
 def test_postprocess_gives_pixels_and_never_no_object():
@@ -176,7 +204,9 @@ def test_postprocess_gives_pixels_and_never_no_object():
     np.testing.assert_allclose(second["boxes"], [[8, 0, 12, 25]], atol=1e-4)
     for result in (first, second):
         assert result["labels"].tolist() == [1]
-        np.testing.assert_allclose(result["scores"], np.exp(2) / (np.exp(9) + np.exp(2) + 2), rtol=1e-5)
+        np.testing.assert_allclose(
+            result["scores"], np.exp(2) / (np.exp(9) + np.exp(2) + 2), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("flags", [[], ["--masks", "--hidden_dim", 128, "--nheads", 8]])
@@ -188,6 +218,12 @@ def test_no_product_runs_in_jittors_own_operator(flags):
         target["masks"] = np.ones((1, *samples.tensors.shape[2:]), bool)
     with jt.profile_scope() as report:
         losses = criterion(model(samples.to_jittor()), targets)
-        jt.sync(jt.grad(sum(losses[name] for name in criterion.weight_dict), list(trainable(model).values())))
+        jt.sync(
+            jt.grad(
+                sum(losses[name] for name in criterion.weight_dict), list(trainable(model).values())
+            )
+        )
     names = [row[0] for row in report[1:]]
-    assert any("code" in name for name in names) and not [name for name in names if "mkl_matmul" in name], names
+    assert any("code" in name for name in names) and not [
+        name for name in names if "mkl_matmul" in name
+    ], names

@@ -1,4 +1,7 @@
-"""One's own data: any layout in COCO's format, its classes, sizes, and the summary that a training begins with."""
+"""One's own data: any layout in COCO's format, its classes, sizes, and the summary that a training
+begins with.
+"""
+
 import json
 
 import exports
@@ -25,7 +28,7 @@ def unchanged(image, target, rng):
 
 
 def own_flags(tool, root, count=6):
-    """The flags for a training and a validation set of count images each, as the tool exports them."""
+    """The flags for a training and a validation set of count images each, exported by the tool."""
     flags = []
     for seed, image_set in enumerate(("train", "val")):
         ann, images = exports.TOOLS[tool][0](root / image_set, exports.objects(count, seed))
@@ -41,10 +44,14 @@ def test_exports_are_read_as_they_are(tool, tmp_path):
     names, expected = exports.TOOLS[tool][1], exports.objects(6, 0)
     assert dataset.classes == names and len(dataset) == 6
     for (_, target), boxes in zip((dataset[i] for i in range(6)), expected):
-        assert [names[label] for label in target["labels"]] == [exports.CLASSES[kind] for kind, _ in boxes]
+        assert [names[label] for label in target["labels"]] == [
+            exports.CLASSES[kind] for kind, _ in boxes
+        ]
         wanted = np.float32([box for _, box in boxes]).reshape(-1, 4)
         np.testing.assert_allclose(target["boxes"][:, :2], wanted[:, :2], atol=0.25)
-        np.testing.assert_allclose(target["boxes"][:, 2:] - target["boxes"][:, :2], wanted[:, 2:], atol=0.3)
+        np.testing.assert_allclose(
+            target["boxes"][:, 2:] - target["boxes"][:, :2], wanted[:, 2:], atol=0.3
+        )
     classes = get_classes(dataset, build_dataset("val", args))
     assert classes == names and num_classes_from_ids(classes, "x") == max(names) + 1
 
@@ -53,17 +60,43 @@ def test_training_stores_the_classes_and_predicts_them(tmp_path, capsys):
     """Ids with gaps; --per_class; evaluation of the checkpoint needs none of the model's flags."""
     flags, out = own_flags("labelme2coco", tmp_path), tmp_path / "out"
     small = [word for word in FLAGS if word not in ("--dataset_file", "shapes")]
-    small = small[:small.index("--shapes_train")] + small[small.index("--shapes_size") + 2:]
-    main(parse_args([*small, *flags, *PLAIN, "--epochs", "1", "--batch_size", "2", "--num_workers", "0", "--output_dir", str(out)]))
+    small = small[: small.index("--shapes_train")] + small[small.index("--shapes_size") + 2 :]
+    main(
+        parse_args(
+            [
+                *small,
+                *flags,
+                *PLAIN,
+                *"--epochs 1 --batch_size 2 --num_workers 0 --output_dir".split(),
+                str(out),
+            ]
+        )
+    )
     printed = capsys.readouterr().out
     assert "training data: 6 images, 9 boxes of 3 classes, 1 images without a box" in printed
     checkpoint = load_checkpoint(out / "checkpoint.pkl")
     assert checkpoint["classes"] == {3: "cat", 7: "dog", 40: "traffic light"}
-    assert checkpoint["args"]["num_classes"] == 41 and checkpoint["model"]["class_embed.bias"].shape == (42,)
-    main(parse_args(["--eval", "--per_class", *flags[4:], "--resume", str(out / "checkpoint.pkl"), "--num_workers", "0", "--device",
-                     "cpu", "--output_dir", str(tmp_path / "eval")]))
+    assert checkpoint["args"]["num_classes"] == 41 and checkpoint["model"][
+        "class_embed.bias"
+    ].shape == (42,)
+    main(
+        parse_args(
+            [
+                "--eval",
+                "--per_class",
+                *flags[4:],
+                "--resume",
+                str(out / "checkpoint.pkl"),
+                *"--num_workers 0 --device cpu --output_dir".split(),
+                str(tmp_path / "eval"),
+            ]
+        )
+    )
     printed = capsys.readouterr().out
-    detections = [json.loads((folder / "detections_bbox.json").read_text()) for folder in (out, tmp_path / "eval")]
+    detections = [
+        json.loads((folder / "detections_bbox.json").read_text())
+        for folder in (out, tmp_path / "eval")
+    ]
     assert detections[0] == detections[1], "sizes and model are those of the checkpoint"
     rows = [line.split() for line in printed.split("AP50   AP75")[1].strip().splitlines()]
     assert {row[0] for row in rows} == {"cat", "dog", "traffic"} and len(rows) == 3
@@ -73,22 +106,35 @@ def test_other_classes_than_the_checkpoints_are_refused(tmp_path):
     flags = own_flags("cvat", tmp_path)
     model = {"class_embed.bias": np.zeros(5, np.float32)}
     from util.jittor_file import write_jittor_file
+
     write_jittor_file({"model": model, "classes": {1: "dog", 2: "cat"}}, tmp_path / "w.pkl")
-    with pytest.raises(InputError, match=r"class 1 is 'cat' there and 'dog' in .*w\.pkl; give the same classes the same ids"):
-        main(parse_args(["--eval", *flags[4:], "--resume", str(tmp_path / "w.pkl"), "--device", "cpu"]))
+    with pytest.raises(
+        InputError,
+        match=r"class 1 is 'cat' there and 'dog' in .*w\.pkl; give the same classes the same ids",
+    ):
+        main(
+            parse_args(
+                ["--eval", *flags[4:], "--resume", str(tmp_path / "w.pkl"), "--device", "cpu"]
+            )
+        )
 
 
 def test_train_and_val_with_other_names_are_refused(tmp_path):
     flags = own_flags("cvat", tmp_path)
     path = tmp_path / "val" / "annotations" / "instances_default.json"
     path.write_text(path.read_text().replace('"dog"', '"wolf"'))
-    with pytest.raises(InputError, match="instances_default.json: class 2 is 'wolf' there and 'dog' in .*train"):
+    with pytest.raises(
+        InputError, match="instances_default.json: class 2 is 'wolf' there and 'dog' in .*train"
+    ):
         main(parse_args([*flags, "--backbone_weights", "none", "--device", "cpu"]))
 
 
 @pytest.mark.parametrize("number", [10_000, -3])
 def test_ids_that_are_no_numbering_are_refused(number):
-    with pytest.raises(InputError, match=f"ann.json: its highest category id is {number}, .*renumber the categories"):
+    with pytest.raises(
+        InputError,
+        match=f"ann.json: its highest category id is {number}, .*renumber the categories",
+    ):
         num_classes_from_ids({number: "cat"}, "ann.json")
 
 
@@ -103,7 +149,14 @@ def test_the_evaluated_file_is_named(tmp_path):
 
 
 def test_names_of_categories():
-    names = category_names([{"id": 1, "name": "a\x1b[2J"}, {"id": 2}, {"id": 3, "name": 7}, {"id": 4, "name": "红绿灯"}])
+    names = category_names(
+        [
+            {"id": 1, "name": "a\x1b[2J"},
+            {"id": 2},
+            {"id": 3, "name": 7},
+            {"id": 4, "name": "红绿灯"},
+        ]
+    )
     assert names == {1: "a\\x1b[2J", 2: "class 2", 3: "7", 4: "红绿灯"}
 
 
@@ -122,12 +175,18 @@ def test_summary(tmp_path, capsys):
     assert lines[0] == "training data: 6 images, 8 boxes of 3 classes, 1 images without a box"
     assert lines[1] == "  boxes of each class: dog 6, cat 2"
     assert lines[2] == "  classes without a box: traffic light"
-    assert lines[3] == "  boxes per image: median 1, 95% of the images have at most 3, most 3; --num_queries 2"
+    assert (
+        lines[3]
+        == "  boxes per image: median 1, 95% of the images have at most 3, most 3; --num_queries 2"
+    )
     counts = {low: 0 for low in ("below 16", "16-32")}
     assert [line.split("#")[0].strip() for line in lines[5:-1]] == list(counts)
     assert sum(int(line.split()[-1][:-1]) for line in lines[5:-1]) in (99, 100, 101)
-    assert lines[-1] == ("  warning: 1 images have more boxes than --num_queries 2, and only that many can be found in an image: "
-                         "give a larger one")
+    assert lines[-1] == (
+        "  warning: 1 images have more boxes than --num_queries 2, and only "
+        "that many can be found in an image: "
+        "give a larger one"
+    )
 
 
 def test_summary_without_a_box(tmp_path, capsys):
@@ -144,18 +203,38 @@ def test_orientation_is_that_of_the_listed_size(tmp_path, upright_listed):
     exif[0x0112] = 6  # to be turned by 90 degrees
     stored.save(tmp_path / "photo.png", exif=exif)
     size = {"width": 60, "height": 80} if upright_listed else {"width": 80, "height": 60}
-    ann = exports.write(tmp_path / "ann.json", {
-        "images": [{"id": 1, "file_name": "photo.png", **size}], "categories": [{"id": 1, "name": "cat"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 50, 70], "area": 9, "iscrowd": 0}]})
+    ann = exports.write(
+        tmp_path / "ann.json",
+        {
+            "images": [{"id": 1, "file_name": "photo.png", **size}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [
+                {
+                    "id": 1,
+                    "image_id": 1,
+                    "category_id": 1,
+                    "bbox": [1, 2, 50, 70],
+                    "area": 9,
+                    "iscrowd": 0,
+                }
+            ],
+        },
+    )
     image, target = CocoDetection(tmp_path, ann, unchanged, False, None)[0]
-    np.testing.assert_array_equal(image, np.rot90(np.asarray(stored), -1) if upright_listed else stored)
+    np.testing.assert_array_equal(
+        image, np.rot90(np.asarray(stored), -1) if upright_listed else stored
+    )
     assert target["boxes"].tolist() == [[1, 2, 51, 72 if upright_listed else 60]]
 
 
 def test_sizes_of_images(tmp_path):
-    """Crops keep the original's proportion to the largest scale; the defaults are the original's (see oracle/test_data.py)."""
+    """Crops keep the original's proportion to the largest scale; the defaults are the original's
+    (see oracle/test_data.py).
+    """
     ann, images = exports.cvat(tmp_path, exports.objects(3))
-    dataset = CocoDetection(images, ann, make_coco_transforms("train", [100, 200], 64, 230), False, None)
+    dataset = CocoDetection(
+        images, ann, make_coco_transforms("train", [100, 200], 64, 230), False, None
+    )
     seen = set()
     for dataset.epoch in range(30):
         seen.update(min(dataset[i][0].shape[1:]) for i in range(3))

@@ -1,4 +1,5 @@
 """Curves and tables of runs."""
+
 import json
 import subprocess
 import sys
@@ -17,7 +18,12 @@ LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou")
 
 def line(epoch, ap=0.25, **more):
     losses = {f"{part}_{name}": 3.0 / (epoch + 1) for part in ("train", "test") for name in LOSSES}
-    return {"epoch": epoch, "test_coco_eval_bbox": [ap, ap + 0.2, ap - 0.1] + [0.0] * 9, **losses, **more}
+    return {
+        "epoch": epoch,
+        "test_coco_eval_bbox": [ap, ap + 0.2, ap - 0.1] + [0.0] * 9,
+        **losses,
+        **more,
+    }
 
 
 def write(folder, lines):
@@ -27,23 +33,38 @@ def write(folder, lines):
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-m", "util.plot_utils", *map(str, arguments)], text=True, capture_output=True,
-                          cwd=Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-m", "util.plot_utils", *map(str, arguments)],
+        text=True,
+        capture_output=True,
+        cwd=Path(__file__).parents[1],
+    )
 
 
 @pytest.mark.parametrize("epochs", [1, 12, 300])
 @pytest.mark.parametrize("runs", [1, 3])
 def test_curves(epochs, runs, tmp_path):
-    folders = [write(tmp_path / f"run{i}", [line(e, 0.1 * i + e / 600) for e in range(epochs)]) for i in range(runs)]
+    folders = [
+        write(tmp_path / f"run{i}", [line(e, 0.1 * i + e / 600) for e in range(epochs)])
+        for i in range(runs)
+    ]
     plot_curves({folder.name: read_log(folder) for folder in folders}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     assert pixels.shape == (750, 1300, 3)
-    for panel in (pixels[:350, :430], pixels[:350, 430:865], pixels[:350, 865:], pixels[350:680, :430],
-                  pixels[350:680, 430:865], pixels[350:680, 865:]):
+    for panel in (
+        pixels[:350, :430],
+        pixels[:350, 430:865],
+        pixels[:350, 865:],
+        pixels[350:680, :430],
+        pixels[350:680, 430:865],
+        pixels[350:680, 865:],
+    ):
         assert (np.ptp(panel, axis=2) > 100).any(), "every panel has a curve"
     colours = {tuple(colour) for colour in pixels[np.ptp(pixels, axis=2) > 100]}
-    for i, colour in enumerate([(31, 119, 180), (255, 127, 14), (44, 160, 44)]):  # Matplotlib's C0, C1, C2
+    for i, colour in enumerate(
+        [(31, 119, 180), (255, 127, 14), (44, 160, 44)]
+    ):  # Matplotlib's C0, C1, C2
         assert (colour in colours) == (i < runs)
 
 
@@ -52,14 +73,27 @@ def test_a_log_is_read_in_order_of_its_epochs_and_the_last_entry_of_an_epoch_cou
     with open(folder / "log.txt", "a") as file:
         file.write('{"epoch": 3, "train_lo')  # cut off while it was written
     logs = read_log(folder)
-    assert [(log["epoch"], log["test_coco_eval_bbox"][0]) for log in logs] == [(0, 0.25), (1, 0.5), (2, 0.7)]
+    assert [(log["epoch"], log["test_coco_eval_bbox"][0]) for log in logs] == [
+        (0, 0.25),
+        (1, 0.5),
+        (2, 0.7),
+    ]
     assert read_log(folder / "log.txt") == logs
 
 
 def test_table_has_last_and_best_figures_and_the_differences():
     runs = {"a": [line(0, 0.3), line(1, 0.2)], "b": [line(0, 0.25)]}
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table(runs).split("\n")]
-    assert rows[0] == ["run", "epochs", "last AP", "best AP", "last AP50", "best AP50", "last AP75", "best AP75"]
+    assert rows[0] == [
+        "run",
+        "epochs",
+        "last AP",
+        "best AP",
+        "last AP50",
+        "best AP50",
+        "last AP75",
+        "best AP75",
+    ]
     assert rows[2] == ["a", "2", "0.200", "0.300", "0.400", "0.500", "0.100", "0.200"]
     assert rows[3] == ["b", "1", "0.250", "0.250", "0.450", "0.450", "0.150", "0.150"]
     assert rows[4] == ["b − a", "", "+0.050", "-0.050", "+0.050", "-0.050", "+0.050", "-0.050"]
@@ -68,16 +102,26 @@ def test_table_has_last_and_best_figures_and_the_differences():
 def test_command(tmp_path):
     for parent in ("x", "y"):
         (tmp_path / parent).mkdir()
-    first, second = write(tmp_path / "x" / "run", [line(0)]), write(tmp_path / "y" / "run", [line(0, 0.4)])
+    first, second = (
+        write(tmp_path / "x" / "run", [line(0)]),
+        write(tmp_path / "y" / "run", [line(0, 0.4)]),
+    )
     result = run(first, second, "--out", tmp_path / "both.png", "--table")
     assert result.returncode == 0, result.stderr
     assert f"| {second} − {first} |" in result.stdout, "runs of the same name go by their paths"
     assert Image.open(tmp_path / "both.png").format == "PNG"
 
 
-@pytest.mark.parametrize("content, message", [
-    (None, "log.txt: cannot be read"), ("", "holds no epoch yet"), ("nonsense\n", "log.txt: line 1 is not that of an epoch"),
-    ('{"epoch": 0}\n', "log.txt: line 1 is not that of an epoch with evaluation"), ("[1]\n", "line 1 is not")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "log.txt: cannot be read"),
+        ("", "holds no epoch yet"),
+        ("nonsense\n", "log.txt: line 1 is not that of an epoch"),
+        ('{"epoch": 0}\n', "log.txt: line 1 is not that of an epoch with evaluation"),
+        ("[1]\n", "line 1 is not"),
+    ],
+)
 def test_a_log_that_is_none_ends_with_one_line(content, message, tmp_path):
     if content is not None:
         (tmp_path / "log.txt").write_text(content)
@@ -87,7 +131,11 @@ def test_a_log_that_is_none_ends_with_one_line(content, message, tmp_path):
 
 def test_a_picture_that_cannot_be_written_ends_with_one_line(tmp_path):
     result = run(write(tmp_path / "run", [line(0)]), "--out", tmp_path / "none" / "curves.png")
-    assert result.returncode == 1 and "curves.png: cannot be written" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        result.returncode == 1
+        and "curves.png: cannot be written" in result.stderr
+        and "Traceback" not in result.stderr
+    )
 
 
 def test_a_training_refuses_a_folder_whose_log_it_cannot_continue(tmp_path):

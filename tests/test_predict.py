@@ -1,4 +1,7 @@
-"""--predict, --attention and the library: the numbers are those of the evaluation, and the pictures can be read."""
+"""--predict, --attention and the library: the numbers are those of the evaluation, and the pictures
+can be read.
+"""
+
 import json
 import subprocess
 import sys
@@ -30,11 +33,27 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     flags = [*FLAGS, "--coco_path", str(root / "shapes"), "--epochs", "1", "--num_workers", "0"]
     main(parse_args([*flags, "--output_dir", str(root / "out")]))
-    return root / "out" / "checkpoint.pkl", root / "shapes", json.loads((root / "out" / "detections_bbox.json").read_text())
+    return (
+        root / "out" / "checkpoint.pkl",
+        root / "shapes",
+        json.loads((root / "out" / "detections_bbox.json").read_text()),
+    )
 
 
 def run(trained, out, *flags):
-    main(parse_args(["--resume", str(trained[0]), "--device", "cpu", "--output_dir", str(out), *map(str, flags)]))
+    main(
+        parse_args(
+            [
+                "--resume",
+                str(trained[0]),
+                "--device",
+                "cpu",
+                "--output_dir",
+                str(out),
+                *map(str, flags),
+            ]
+        )
+    )
     return json.loads((out / "detections_bbox.json").read_text())
 
 
@@ -43,18 +62,31 @@ def test_detections_are_those_of_the_evaluation(trained, tmp_path, capsys):
     found = run(trained, tmp_path, "--predict", trained[1] / "val2017", "--threshold", 0)
     assert len(found) == len(trained[2]) == 6 * 8
     for image_id in range(1, 7):
-        mine, theirs = ([d for d in each if d["image_id"] == image_id] for each in (found, trained[2]))
+        mine, theirs = (
+            [d for d in each if d["image_id"] == image_id] for each in (found, trained[2])
+        )
         theirs.sort(key=lambda d: -d["score"])
         assert [d["category_id"] for d in mine] == [d["category_id"] for d in theirs]
-        np.testing.assert_allclose([d["score"] for d in mine], [d["score"] for d in theirs], rtol=1e-4)
-        np.testing.assert_allclose([d["bbox"] for d in mine], [d["bbox"] for d in theirs], atol=1e-3)
+        np.testing.assert_allclose(
+            [d["score"] for d in mine], [d["score"] for d in theirs], rtol=1e-4
+        )
+        np.testing.assert_allclose(
+            [d["bbox"] for d in mine], [d["bbox"] for d in theirs], atol=1e-3
+        )
     names = {0: "class 0", 1: "circle", 2: "rectangle", 3: "triangle"}
     assert {d["category_name"] for d in found} == {names[d["category_id"]] for d in found}
     assert found[0]["file_name"] == str(trained[1] / "val2017" / "000000000001.png")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(trained[1]))]
-    assert len(lines) == 6 and all("8 detections (" in line and " s; 00000000000" in line for line in lines)
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(str(trained[1]))
+    ]
+    assert len(lines) == 6 and all(
+        "8 detections (" in line and " s; 00000000000" in line for line in lines
+    )
     assert {path.name for path in tmp_path.iterdir()} == {
-        ".lock", "detections_bbox.json", *(f"{i:012}_detections.jpg" for i in range(1, 7))}
+        ".lock",
+        "detections_bbox.json",
+        *(f"{i:012}_detections.jpg" for i in range(1, 7)),
+    }
 
 
 def test_goes_on_past_what_cannot_be_read(trained, tmp_path, capsys):
@@ -65,33 +97,51 @@ def test_goes_on_past_what_cannot_be_read(trained, tmp_path, capsys):
     (folder / "a.png").write_bytes(source.read_bytes())
     (tmp_path / "in" / "b.jpg").write_bytes(b"no picture")
     (tmp_path / "in" / "notes.txt").write_text("not asked for")
-    with pytest.raises(InputError, match=r"1 of 3 pictures failed, the other 2 are done; .*b\.jpg: cannot"):
+    with pytest.raises(
+        InputError, match=r"1 of 3 pictures failed, the other 2 are done; .*b\.jpg: cannot"
+    ):
         run(trained, tmp_path / "out", "--predict", tmp_path / "in", "--attention")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        ".lock", "detections_bbox.json", "a_detections.jpg", "a_attention.jpg", "a-2_detections.jpg", "a-2_attention.jpg"}
+        ".lock",
+        "detections_bbox.json",
+        "a_detections.jpg",
+        "a_attention.jpg",
+        "a-2_detections.jpg",
+        "a-2_attention.jpg",
+    }
     assert "left out: " in capsys.readouterr().out
 
 
 def test_a_fault_in_one_picture_costs_only_that_one(trained, tmp_path, monkeypatch, capsys):
     """Whatever it is; and what was detected in the others is written."""
+
     def fail_at_the_second(model, images, **options):
         if images[0].size == (50, 40):
             raise MemoryError("one line,\nand another")
         return predict(model, images, **options)
+
     monkeypatch.setattr("engine.predict", fail_at_the_second)
     for number, size in enumerate([(32, 32), (50, 40), (64, 32)]):
         Image.new("RGB", size, "red").save(tmp_path / f"{number}.png")
-    with pytest.raises(InputError, match=r"1 of 3 pictures failed, the other 2 are done; .*/1\.png: MemoryError: one line,\\nand another"):
+    with pytest.raises(
+        InputError,
+        match=r"1 of 3 pictures failed, the other 2 are done; .*/1\.png: MemoryError: "
+        r"one line,\\nand another",
+    ):
         run(trained, tmp_path / "out", "--predict", tmp_path / "*.png", "--threshold", 0)
     found = json.loads((tmp_path / "out" / "detections_bbox.json").read_text())
     assert {Path(detection["file_name"]).name for detection in found} == {"0.png", "2.png"}
     assert f"left out: {tmp_path}/1.png: MemoryError" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "out").glob("*.jpg")} == {"0_detections.jpg", "2_detections.jpg"}
+    assert {path.name for path in (tmp_path / "out").glob("*.jpg")} == {
+        "0_detections.jpg",
+        "2_detections.jpg",
+    }
 
 
 def test_a_full_disk_ends_it(trained, tmp_path, monkeypatch):
     def full(picture, path):
         raise InputError(f"{path}: cannot be written (No space left on device)")
+
     monkeypatch.setattr("predict.save", full)
     with pytest.raises(InputError, match="cannot be written"):
         run(trained, tmp_path, "--predict", trained[1] / "val2017")
@@ -103,11 +153,21 @@ def test_pictures_are_found(tmp_path):
         (tmp_path / name).touch()
 
     def find(*paths):
-        return [str(path.relative_to(tmp_path)) for path in find_pictures([str(tmp_path / path) for path in paths], "/nowhere")]
+        return [
+            str(path.relative_to(tmp_path))
+            for path in find_pictures([str(tmp_path / path) for path in paths], "/nowhere")
+        ]
+
     assert find("") == ["a.PNG", "b.jpg", "sub/c.jpeg"]
-    assert find("b.jpg", "*.jpg", "sub/d.txt") == ["b.jpg", "sub/d.txt"], "each once, and what is named whatever its suffix"
+    assert find("b.jpg", "*.jpg", "sub/d.txt") == ["b.jpg", "sub/d.txt"], (
+        "each once, and what is named whatever its suffix"
+    )
     assert find("**/*.jpeg") == ["sub/c.jpeg"]
-    for path, message in (("x.jpg", "no such file"), ("*.gif", "no such file"), ("sub/d", "no such file")):
+    for path, message in (
+        ("x.jpg", "no such file"),
+        ("*.gif", "no such file"),
+        ("sub/d", "no such file"),
+    ):
         with pytest.raises(InputError, match=message):
             find(path)
     (tmp_path / "empty").mkdir()
@@ -119,18 +179,31 @@ def test_pictures_are_found(tmp_path):
 
 def test_names_of_results():
     assert unique_names([Path(name) for name in ("x/a.jpg", "y/a.jpg", "a-2.png", "b.c.jpg")]) == [
-        "a", "a-2", "a-2-2", "b.c"]
+        "a",
+        "a-2",
+        "a-2-2",
+        "b.c",
+    ]
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--predict", "/nowhere/*.jpg"], r"--predict /nowhere/\*\.jpg: no such file"),
-    (["--predict", "README.md", "--threshold", "-1"], "--threshold is -1.0"),
-    (["--predict", "README.md", "--finetune", "w.pkl"], "--resume .*: give one of the two"),
-    (["--predict", "README.md", "--resume", "/nowhere/w.pkl"], r"/nowhere/w\.pkl: cannot be read"),
-    (["--predict", "README.md", "--num_queries", "9"], "--num_queries is 9, but .* was trained with 8"),
-    (["--attention"], "--attention is for --predict"),
-    (["--threshold", "0.5"], "--threshold is for --predict"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--predict", "/nowhere/*.jpg"], r"--predict /nowhere/\*\.jpg: no such file"),
+        (["--predict", "README.md", "--threshold", "-1"], "--threshold is -1.0"),
+        (["--predict", "README.md", "--finetune", "w.pkl"], "--resume .*: give one of the two"),
+        (
+            ["--predict", "README.md", "--resume", "/nowhere/w.pkl"],
+            r"/nowhere/w\.pkl: cannot be read",
+        ),
+        (
+            ["--predict", "README.md", "--num_queries", "9"],
+            "--num_queries is 9, but .* was trained with 8",
+        ),
+        (["--attention"], "--attention is for --predict"),
+        (["--threshold", "0.5"], "--threshold is for --predict"),
+    ],
+)
 def test_wrong_flags_are_named(trained, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
         run(trained, tmp_path / "out", *flags)
@@ -148,34 +221,56 @@ def model():
 
 
 def test_inputs_of_the_library(model, tmp_path):
-    """Paths, PIL images and arrays give the same; EXIF orientation is applied; the size of the picture does not matter to boxes."""
+    """Paths, PIL images and arrays give the same; EXIF orientation is applied; the size of the
+    picture does not matter to boxes.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 8  # to be turned by 90 degrees to the left
     turned = Image.fromarray(np.rot90(pixels, -1))
     turned.save(tmp_path / "turned.png", exif=exif)
     Image.fromarray(pixels).save(tmp_path / "plain.png")
-    results = predict(model, [pixels, Image.fromarray(pixels), tmp_path / "plain.png", str(tmp_path / "turned.png")], 0, 64)
+    results = predict(
+        model,
+        [pixels, Image.fromarray(pixels), tmp_path / "plain.png", str(tmp_path / "turned.png")],
+        0,
+        64,
+    )
     for result in results:
         assert {name: (array.dtype, array.shape) for name, array in result.items()} == {
-            "scores": (np.float32, (10,)), "labels": (np.int64, (10,)), "boxes": (np.float32, (10, 4))}
+            "scores": (np.float32, (10,)),
+            "labels": (np.int64, (10,)),
+            "boxes": (np.float32, (10, 4)),
+        }
         for name in result:
             np.testing.assert_array_equal(result[name], results[0][name])
     assert (np.diff(results[0]["scores"]) <= 0).all()
     half = predict(model, [pixels], float(results[0]["scores"][4]), 64)[0]
     assert len(half["scores"]) == 5
-    with pytest.raises(InputError, match="none.jpg: cannot be read as an image .no such file.; add it, or leave it out"):
+    with pytest.raises(
+        InputError,
+        match="none.jpg: cannot be read as an image .no such file.; add it, or leave it out",
+    ):
         predict(model, [tmp_path / "none.jpg"])
 
 
 @pytest.mark.parametrize("size", [(96, 64), (33, 200), (1, 1)])
 def test_attention(model, size):
-    [result] = predict(model, [np.zeros((size[1], size[0], 3), np.uint8)], 0, 64, 200, attention=True)
+    [result] = predict(
+        model, [np.zeros((size[1], size[0], 3), np.uint8)], 0, 64, 200, attention=True
+    )
     h, w = result["decoder_attention"].shape[1:]
-    assert len(result["decoder_attention"]) == 10 and result["encoder_attention"].shape == (h, w, h, w)
+    assert len(result["decoder_attention"]) == 10 and result["encoder_attention"].shape == (
+        h,
+        w,
+        h,
+        w,
+    )
     np.testing.assert_allclose(result["decoder_attention"].sum((1, 2)), 1, rtol=1e-4)
     np.testing.assert_allclose(result["encoder_attention"].sum((2, 3)), 1, rtol=1e-4)
-    assert (w > h) == (size[0] > size[1]) and "decoder_attention" not in predict(model, [np.zeros((9, 9, 3), np.uint8)], 0, 64)[0]
+    assert (w > h) == (size[0] > size[1]) and "decoder_attention" not in predict(
+        model, [np.zeros((9, 9, 3), np.uint8)], 0, 64
+    )[0]
 
 
 def test_masks():
@@ -183,20 +278,31 @@ def test_masks():
     masks_model = tiny.build(tiny.arguments("--masks", "--hidden_dim", 128, "--nheads", 8))[0]
     [result] = predict(masks_model, [np.zeros((30, 50, 3), np.uint8)], 0, 64)
     assert result["masks"].shape == (10, 30, 50) and result["masks"].dtype == bool
-    assert predict(masks_model, [np.zeros((30, 50, 3), np.uint8)], 1, 64)[0]["masks"].shape == (0, 30, 50)
+    assert predict(masks_model, [np.zeros((30, 50, 3), np.uint8)], 1, 64)[0]["masks"].shape == (
+        0,
+        30,
+        50,
+    )
     pictures.draw_detections(Image.new("RGB", (50, 30)), result, {})
 
 
 def detections(boxes, labels, size=None):
     boxes = np.float32(boxes).reshape(-1, 4)
-    result = {"boxes": boxes, "labels": np.array(labels), "scores": np.linspace(0.99, 0.7, len(boxes)).astype(np.float32)}
+    result = {
+        "boxes": boxes,
+        "labels": np.array(labels),
+        "scores": np.linspace(0.99, 0.7, len(boxes)).astype(np.float32),
+    }
     if size:
         result["masks"] = np.ones((len(boxes), size[1], size[0]), bool)
     return result
 
 
 @pytest.mark.parametrize("size", [(100, 100), (1, 1), (640, 480), (6000, 400), (90, 2000)])
-@pytest.mark.parametrize("name", ["cat", "a name that is much longer than any picture of ordinary size is wide, and then some"])
+@pytest.mark.parametrize(
+    "name",
+    ["cat", "a name that is much longer than any picture of ordinary size is wide, and then some"],
+)
 def test_labels_stay_in_the_picture_and_apart(size, name, monkeypatch):
     placed = []
     original = pictures._label
@@ -204,12 +310,23 @@ def test_labels_stay_in_the_picture_and_apart(size, name, monkeypatch):
     def label(draw, image_size, *rest):
         original(draw, image_size, *rest)
         placed.append((image_size, rest[-1][-1]))
+
     monkeypatch.setattr(pictures, "_label", label)
     w, h = size
-    boxes = [[0, 0, w, h], [-5, -5, w / 2, h / 2], [w - 3, h - 3, w + 9, h + 9], [w / 3, h / 3, w / 2, h / 2]]
+    boxes = [
+        [0, 0, w, h],
+        [-5, -5, w / 2, h / 2],
+        [w - 3, h - 3, w + 9, h + 9],
+        [w / 3, h / 3, w / 2, h / 2],
+    ]
     names = dict.fromkeys((1, 2, 3), name)
-    picture = pictures.draw_detections(Image.new("RGB", size, "grey"), detections(boxes, [1, 2, 3, 1], size), names)
-    assert max(picture.size) >= 600 and abs(picture.width / picture.height - w / h) <= 0.02 * w / h + 1 / picture.height
+    picture = pictures.draw_detections(
+        Image.new("RGB", size, "grey"), detections(boxes, [1, 2, 3, 1], size), names
+    )
+    assert (
+        max(picture.size) >= 600
+        and abs(picture.width / picture.height - w / h) <= 0.02 * w / h + 1 / picture.height
+    )
     for (width, height), (x0, y0, x1, y1) in placed:
         assert x0 >= 0 and y0 >= 0 and y1 <= height
         assert x1 <= width or width < 60, "a picture a few pixels wide has no room for a score"
@@ -221,15 +338,22 @@ def test_labels_of_neighbours_do_not_cover_each_other():
     draw, taken = pictures.ImageDraw.Draw(Image.new("RGB", (640, 480))), []
     for box in boxes:
         pictures._label(draw, (640, 480), box, "cat", " 0.90", (255, 255, 255), 15, taken)
-    assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-                   for i, a in enumerate(taken) for b in taken[:i])
+    assert not any(
+        a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+        for i, a in enumerate(taken)
+        for b in taken[:i]
+    )
 
 
 def test_colours_of_classes_are_their_own():
     assert len({pictures._colour(number) for number in range(250)}) == 250
-    neighbours = [np.abs(np.subtract(pictures._colour(i), pictures._colour(i + 1))).max() for i in range(249)]
+    neighbours = [
+        np.abs(np.subtract(pictures._colour(i), pictures._colour(i + 1))).max() for i in range(249)
+    ]
     assert min(neighbours) > 60, "neighbouring ids"
-    assert min(max(pictures._colour(number)) for number in range(250)) > 200, "black text is legible"
+    assert min(max(pictures._colour(number)) for number in range(250)) > 200, (
+        "black text is legible"
+    )
 
 
 def test_names_without_a_font_become_ids(monkeypatch):
@@ -237,8 +361,15 @@ def test_names_without_a_font_become_ids(monkeypatch):
     pictures._font_for.cache_clear()
     names = {1: "cat", 2: "猫", 3: "naïve"}
     assert pictures.unreadable_names(names) == ["猫"]
-    assert [pictures._name(names, i) for i in (1, 2, 3, 4)] == ["cat", "class 2", "naïve", "class 4"]
-    picture = pictures.draw_detections(Image.new("RGB", (50, 50)), detections([[1, 1, 40, 40]], [2]), names)
+    assert [pictures._name(names, i) for i in (1, 2, 3, 4)] == [
+        "cat",
+        "class 2",
+        "naïve",
+        "class 4",
+    ]
+    picture = pictures.draw_detections(
+        Image.new("RGB", (50, 50)), detections([[1, 1, 40, 40]], [2]), names
+    )
     assert picture.size == (600, 600)
     pictures._font_for.cache_clear()
 
@@ -246,33 +377,48 @@ def test_names_without_a_font_become_ids(monkeypatch):
 @pytest.mark.parametrize("count", [0, 1, 30])
 def test_a_page_of_attention(count):
     result = detections([[10, 10, 40, 40]] * count, [1] * count)
-    result.update(decoder_attention=np.random.default_rng(0).random((count, 3, 4), np.float32),
-                  encoder_attention=np.random.default_rng(1).random((3, 4, 3, 4), np.float32))
+    result.update(
+        decoder_attention=np.random.default_rng(0).random((count, 3, 4), np.float32),
+        encoder_attention=np.random.default_rng(1).random((3, 4, 3, 4), np.float32),
+    )
     page = pictures.draw_attention(Image.new("RGB", (400, 300)), result, {1: "cat"})
     cells = 5 + min(count, 20)
     assert page.size == (5 * 408, -(-cells // 5) * 332)
     del result["encoder_attention"]
-    assert pictures.draw_attention(Image.new("RGB", (400, 300)), result, {1: "cat"}).width in (240, 408, 5 * 408)
+    assert pictures.draw_attention(Image.new("RGB", (400, 300)), result, {1: "cat"}).width in (
+        240,
+        408,
+        5 * 408,
+    )
 
 
 def test_points_are_apart():
     boxes = np.float32([[0, 0, 100, 100], [2, 2, 100, 100], [200, 200, 300, 300], [-50, -50, 2, 2]])
-    assert pictures._points(boxes, (400, 400)) == [(0.125, 0.125), (0.625, 0.625), (0.75, 0.25), (0.25, 0.75)]
+    assert pictures._points(boxes, (400, 400)) == [
+        (0.125, 0.125),
+        (0.625, 0.625),
+        (0.75, 0.25),
+        (0.25, 0.75),
+    ]
 
 
 def test_16_bits_are_not_white(tmp_path):
-    """Pillow's own conversion clips them, with which data sets are read as the original reads them."""
+    """Pillow's own conversion, which data sets use because the original does, clips them."""
     values = np.linspace(0, 65535, 300).astype(np.uint16).reshape(15, 20)
     Image.fromarray(values).save(tmp_path / "deep.png")
     image = np.asarray(read_picture(tmp_path / "deep.png"))
     np.testing.assert_array_equal(image[:, :, 0], values >> 8)
 
 
-HUB = {"detr_resnet50": [], "detr_resnet50_dc5": ["--dilation"], "detr_resnet101": ["--backbone", "resnet101"],
-       "detr_resnet101_dc5": ["--backbone", "resnet101", "--dilation"],
-       "detr_resnet50_panoptic": ["--masks", "--dataset_file", "coco_panoptic"],
-       "detr_resnet50_dc5_panoptic": ["--masks", "--dataset_file", "coco_panoptic", "--dilation"],
-       "detr_resnet101_panoptic": ["--masks", "--dataset_file", "coco_panoptic", "--backbone", "resnet101"]}
+HUB = {
+    "detr_resnet50": [],
+    "detr_resnet50_dc5": ["--dilation"],
+    "detr_resnet101": ["--backbone", "resnet101"],
+    "detr_resnet101_dc5": ["--backbone", "resnet101", "--dilation"],
+    "detr_resnet50_panoptic": ["--masks", "--dataset_file", "coco_panoptic"],
+    "detr_resnet50_dc5_panoptic": ["--masks", "--dataset_file", "coco_panoptic", "--dilation"],
+    "detr_resnet101_panoptic": "--masks --dataset_file coco_panoptic --backbone resnet101".split(),
+}
 
 
 @pytest.mark.parametrize("name", HUB)
@@ -280,10 +426,14 @@ def test_models_by_name(name):
     """Have the flags' weights, and dilation where the name says so."""
     model = getattr(hub, name)()
     other = tiny.build(parse_args(HUB[name]))[0]
-    assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in other.named_parameters()]
+    assert [(n, p.shape) for n, p in model.named_parameters()] == [
+        (n, p.shape) for n, p in other.named_parameters()
+    ]
     body, other_body = ((getattr(m, "detr", m)).backbone[0].body for m in (model, other))
     assert (body.layer4[0].conv2.stride, body.layer4[1].conv2.dilation) == (
-        other_body.layer4[0].conv2.stride, other_body.layer4[1].conv2.dilation)
+        other_body.layer4[0].conv2.stride,
+        other_body.layer4[1].conv2.dilation,
+    )
 
 
 def test_the_readmes_program_runs(tmp_path):
@@ -291,7 +441,9 @@ def test_the_readmes_program_runs(tmp_path):
     blocks = (REPO / "README.md").read_text().split("```python\n")[1:]
     [program] = [block.split("```")[0] for block in blocks]
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
-    program = program.replace("pretrained=True", "").replace("photo.jpg", str(tmp_path / "photo.jpg"))
+    program = program.replace("pretrained=True", "").replace(
+        "photo.jpg", str(tmp_path / "photo.jpg")
+    )
     program = program.replace("threshold=0.7", "threshold=0, size=64")
     done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -305,7 +457,10 @@ def test_published_weights_load_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "WEIGHTS", f"{tmp_path}/")
     again = hub.detr_resnet50(pretrained=True, num_classes=4)
     assert (again.class_embed.weight.numpy() == model.class_embed.weight.numpy()).all()
-    with pytest.raises(InputError, match="detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed"):
+    with pytest.raises(
+        InputError,
+        match="detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed",
+    ):
         hub.detr_resnet50(pretrained=True)
 
 

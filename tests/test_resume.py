@@ -1,4 +1,7 @@
-"""Stopping in the middle of an epoch and going on: the same bits as without it; and whose folder it is."""
+"""Stopping in the middle of an epoch and going on: the same bits as without it; and whose folder it
+is.
+"""
+
 import json
 import os
 import signal
@@ -20,7 +23,19 @@ from util.jittor_file import write_jittor_file
 
 
 def run(coco, output, *flags):
-    tiny.train("--epochs", 2, "--batch_size", 1, "--num_workers", 0, "--coco_path", coco, "--output_dir", output, *flags)
+    tiny.train(
+        "--epochs",
+        2,
+        "--batch_size",
+        1,
+        "--num_workers",
+        0,
+        "--coco_path",
+        coco,
+        "--output_dir",
+        output,
+        *flags,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +48,10 @@ def whole(coco, tmp_path_factory):
 
 @pytest.fixture
 def loading(monkeypatch):
-    """loading(n, number): sends this process the signal `number` while it loads its n-th batch. Counts batches."""
+    """loading(n, number): sends this process the signal `number` while it loads its n-th batch.
+    Counts batches.
+    """
+
     def install(n, number):
         batches, load_batch = [], datasets.loader.load_batch
 
@@ -42,14 +60,18 @@ def loading(monkeypatch):
             if len(batches) == n:
                 os.kill(os.getpid(), number)
             return load_batch(dataset, indices)
+
         monkeypatch.setattr(datasets.loader, "load_batch", counting)
         return batches
+
     return install
 
 
 # 2: in the first epoch; 5: in its validation; 9: in the second epoch; 11: in the last validation
 @pytest.mark.parametrize("n, epoch, step", [(2, -1, 2), (5, 0, 0), (9, 0, 2), (11, 1, 0)])
-def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(coco, whole, tmp_path, loading, capfd, n, epoch, step):
+def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(
+    coco, whole, tmp_path, loading, capfd, n, epoch, step
+):
     loading(n, signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
         run(coco, tmp_path)
@@ -65,7 +87,9 @@ def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(coco, wh
     assert len(again) == 6 - trained + validated, "what was used is not even loaded again"
 
 
-def test_stopped_before_it_has_saved_it_names_the_checkpoint_that_is_there(coco, tmp_path, loading, capfd):
+def test_stopped_before_it_has_saved_it_names_the_checkpoint_that_is_there(
+    coco, tmp_path, loading, capfd
+):
     """In another folder, in the evaluation that it makes up for."""
     before = tmp_path / "before" / "checkpoint.pkl"
     for resume, output in (([], before.parent), (["--resume", before], tmp_path / "after")):
@@ -89,9 +113,11 @@ def test_other_signals(coco, tmp_path, loading, capfd, number):
 
 
 def test_a_second_signal_acts_at_once(coco, tmp_path):
-    source = ("import os, signal\nfrom util.signals import StopRequest\nwith StopRequest() as stop:\n"
-              "    os.kill(os.getpid(), signal.SIGTERM)\n    print(stop.received.name, flush=True)\n"
-              "    os.kill(os.getpid(), signal.SIGTERM)\n    print('alive')")
+    source = (
+        "import os, signal\nfrom util.signals import StopRequest\nwith StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print(stop.received.name, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('alive')"
+    )
     done = subprocess.run([sys.executable, "-c", source], cwd=REPO, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "SIGTERM\n")
 
@@ -102,74 +128,164 @@ def test_saving_every_two_steps(coco, whole, tmp_path):
     def remember(state, path, save=write_jittor_file):
         saved.append((path.name, state.get("epoch"), state.get("step")))
         save(state, path)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("util.output.write_jittor_file", remember)
         run(coco, tmp_path, "--checkpoint_interval", 2)
     assert [entry for entry in saved if entry[0] == "checkpoint.pkl"] == [
-        ("checkpoint.pkl", -1, 2), ("checkpoint.pkl", 0, 0), ("checkpoint.pkl", 0, 2), ("checkpoint.pkl", 1, 0)]
+        ("checkpoint.pkl", -1, 2),
+        ("checkpoint.pkl", 0, 0),
+        ("checkpoint.pkl", 0, 2),
+        ("checkpoint.pkl", 1, 0),
+    ]
     assert_same_training(tmp_path, whole)
 
 
-@pytest.mark.parametrize("flags, message", [(["--batch_size", 2], "--batch_size 1 .now 2."),
-                                            (["--seed", 48], "--seed 47 .now 48.")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [(["--batch_size", 2], "--batch_size 1 .now 2."), (["--seed", 48], "--seed 47 .now 48.")],
+)
 def test_the_middle_of_an_epoch_needs_the_same_flags(coco, tmp_path, loading, flags, message):
     loading(1, signal.SIGTERM)
     with pytest.raises(SystemExit):
         run(coco, tmp_path)
-    with pytest.raises(InputError, match=f"checkpoint.pkl: was saved in the middle of an epoch, with {message}"):
+    with pytest.raises(
+        InputError, match=f"checkpoint.pkl: was saved in the middle of an epoch, with {message}"
+    ):
         run(coco, tmp_path, "--resume", tmp_path / "checkpoint.pkl", *flags)
 
 
 def test_flags_that_are_given_win_and_others_come_from_the_checkpoint(coco, tmp_path, capsys):
-    flags = "--lr", 3e-4, "--lr_drop", 4, "--clip_max_norm", 0.5, "--weight_decay", 0.01, "--bbox_loss_coef", 4, "--no_aux_loss"
+    flags = (
+        "--lr",
+        3e-4,
+        "--lr_drop",
+        4,
+        "--clip_max_norm",
+        0.5,
+        "--weight_decay",
+        0.01,
+        "--bbox_loss_coef",
+        4,
+        "--no_aux_loss",
+    )
     run(coco, tmp_path / "whole", *flags)
     run(coco, tmp_path / "parts", *flags, "--epochs", 1)
     checkpoint = tmp_path / "parts" / "checkpoint.pkl"
-    main(parse_args(["--coco_path", str(coco), "--output_dir", str(checkpoint.parent), "--resume", str(checkpoint),
-                                         "--epochs", "2", "--num_workers", "0", "--device", "cpu"]))
+    main(
+        parse_args(
+            [
+                "--coco_path",
+                str(coco),
+                "--output_dir",
+                str(checkpoint.parent),
+                "--resume",
+                str(checkpoint),
+                *"--epochs 2 --num_workers 0 --device cpu".split(),
+            ]
+        )
+    )
     assert_same_training(tmp_path / "parts", tmp_path / "whole")
     capsys.readouterr()
 
-    main(parse_args([
-        "--coco_path", str(coco), "--output_dir", str(checkpoint.parent), "--resume", str(checkpoint), "--epochs", "4", "--lr", "1e-6",
-        "--lr_drop", "1", "--weight_decay", "0.5", "--num_workers", "0", "--device", "cpu"]))
+    main(
+        parse_args(
+            [
+                "--coco_path",
+                str(coco),
+                "--output_dir",
+                str(checkpoint.parent),
+                "--resume",
+                str(checkpoint),
+                *"""
+                --epochs 4 --lr 1e-6 --lr_drop 1 --weight_decay 0.5 --num_workers 0 --device cpu
+            """.split(),
+            ]
+        )
+    )
     output = capsys.readouterr().out
-    for line in ("--lr is 1e-06 from now on; {} was trained with 0.0003", "--lr_drop is 1 from now on; {} was trained with 4",
-                 "--weight_decay is 0.5 from now on; {} was trained with 0.01", "--epochs is 4 from now on; {} was trained with 2"):
+    for line in (
+        "--lr is 1e-06 from now on; {} was trained with 0.0003",
+        "--lr_drop is 1 from now on; {} was trained with 4",
+        "--weight_decay is 0.5 from now on; {} was trained with 0.01",
+        "--epochs is 4 from now on; {} was trained with 2",
+    ):
         assert line.format(checkpoint) + "\n" in output
     assert output.count("from now on") == 4
-    rates = [json.loads(line)["train_lr"] for line in (checkpoint.parent / "log.txt").read_text().splitlines()]
-    assert rates == pytest.approx([3e-4, 3e-4, 1e-8, 1e-9], rel=1e-6), "two drops are past at the third epoch"
+    rates = [
+        json.loads(line)["train_lr"]
+        for line in (checkpoint.parent / "log.txt").read_text().splitlines()
+    ]
+    assert rates == pytest.approx([3e-4, 3e-4, 1e-8, 1e-9], rel=1e-6), (
+        "two drops are past at the third epoch"
+    )
     groups = load_checkpoint(checkpoint)["optimizer"]["groups"]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.5]
-    assert [group["lr"] for group in groups] == pytest.approx([1e-10, 1e-9], rel=1e-6), "the backbone's rate stays 1e-5 before drops"
+    assert [group["lr"] for group in groups] == pytest.approx([1e-10, 1e-9], rel=1e-6), (
+        "the backbone's rate stays 1e-5 before drops"
+    )
 
 
 def test_a_folder_with_a_training_is_not_overwritten(coco, whole, tmp_path):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=f"{whole} holds a training already .* --resume {whole}/checkpoint.pkl.* --overwrite"):
+    with pytest.raises(
+        InputError,
+        match=f"{whole} holds a training already .* --resume {whole}/checkpoint.pkl.* --overwrite",
+    ):
         run(coco, whole)
-    for flags in (["--resume", whole / "checkpoint.pkl"], ["--finetune", whole / "checkpoint0000.pkl"],
-                  ["--backbone_weights", whole / "checkpoint.pkl"],
-                  ["--frozen_weights", whole / "checkpoint.pkl", "--masks", "--hidden_dim", 128, "--nheads", 8]):
-        with pytest.raises(InputError, match=f"--overwrite would remove {flags[1]}, which {flags[0]} needs: give another --output_dir"):
+    for flags in (
+        ["--resume", whole / "checkpoint.pkl"],
+        ["--finetune", whole / "checkpoint0000.pkl"],
+        ["--backbone_weights", whole / "checkpoint.pkl"],
+        [
+            "--frozen_weights",
+            whole / "checkpoint.pkl",
+            "--masks",
+            "--hidden_dim",
+            128,
+            "--nheads",
+            8,
+        ],
+    ):
+        with pytest.raises(
+            InputError,
+            match=f"--overwrite would remove {flags[1]}, which {flags[0]} needs: give "
+            f"another --output_dir",
+        ):
             run(coco, whole, *flags, "--overwrite")
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
 
 
 def test_overwrite_removes_the_training_before(coco, whole, tmp_path):
     (tmp_path / "eval").mkdir()
-    for name in ("checkpoint.pkl", "checkpoint0099.pkl", "log.txt", "eval/050.pkl", "notes.txt", f".checkpoint.pkl{PARTIAL}"):
+    for name in (
+        "checkpoint.pkl",
+        "checkpoint0099.pkl",
+        "log.txt",
+        "eval/050.pkl",
+        "notes.txt",
+        f".checkpoint.pkl{PARTIAL}",
+    ):
         (tmp_path / name).write_text("old")
     run(coco, tmp_path, "--overwrite")
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()} | {"notes.txt"}
+    assert names == {
+        str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()
+    } | {"notes.txt"}
     assert_same_training(tmp_path, whole)
 
 
 def test_one_run_at_a_time_in_a_folder(coco, tmp_path):
-    source = "import sys; from pathlib import Path; from util.files import claim; claim(Path(sys.argv[1])); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", source, tmp_path], cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    source = (
+        "import sys; from pathlib import Path; from util.files import claim; "
+        "claim(Path(sys.argv[1])); print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", source, tmp_path],
+        cwd=REPO,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
         other.stdout.readline()
         with pytest.raises(InputError, match=f"--output_dir {tmp_path} is in use by another run"):
             run(coco, tmp_path)
@@ -177,29 +293,47 @@ def test_one_run_at_a_time_in_a_folder(coco, tmp_path):
     (tmp_path / "eval").mkdir()
     (tmp_path / "photos").mkdir()
     own = {tmp_path / f".log.txt{PARTIAL}", tmp_path / "eval" / f".latest.pkl{PARTIAL}"}
-    foreign = {tmp_path / ".other.part", tmp_path / "eval" / ".other.part", tmp_path / "photos" / f".other{PARTIAL}"}
+    foreign = {
+        tmp_path / ".other.part",
+        tmp_path / "eval" / ".other.part",
+        tmp_path / "photos" / f".other{PARTIAL}",
+    }
     for path in own | foreign:
         path.touch()
     with pytest.raises(InputError, match="no such folder"):
         run(tmp_path / "nothing", tmp_path)
-    assert set(tmp_path.rglob(".*")) == foreign | {tmp_path / ".lock"}, "what this program left is removed, and nothing else"
+    assert set(tmp_path.rglob(".*")) == foreign | {tmp_path / ".lock"}, (
+        "what this program left is removed, and nothing else"
+    )
 
 
 def test_a_damaged_checkpoint_names_the_newest_intact_one(tmp_path):
-    for number, name in enumerate(("checkpoint0001.pkl", "checkpoint0002.pkl", "checkpoint0003.pkl", "checkpoint.pkl")):
+    for number, name in enumerate(
+        ("checkpoint0001.pkl", "checkpoint0002.pkl", "checkpoint0003.pkl", "checkpoint.pkl")
+    ):
         write_jittor_file({"model": {}}, tmp_path / name)
         os.utime(tmp_path / name, (number, number))
     for name in ("checkpoint.pkl", "checkpoint0003.pkl"):
         content = bytearray((tmp_path / name).read_bytes())
         content[5] ^= 1
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=r"checkpoint.pkl: the file is damaged .*, or take .*/checkpoint0002.pkl, the newest intact"):
+    with pytest.raises(
+        InputError,
+        match=r"checkpoint.pkl: the file is damaged .*, or take "
+        r".*/checkpoint0002.pkl, the newest intact",
+    ):
         load_checkpoint(tmp_path / "checkpoint.pkl")
 
 
 @pytest.mark.parametrize("name", ["KILL", "TERM"])
 def test_interrupted_trainings_end_as_the_undisturbed_one(name):
     # in a process of its own, since Jittor ends one whose child is killed
-    done = subprocess.run([sys.executable, "-m", "tests.tools.interrupt", "--times", "2", "--signal", name], cwd=REPO, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tools.interrupt", "--times", "2", "--signal", name],
+        cwd=REPO,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
     assert done.returncode == 0 and f"2 x SIG{name}" in done.stdout, done.stdout

@@ -1,4 +1,7 @@
-"""The embedded data set: what is drawn, that its annotations fit the pixels, and how its folder comes to be."""
+"""The embedded data set: what is drawn, that its annotations fit the pixels, and how its folder
+comes to be.
+"""
+
 import json
 import multiprocessing
 
@@ -21,7 +24,9 @@ def drawings(count=150):
 
 
 def mask_of(polygon):
-    return coco_mask.decode(segmentation_to_rle([polygon.ravel().tolist()], SIZE, SIZE)).astype(bool)
+    return coco_mask.decode(segmentation_to_rle([polygon.ravel().tolist()], SIZE, SIZE)).astype(
+        bool
+    )
 
 
 def saturation(image):
@@ -29,8 +34,19 @@ def saturation(image):
 
 
 def build(image_set, folder, *flags, masks=False):
-    args = tiny.arguments("--dataset_file", "shapes", "--coco_path", folder, "--shapes_train", 6, "--shapes_val", 3,
-                          "--shapes_size", 48, *flags)
+    args = tiny.arguments(
+        "--dataset_file",
+        "shapes",
+        "--coco_path",
+        folder,
+        "--shapes_train",
+        6,
+        "--shapes_val",
+        3,
+        "--shapes_size",
+        48,
+        *flags,
+    )
     args.masks = masks
     return build_dataset(image_set, args)
 
@@ -41,7 +57,9 @@ def test_drawings_derive_from_seed_part_and_index():
         assert image.shape == (arguments[0], arguments[0], 3) and image.dtype == np.uint8
         np.testing.assert_array_equal(image, again)
         assert [kind for kind, _ in drawn] == [kind for kind, _ in drawn_again]
-    images = [shapes.draw_image(SIZE, *key)[0] for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    images = [
+        shapes.draw_image(SIZE, *key)[0] for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
     assert len({image.tobytes() for image in images}) == 4
 
 
@@ -53,14 +71,19 @@ def test_every_image_has_one_to_five_shapes_of_all_kinds_and_sizes():
     extents = np.array([np.ptp(polygon, axis=0) for polygon in corners]) / SIZE
     assert extents.min() >= 1 / 6 - 1e-9 and extents.max() <= 0.6 + 1e-9
     assert extents.min() < 0.2 and extents.max() > 0.57
-    assert min(polygon.min() for polygon in corners) >= 0 and max(polygon.max() for polygon in corners) <= SIZE
+    assert (
+        min(polygon.min() for polygon in corners) >= 0
+        and max(polygon.max() for polygon in corners) <= SIZE
+    )
 
 
 def test_shapes_overlap_by_a_fifth_of_the_smaller_one_at_most():
     overlaps = []
     for _, drawn in drawings():
         masks = [mask_of(polygon) for _, polygon in drawn]
-        overlaps += [(a & b).sum() / min(a.sum(), b.sum()) for i, a in enumerate(masks) for b in masks[:i]]
+        overlaps += [
+            (a & b).sum() / min(a.sum(), b.sum()) for i, a in enumerate(masks) for b in masks[:i]
+        ]
     assert 0.1 < max(overlaps) <= 0.22, "a pixel's width more, since masks have whole pixels"
 
 
@@ -70,7 +93,9 @@ def test_pixels_are_saturated_where_the_polygons_are_and_grey_elsewhere():
         inside = saturation(image)[binary_erosion(covered)]
         assert np.percentile(inside, 2) > 80, "but for edges between two colours"
         ground = ~binary_dilation(covered, iterations=2)
-        assert np.percentile(saturation(image)[ground], 99.5) == 0, "but for tips thinner than a pixel"
+        assert np.percentile(saturation(image)[ground], 99.5) == 0, (
+            "but for tips thinner than a pixel"
+        )
         assert image[ground].std() > 2, "noise and gradient"
 
 
@@ -82,12 +107,20 @@ def test_folder_is_coco(tmp_path):
         for index in range(len(dataset)):
             image, target = dataset[index]
             assert image.shape == (3, 48, 48)
-            assert set(target["labels"]) <= {1, 2, 3} and max(target["labels"]) < NUM_CLASSES["shapes"]
+            assert (
+                set(target["labels"]) <= {1, 2, 3} and max(target["labels"]) < NUM_CLASSES["shapes"]
+            )
             for box, mask, area in zip(target["boxes"], target["masks"], target["area"]):
                 y, x = np.nonzero(mask)
                 edges = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
-                expected = 48 * np.array([box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2,
-                                          box[1] + box[3] / 2])
+                expected = 48 * np.array(
+                    [
+                        box[0] - box[2] / 2,
+                        box[1] - box[3] / 2,
+                        box[0] + box[2] / 2,
+                        box[1] + box[3] / 2,
+                    ]
+                )
                 np.testing.assert_allclose(edges, expected, atol=2)
                 assert area == pytest.approx(mask.sum(), rel=0.15, abs=8)
 
@@ -99,7 +132,10 @@ def test_training_flips_and_validation_does_not(tmp_path):
         seen.add(train[0][0].tobytes())
     assert len(seen) == 2
     val.epoch = 1
-    pixels = np.asarray(Image.open(tmp_path / "shapes" / "val2017" / "000000000001.png"), np.float32) / 255
+    pixels = (
+        np.asarray(Image.open(tmp_path / "shapes" / "val2017" / "000000000001.png"), np.float32)
+        / 255
+    )
     expected = (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
     np.testing.assert_allclose(val[0][0], expected.transpose(2, 0, 1), atol=1e-5)
 
@@ -132,6 +168,7 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
         if index == 3:
             raise KeyboardInterrupt
         return draw(size, seed, part, index)
+
     draw = shapes.draw_image
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         context.setattr(shapes, "draw_image", interrupted)
@@ -158,7 +195,9 @@ def test_processes_that_start_at_once_share_one_folder(tmp_path):
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     build("train", tmp_path / "shapes")
-    with pytest.raises(InputError, match="shapes: holds something else than the 10 shape images of 48 pixels"):
+    with pytest.raises(
+        InputError, match="shapes: holds something else than the 10 shape images of 48 pixels"
+    ):
         build("train", tmp_path / "shapes", "--shapes_train", 7)
     with pytest.raises(InputError, match="coco: holds something else .*--dataset_file coco"):
         build("train", tiny.make_coco(tmp_path / "coco"))
@@ -170,14 +209,31 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
 
 
 def test_an_unwritable_place_is_named():
-    with pytest.raises(InputError, match=r"/proc/shapes: the shapes cannot be written there .*--coco_path"):
+    with pytest.raises(
+        InputError, match=r"/proc/shapes: the shapes cannot be written there .*--coco_path"
+    ):
         build("train", "/proc/shapes")
 
 
 def test_annotations_have_what_coco_has(tmp_path):
     build("train", tmp_path / "shapes")
-    data = json.loads((tmp_path / "shapes" / "annotations" / "instances_train2017.json").read_text())
-    assert data["info"] == {"description": "coloured shapes, drawn by datasets/shapes.py", "size": 48, "seed": 0,
-                            "train": 6, "val": 3}
+    data = json.loads(
+        (tmp_path / "shapes" / "annotations" / "instances_train2017.json").read_text()
+    )
+    assert data["info"] == {
+        "description": "coloured shapes, drawn by datasets/shapes.py",
+        "size": 48,
+        "seed": 0,
+        "train": 6,
+        "val": 3,
+    }
     for annotation in data["annotations"]:
-        assert set(annotation) == {"id", "image_id", "category_id", "iscrowd", "area", "bbox", "segmentation"}
+        assert set(annotation) == {
+            "id",
+            "image_id",
+            "category_id",
+            "iscrowd",
+            "area",
+            "bbox",
+            "segmentation",
+        }

@@ -1,4 +1,5 @@
-"""Reading PyTorch's files: what PyTorch wrote (tests/golden), what is damaged, and what is hostile."""
+"""PyTorch's files: what PyTorch wrote (tests/golden), damaged ones, and hostile ones."""
+
 import io
 import os
 import pickle
@@ -70,15 +71,22 @@ def test_flipped_bytes_never_escape_as_another_exception(name, tmp_path):
 def zip_file(path, data_pkl, storages=(), compressed=None):
     """A zip file as PyTorch writes it, but for the one entry named compressed."""
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in {"data.pkl": data_pkl, **{f"data/{n}": part for n, part in enumerate(storages)}}.items():
-            archive.writestr(f"archive/{name}", content, zipfile.ZIP_DEFLATED if name == compressed else None)
+        for name, content in {
+            "data.pkl": data_pkl,
+            **{f"data/{n}": part for n, part in enumerate(storages)},
+        }.items():
+            archive.writestr(
+                f"archive/{name}", content, zipfile.ZIP_DEFLATED if name == compressed else None
+            )
     return path
 
 
 def tensor_pickle(numel, offset, size, stride):
     """The pickle of one float32 tensor over storage 0."""
+
     def push(*values):
         return b"(" + b"".join(pickle.dumps(value, 2)[2:-1] for value in values)
+
     storage = push("storage") + b"ctorch\nFloatStorage\n" + push("0", "cpu", numel)[1:] + b"tQ"
     view = push(offset, size, stride, False)[1:]
     return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + view + b"NtR."
@@ -90,18 +98,36 @@ def test_a_view_reads_what_its_strides_say(tmp_path):
     np.testing.assert_array_equal(read_torch_file(path), [[1, 4], [2, 5]])
 
 
-@pytest.mark.parametrize("numel, offset, size, stride", [
-    (6, 0, (7,), (1,)), (6, 5, (2,), (1,)), (6, -1, (2,), (1,)), (6, 0, (2, 2), (6, 1)), (6, 0, (2,), (-1,)),
-    (6, 0, (2,), (1, 1)), (6, 0, (7,), (0,)), (10**12, 0, (6,), (1,)), (5, 0, (5,), (1,))])
+@pytest.mark.parametrize(
+    "numel, offset, size, stride",
+    [
+        (6, 0, (7,), (1,)),
+        (6, 5, (2,), (1,)),
+        (6, -1, (2,), (1,)),
+        (6, 0, (2, 2), (6, 1)),
+        (6, 0, (2,), (-1,)),
+        (6, 0, (2,), (1, 1)),
+        (6, 0, (7,), (0,)),
+        (10**12, 0, (6,), (1,)),
+        (5, 0, (5,), (1,)),
+    ],
+)
 def test_views_beyond_their_storage_are_refused(tmp_path, numel, offset, size, stride):
-    path = zip_file(tmp_path / "beyond.pth", tensor_pickle(numel, offset, size, stride), [bytes(24)])
+    path = zip_file(
+        tmp_path / "beyond.pth", tensor_pickle(numel, offset, size, stride), [bytes(24)]
+    )
     with pytest.raises(InputError, match="damaged"):
         read_torch_file(path)
 
 
 @pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
 def test_compressed_entries_are_refused(tmp_path, entry):
-    bomb = zip_file(tmp_path / "bomb.pth", tensor_pickle(1000, 0, (1000,), (1,)), [bytes(4000)], compressed=entry)
+    bomb = zip_file(
+        tmp_path / "bomb.pth",
+        tensor_pickle(1000, 0, (1000,), (1,)),
+        [bytes(4000)],
+        compressed=entry,
+    )
     with pytest.raises(InputError, match="damaged"):
         read_torch_file(bomb)
 
@@ -122,9 +148,13 @@ def legacy_file(path, content, rest):
 
 
 def test_a_legacy_file_without_one_of_its_storages_is_damaged(tmp_path):
-    content = tensor_pickle(2, 0, (2,), (1,)).replace(b"tQ", b"NtQ")  # the legacy format also names a view
+    content = tensor_pickle(2, 0, (2,), (1,)).replace(
+        b"tQ", b"NtQ"
+    )  # the legacy format also names a view
     data = pickle.dumps(["0"], 2) + struct.pack("<q2f", 2, 1.5, -2)
-    np.testing.assert_array_equal(read_torch_file(legacy_file(tmp_path / "a.pth", content, data)), [1.5, -2])
+    np.testing.assert_array_equal(
+        read_torch_file(legacy_file(tmp_path / "a.pth", content, data)), [1.5, -2]
+    )
     with pytest.raises(InputError, match="storage 0 is not in the file"):
         read_torch_file(legacy_file(tmp_path / "a.pth", content, pickle.dumps([], 2)))
 
@@ -133,7 +163,9 @@ def test_a_legacy_view_of_a_storage_is_read(tmp_path):
     view = pickle.dumps(("view", 1, 2), 2)[2:-1]
     content = tensor_pickle(3, 1, (1,), (1,)).replace(b"tQ", view + b"tQ")
     data = pickle.dumps(["0"], 2) + struct.pack("<q3f", 3, 1, 2, 3)
-    np.testing.assert_array_equal(read_torch_file(legacy_file(tmp_path / "a.pth", content, data)), [3])
+    np.testing.assert_array_equal(
+        read_torch_file(legacy_file(tmp_path / "a.pth", content, data)), [3]
+    )
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
@@ -144,7 +176,9 @@ def test_a_file_that_calls_os_system_is_refused_and_not_run(tmp_path, form):
         zip_file(path, content)
     else:
         legacy_file(path, content, pickle.dumps([], 2))
-    with pytest.raises(InputError, match=r"evil.pth: refused, because the file names (posix|nt).system"):
+    with pytest.raises(
+        InputError, match=r"evil.pth: refused, because the file names (posix|nt).system"
+    ):
         read_torch_file(path)
     assert not proof.exists()
     os.system(f"touch {proof}")
@@ -152,7 +186,11 @@ def test_a_file_that_calls_os_system_is_refused_and_not_run(tmp_path, form):
 
 
 def test_a_file_cannot_change_how_the_next_one_is_read(tmp_path):
-    for name in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"cargparse\nNamespace\n"):
+    for name in (
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ccollections\nOrderedDict\n",
+        b"cargparse\nNamespace\n",
+    ):
         state = pickle.dumps((None, {"__new__": None, "__setstate__": None}), 2)[2:-1]
         with pytest.raises(InputError):
             read_torch_file(zip_file(tmp_path / "poison.pth", b"\x80\x02" + name + state + b"b."))
@@ -160,7 +198,9 @@ def test_a_file_cannot_change_how_the_next_one_is_read(tmp_path):
 
 
 def test_storages_in_the_other_byte_order(tmp_path):
-    path = zip_file(tmp_path / "big.pth", tensor_pickle(2, 0, (2,), (1,)), [struct.pack(">2f", 1.5, -2)])
+    path = zip_file(
+        tmp_path / "big.pth", tensor_pickle(2, 0, (2,), (1,)), [struct.pack(">2f", 1.5, -2)]
+    )
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("archive/byteorder", "big")
     value = read_torch_file(path)
@@ -184,9 +224,15 @@ def test_other_files_are_told_apart(tmp_path):
 
 
 def test_what_is_written_reads_back_equal(tmp_path):
-    tree = {"model": {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T, "b": np.array(2.5, np.float64)},
-            "list": [1, -2**70, (True, None, "é"), 0.1], "mask": np.array([True, False]),
-            "none": np.zeros((0, 3), np.int64)}
+    tree = {
+        "model": {
+            "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+            "b": np.array(2.5, np.float64),
+        },
+        "list": [1, -(2**70), (True, None, "é"), 0.1],
+        "mask": np.array([True, False]),
+        "none": np.zeros((0, 3), np.int64),
+    }
     write_torch_file(tree, tmp_path / "written.pth")
     found = read_torch_file(tmp_path / "written.pth")
     assert found["list"] == tree["list"]
@@ -195,7 +241,9 @@ def test_what_is_written_reads_back_equal(tmp_path):
         assert flatten(found)[key].dtype == value.dtype
 
 
-@pytest.mark.parametrize("value", [np.zeros(2, object), np.zeros(2, np.complex64), np.float32(1), {1, 2}, object()])
+@pytest.mark.parametrize(
+    "value", [np.zeros(2, object), np.zeros(2, np.complex64), np.float32(1), {1, 2}, object()]
+)
 def test_what_a_pytorch_file_cannot_hold_is_a_type_error(value):
     with pytest.raises(TypeError, match="a PyTorch file cannot hold"):
         write_torch_file({"value": value}, io.BytesIO())

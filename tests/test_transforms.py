@@ -1,4 +1,5 @@
 """The transforms through what they do to images of odd sizes, boxes and masks."""
+
 import random
 
 import numpy as np
@@ -7,11 +8,23 @@ from PIL import Image
 
 import datasets.transforms as T
 
-SIZES = [(1, 1), (3, 5), (640, 480), (427, 640), (500, 500), (1000, 37), (37, 1000), (801, 799), (1333, 800)]
+SIZES = [
+    (1, 1),
+    (3, 5),
+    (640, 480),
+    (427, 640),
+    (500, 500),
+    (1000, 37),
+    (37, 1000),
+    (801, 799),
+    (1333, 800),
+]
 
 
 def picture(width, height):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def target_of(width, height, boxes):
@@ -20,9 +33,16 @@ def target_of(width, height, boxes):
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int)):
         mask[y0:y1, x0:x1] = True
     size = np.array([height, width])
-    return {"boxes": boxes, "labels": np.arange(len(boxes)), "area": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
-            "iscrowd": np.zeros(len(boxes), dtype=np.int64), "masks": masks, "image_id": 7, "orig_size": size,
-            "size": size}
+    return {
+        "boxes": boxes,
+        "labels": np.arange(len(boxes)),
+        "area": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        "iscrowd": np.zeros(len(boxes), dtype=np.int64),
+        "masks": masks,
+        "image_id": 7,
+        "orig_size": size,
+        "size": size,
+    }
 
 
 def copied(target):
@@ -46,7 +66,9 @@ def test_resize_brings_the_shorter_side_to_size_and_scales_all(width, height, si
     if max_size is None or max(width, height) / min(width, height) * size <= max_size:
         assert min(image.size) == size
     else:
-        assert min(image.size) <= size and abs(max(image.size) - max_size) <= max(width, height) / min(width, height)
+        assert min(image.size) <= size and abs(max(image.size) - max_size) <= max(
+            width, height
+        ) / min(width, height)
     assert np.allclose(resized["boxes"], [[0, 0, new_width, new_height]], rtol=1e-6)
     assert np.allclose(resized["area"], new_width * new_height, rtol=1e-6)
     assert resized["masks"].shape == (1, new_height, new_width) and resized["masks"].all()
@@ -84,7 +106,11 @@ def test_crop_cuts_boxes_and_drops_what_is_left_outside():
 
 
 def test_every_transform_takes_an_empty_target():
-    for transform in (T.RandomHorizontalFlip(p=1), T.RandomSizeCrop(20, 40), T.RandomResize([50], max_size=60)):
+    for transform in (
+        T.RandomHorizontalFlip(p=1),
+        T.RandomSizeCrop(20, 40),
+        T.RandomResize([50], max_size=60),
+    ):
         _, target = transform(picture(45, 33), target_of(45, 33, []), random.Random(0))
         assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, *target["size"])
 
@@ -95,7 +121,9 @@ def test_normalize_gives_relative_boxes_and_standard_pixels():
     before = image.copy()
     result, target = T.Normalize([0.5, 0.25, 0], [0.5, 0.25, 2])(image, target, None)
     assert np.array_equal(image, before)
-    assert np.allclose(result, (before - [[[0.5]], [[0.25]], [[0]]]) / [[[0.5]], [[0.25]], [[2]]], atol=1e-6)
+    assert np.allclose(
+        result, (before - [[[0.5]], [[0.25]], [[0]]]) / [[[0.5]], [[0.25]], [[2]]], atol=1e-6
+    )
     assert result.dtype == target["boxes"].dtype == np.float32
     assert target["boxes"].tolist() == [[0.5, 0.625, 0.5, 0.75]]
 

@@ -1,7 +1,9 @@
-"""The one place where Jittor is imported: the process is prepared for it before, and has its signals back after it.
+"""The one place where Jittor is imported: the process is prepared for it before, and has its
+signals back after it.
 
 Where CUDA works, Jittor uses the GPU from then on.
 """
+
 import atexit
 import os
 
@@ -22,18 +24,25 @@ take_back_from_jittor()
 def select_device(name):
     """The device that Jittor uses, "cuda" or "cpu".
 
-    name: "auto", "cpu" or "cuda", as given to `runtime.prepare_device`, which has to be called first. Raises InputError for "cuda"
-    without a GPU.
+    name: "auto", "cpu" or "cuda", as given to `runtime.prepare_device`, which has to be called
+    first. Raises InputError for "cuda" without a GPU.
     """
     gpus = _count_gpus()
     if name == "cuda" and gpus == 0:
-        raise InputError(f"--device cuda: Jittor finds no GPU (nvcc_path={os.environ.get('nvcc_path', '')!r}); use --device cpu")
+        raise InputError(
+            f"--device cuda: Jittor finds no GPU "
+            f"(nvcc_path={os.environ.get('nvcc_path', '')!r}); use --device cpu"
+        )
     jt.flags.use_cuda = int(gpus > 0 and name != "cpu")
     processes = dist.get_local_size()
     on_the_cpu = jt.flags.use_cuda and processes > gpus and os.environ.get("use_nccl", "1") == "1"
     if on_the_cpu and dist.is_main_process():
-        runtime.warn(f"{processes} processes on this machine see {gpus} GPU each, so they average their gradients on the CPU, which is "
-                     f"slow; start as many processes as there are GPUs, and show every GPU to each (CUDA_VISIBLE_DEVICES)")
+        runtime.warn(
+            f"{processes} processes on this machine see {gpus} GPU each, so they "
+            f"average their gradients on the CPU, which is "
+            f"slow; start as many processes as there are GPUs, and show every GPU "
+            f"to each (CUDA_VISIBLE_DEVICES)"
+        )
     return "cuda" if jt.flags.use_cuda else "cpu"
 
 
@@ -44,16 +53,18 @@ def _count_gpus():
 def _use_gpu():
     if _count_gpus() > 0:
         jt.flags.use_cuda = 1
-        # A convolution takes the algorithm that cuDNN expects to be the fastest, as by default in PyTorch. Jittor would try all of them
-        # for the first hundred sizes of convolutions, with up to a quarter of the GPU's memory. A few batches of COCO's have as many.
+        # A convolution takes the algorithm that cuDNN expects to be the fastest, as by default in
+        # PyTorch. Jittor would try all of them for the first hundred sizes of convolutions, with up
+        # to a quarter of the GPU's memory. A few batches of COCO's have as many.
         jt.compile_extern.cudnn.set_algorithm_cache_size(0)
 
 
 def _end_compilers():
-    """Ends the processes that compiled Jittor's core when it was imported, which have nothing more to do.
+    """Ends the processes that compiled Jittor's core when it was imported, which have nothing more
+    to do.
 
-    A signal for the whole process group, as Ctrl-C is, would kill them while they hold the lock that Python waits for when it
-    ends them at the exit.
+    A signal for the whole process group, as Ctrl-C is, would kill them while they hold the lock
+    that Python waits for when it ends them at the exit.
     """
     if jittor_utils.pool_size:
         jittor_utils.pool_cleanup()

@@ -1,8 +1,9 @@
 """Box formats and generalised IoU, for NumPy arrays and Jittor Vars alike.
 
-The matcher works on the host and the loss on the device; both need the same formulas, so these functions use only
-what the two libraries spell the same way.
+The matcher works on the host and the loss on the device; both need the same formulas, so these
+functions use only what the two libraries spell the same way.
 """
+
 import numpy as np
 
 from util.backend import jt
@@ -25,17 +26,18 @@ def box_xyxy_to_cxcywh(boxes):
 
 
 def generalized_box_iou(boxes1, boxes2):
-    """Generalised IoU (https://giou.stanford.edu) of xyxy boxes, element by element with broadcasting.
+    """Generalised IoU (https://giou.stanford.edu) of xyxy boxes, element by element with
+    broadcasting.
 
-    [..., 4] and [..., 4] -> [...], in [-1, 1]. For all pairs of [N, 4] and [M, 4] pass `boxes1[:, None]` and `boxes2`.
-    The box that encloses both must have an area, or the result is not finite.
+    [..., 4] and [..., 4] -> [...], in [-1, 1]. For all pairs of [N, 4] and [M, 4] pass `boxes1[:,
+    None]` and `boxes2`. The box that encloses both must have an area, or the result is not finite.
     """
     lib = _library(boxes1)
     x0, y0, x1, y1 = (boxes1[..., i] for i in range(4))
     u0, v0, u1, v1 = (boxes2[..., i] for i in range(4))
-    inter = (lib.maximum(lib.minimum(x1, u1) - lib.maximum(x0, u0), 0.0)
-             * lib.maximum(lib.minimum(y1, v1) - lib.maximum(y0, v0), 0.0))
+    inter = lib.maximum(lib.minimum(x1, u1) - lib.maximum(x0, u0), 0.0) * lib.maximum(
+        lib.minimum(y1, v1) - lib.maximum(y0, v0), 0.0
+    )
     union = (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - inter
-    hull = ((lib.maximum(x1, u1) - lib.minimum(x0, u0))
-            * (lib.maximum(y1, v1) - lib.minimum(y0, v0)))
+    hull = (lib.maximum(x1, u1) - lib.minimum(x0, u0)) * (lib.maximum(y1, v1) - lib.minimum(y0, v0))
     return inter / union - (hull - union) / hull

@@ -1,9 +1,12 @@
-"""Finds a CUDA that Jittor can work with, before Jittor is imported: with one that does not fit, the import aborts the process.
+"""Finds a CUDA that Jittor can work with, before Jittor is imported: with one that does not fit,
+the import aborts the process.
 
-Jittor 1.3.11 needs CUDA 11 or 12 and cuDNN 8, in the places where it looks. `prepare` tries all toolkits of the machine, tells
-Jittor of the first that fits, and has it import without CUDA where none does. It respects the environment variables `nvcc_path`,
-`use_cutt`, `use_cutlass` and `use_nccl` where the user has set them.
+Jittor 1.3.11 needs CUDA 11 or 12 and cuDNN 8, in the places where it looks. `prepare` tries all
+toolkits of the machine, tells Jittor of the first that fits, and has it import without CUDA where
+none does. It respects the environment variables `nvcc_path`, `use_cutt`, `use_cutlass` and
+`use_nccl` where the user has set them.
 """
+
 import ctypes
 import functools
 import os
@@ -18,15 +21,31 @@ from typing import NamedTuple, Optional
 from util import dist
 
 OLDEST_CUDA, NEWEST_CUDA = (11, 0), (12, 9)  # toolkits whose CUDA Jittor's own sources compile with
-LIBRARIES = ("cublas", "cudnn", "cudnn_ops_infer", "cudnn_ops_train", "cudnn_cnn_infer", "cudnn_cnn_train", "curand", "cufft",
-             "cusparse")
+LIBRARIES = (
+    "cublas",
+    "cudnn",
+    "cudnn_ops_infer",
+    "cudnn_ops_train",
+    "cudnn_cnn_infer",
+    "cudnn_cnn_train",
+    "curand",
+    "cufft",
+    "cusparse",
+)
 HEADERS = ("cuda_runtime.h", "cublas.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h", "npp.h")
-JITTORS_OWN = {(12, 2): "cuda12.2_cudnn8_linux", (11, 2): "cuda11.2_cudnn8_linux", (11, 0): "cuda11.0_cudnn8_linux"}
+JITTORS_OWN = {
+    (12, 2): "cuda12.2_cudnn8_linux",
+    (11, 2): "cuda11.2_cudnn8_linux",
+    (11, 0): "cuda11.0_cudnn8_linux",
+}
 NCCL_SERVER = ("codeload.github.com", 443)
 
 
 class Obstacle(NamedTuple):
-    """Why CUDA is not used. remedy: what to do about it; None where there is no GPU to use, so nobody misses it."""
+    """Why CUDA is not used. remedy: what to do about it; None where there is no GPU to use, so
+    nobody misses it.
+    """
+
     reason: str
     remedy: Optional[str] = None
 
@@ -63,17 +82,30 @@ def find_toolkit(jittors_own):
     if not _has_gpu():
         return Obstacle("this machine has no usable NVIDIA GPU")
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
-        return Obstacle(f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} hides every GPU")
-    install = f"`{sys.executable} -m jittor_utils.install_cuda` installs a CUDA with cuDNN 8 for Jittor alone"
+        return Obstacle(
+            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} hides every GPU"
+        )
+    command = f"{sys.executable} -m jittor_utils.install_cuda"
+    install = f"`{command}` installs a CUDA with cuDNN 8 for Jittor alone"
     driver = _driver_version()
     obstacles = []
     if jittors_own.is_dir() and not any(jittors_own.iterdir()):
-        jittors_own.rmdir()  # what a download that failed leaves; where it is, Jittor would download again at the import
+        # what a download that failed leaves; where it is, Jittor would download again at the import
+        jittors_own.rmdir()
     if jittors_own.is_dir():
-        own = next((jittors_own / name / "bin" / "nvcc" for least, name in JITTORS_OWN.items() if driver >= least), None)
+        own = next(
+            (
+                jittors_own / name / "bin" / "nvcc"
+                for least, name in JITTORS_OWN.items()
+                if driver >= least
+            ),
+            None,
+        )
         if own is None or not own.is_file():
-            return Obstacle(f"Jittor's own CUDA in {jittors_own} is incomplete, or of another driver",
-                            f"remove that folder; then {install}")
+            return Obstacle(
+                f"Jittor's own CUDA in {jittors_own} is incomplete, or of another driver",
+                f"remove that folder; then {install}",
+            )
         obstacles.append(_obstacle(own, driver, install))
         if obstacles[-1] is None:
             return own
@@ -86,14 +118,21 @@ def find_toolkit(jittors_own):
 
 def _system_toolkits():
     """All files named nvcc, in the order in which Jittor would look for one."""
-    folders = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/local/cuda/bin", "/usr/bin", "/opt/cuda/bin",
-               *sorted(map(str, Path("/usr/local").glob("cuda-1[12]*/bin")), reverse=True)]
+    folders = [
+        *os.environ.get("PATH", "").split(os.pathsep),
+        "/usr/local/cuda/bin",
+        "/usr/bin",
+        "/opt/cuda/bin",
+        *sorted(map(str, Path("/usr/local").glob("cuda-1[12]*/bin")), reverse=True),
+    ]
     found = (shutil.which("nvcc", path=folder) for folder in folders if folder)
     return [Path(nvcc) for nvcc in dict.fromkeys(filter(None, found))]
 
 
 def _obstacle(nvcc, driver, install):
-    """What keeps Jittor from using an nvcc (Path), or None. driver: the newest CUDA (major, minor) that the driver supports."""
+    """What keeps Jittor from using an nvcc (Path), or None. driver: the newest CUDA (major, minor)
+    that the driver supports.
+    """
     version = _version(nvcc)
     if version is None:
         return Obstacle(f"{nvcc} --version fails", install)
@@ -101,22 +140,31 @@ def _obstacle(nvcc, driver, install):
     if not OLDEST_CUDA <= version <= NEWEST_CUDA:
         return Obstacle(f"{nvcc} is CUDA {number}, and Jittor works with 11 and 12", install)
     if driver[0] < version[0]:
-        return Obstacle(f"{nvcc} is CUDA {number}, and the driver supports CUDA {driver[0]}.{driver[1]} at most",
-                        f"update the driver, or {install}")
+        return Obstacle(
+            f"{nvcc} is CUDA {number}, and the driver supports CUDA "
+            f"{driver[0]}.{driver[1]} at most",
+            f"update the driver, or {install}",
+        )
     home = Path(os.path.realpath(nvcc)).parent.parent
     target = home / "targets" / f"{platform.machine()}-linux"
     system = Path(f"/usr/lib/{platform.machine()}-linux-gnu")
     lib = system if str(nvcc) == "/usr/bin/nvcc" else home / "lib64"
     if not (lib / "libcudart.so").exists():
         return Obstacle(f"{nvcc} has no {lib / 'libcudart.so'}", install)
-    headers, libraries = (home / "include", target / "include", Path("/usr/include")), (
-        home / "bin", lib, target / "lib", system, Path("/usr/lib"))
+    headers, libraries = (
+        (home / "include", target / "include", Path("/usr/include")),
+        (home / "bin", lib, target / "lib", system, Path("/usr/lib")),
+    )
     cudnn = _find("cudnn_version.h", headers)
     major = re.search(r"define CUDNN_MAJOR (\d+)", cudnn.read_text())[1] if cudnn else None
     if major not in (None, "8"):
         return Obstacle(f"{cudnn} is cuDNN {major}, and Jittor works with cuDNN 8", install)
     names = [*HEADERS, *(f"lib{name}.so" for name in LIBRARIES)]
-    missing = [name for name in names if not _find(name, headers if name.endswith(".h") else libraries, version)]
+    missing = [
+        name
+        for name in names
+        if not _find(name, headers if name.endswith(".h") else libraries, version)
+    ]
     if missing:
         return Obstacle(f"{nvcc} (CUDA {number}) lacks {', '.join(missing)}", install)
     return _compiler_obstacle(nvcc, home, number)
@@ -124,20 +172,33 @@ def _obstacle(nvcc, driver, install):
 
 def _compiler_obstacle(nvcc, home, number):
     """What nvcc would say of the C++ compiler."""
-    config = next(filter(Path.is_file, (home / "include/crt/host_config.h", home / "bin/crt/host_config.h")), None)
-    newest = re.search(r"gcc versions later than (\d+) are not supported", config.read_text()) if config else None
+    config = next(
+        filter(Path.is_file, (home / "include/crt/host_config.h", home / "bin/crt/host_config.h")),
+        None,
+    )
+    newest = (
+        re.search(r"gcc versions later than (\d+) are not supported", config.read_text())
+        if config
+        else None
+    )
     compiler = os.environ.get("cc_path", "g++")
     version = _output(compiler, "-dumpversion")
     if newest and version and int(version.split(".")[0]) > int(newest[1]):
-        return Obstacle(f"{nvcc} (CUDA {number}) does not work with {compiler} {version.strip()}",
-                        f"install g++-{newest[1]} and set cc_path=g++-{newest[1]}")
+        return Obstacle(
+            f"{nvcc} (CUDA {number}) does not work with {compiler} {version.strip()}",
+            f"install g++-{newest[1]} and set cc_path=g++-{newest[1]}",
+        )
     return None
 
 
 def _find(name, folders, version=()):
-    """The file (Path) in the first folder that has it, or None. CUDA 11 may have a library with the number of cuDNN 8 only."""
+    """The file (Path) in the first folder that has it, or None. CUDA 11 may have a library with the
+    number of cuDNN 8 only.
+    """
     names = [f"{name}.8", name] if version[:1] == (11,) and "cudnn" in name else [name]
-    return next((folder / each for folder in folders for each in names if (folder / each).is_file()), None)
+    return next(
+        (folder / each for folder in folders for each in names if (folder / each).is_file()), None
+    )
 
 
 @functools.cache  # asked for again once a toolkit is chosen
@@ -149,14 +210,16 @@ def _version(nvcc):
 
 def _output(*command):
     try:
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60).stdout
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60
+        ).stdout
     except OSError:
         return None
 
 
 def _has_gpu():
-    # Device files and a driver library that loads, rather than cuInit: that takes up to seconds, and a process that has
-    # called it cannot use CUDA in its forked children.
+    # Device files and a driver library that loads, rather than cuInit: that takes up to seconds,
+    # and a process that has called it cannot use CUDA in its forked children.
     nodes = ("nvidia[0-9]*", "dxg", "nvhost-gpu")
     if not any(next(Path("/dev").glob(pattern), None) for pattern in nodes):
         return False
@@ -175,7 +238,9 @@ def _driver_version():
 
 
 def _compute_capabilities():
-    """Of each GPU of the machine, 80 for 8.0; [] where the driver's library for that (NVML) is missing."""
+    """Of each GPU of the machine, 80 for 8.0; [] where the driver's library for that (NVML) is
+    missing.
+    """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -193,7 +258,9 @@ def _compute_capabilities():
 
 
 def _embed_ptx(version):
-    """Has kernels hold code that the driver translates, where a GPU is newer than any that Jittor compiles for."""
+    """Has kernels hold code that the driver translates, where a GPU is newer than any that Jittor
+    compiles for.
+    """
     newest = 90 if version >= (11, 8) else 86 if version >= (11, 1) else 80
     gpus = _compute_capabilities()
     if max(gpus, default=0) > newest and "nvcc_flags" not in os.environ:
@@ -201,19 +268,27 @@ def _embed_ptx(version):
 
 
 def prepare_processes(folder, is_reachable):
-    """Gives each of several processes its GPU: by NCCL where it is there or can be had, else by CUDA_VISIBLE_DEVICES.
+    """Gives each of several processes its GPU: by NCCL where it is there or can be had, else by
+    CUDA_VISIBLE_DEVICES.
 
-    folder: where Jittor keeps NCCL (Path). is_reachable: tells of an address (host, port) whether it answers.
+    folder: where Jittor keeps NCCL (Path). is_reachable: tells of an address (host, port) whether
+    it answers.
     """
     if dist.get_world_size() == 1:
         return
     ready = (folder / "nccl-2.8.4-1" / "build" / "lib" / "libnccl.so").is_file()
     if not ready and os.environ.get("use_nccl", "1") == "1":
         if (folder / "nccl.tgz").is_file() or is_reachable(NCCL_SERVER):
-            message = f"Jittor takes NCCL from {NCCL_SERVER[0]} and compiles it, once per machine (some minutes)"
+            message = (
+                f"Jittor downloads NCCL from {NCCL_SERVER[0]} and compiles it, once per machine "
+                "(some minutes)"
+            )
         else:
             os.environ["use_nccl"] = "0"
-            message = f"NCCL is missing, and {NCCL_SERVER[0]} cannot be reached: the gradients are averaged on the CPU, which is slow"
+            message = (
+                f"NCCL is missing, and {NCCL_SERVER[0]} cannot be reached: the gradients are "
+                "averaged on the CPU, which is slow"
+            )
         if dist.is_main_process():
             print(message, file=sys.stderr, flush=True)
     if os.environ.get("use_nccl", "1") == "0":

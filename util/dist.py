@@ -1,10 +1,13 @@
-"""Communication between the processes of one training, which Open MPI's `mpirun` starts. With one process nothing happens here.
+"""Communication between the processes of one training, which Open MPI's `mpirun` starts. With one
+process nothing happens here.
 
-Jittor averages the gradients itself, in `Optimizer.backward`. Everything else goes through Jittor's MPI broadcast of arrays. All
-functions but the getters have to be called by all processes, in the same order.
+Jittor averages the gradients itself, in `Optimizer.backward`. Everything else goes through Jittor's
+MPI broadcast of arrays. All functions but the getters have to be called by all processes, in the
+same order.
 
 Source: the role of the distributed part of `util/misc.py` in the original.
 """
+
 import os
 import pickle
 import shutil
@@ -18,7 +21,9 @@ from util.errors import InputError
 
 
 def get_world_size():
-    """Number of processes. mpirun tells it in the environment: Jittor, which may compile for minutes, need not be imported."""
+    """Number of processes. mpirun tells it in the environment: Jittor, which may compile for
+    minutes, need not be imported.
+    """
     return int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
 
 
@@ -42,7 +47,7 @@ def is_main_process():
 
 
 def launcher():
-    """What stands before `python` on the command line that starts as many processes; empty for one."""
+    """The part of the command line before `python`; empty for one process."""
     if get_world_size() == 1:
         return ""
     as_root = "--allow-run-as-root " if os.geteuid() == 0 else ""
@@ -59,9 +64,16 @@ def broadcast(value, root=0):
 
 def _broadcast_bytes(content, root):
     from util.backend import jt
-    size = np.frombuffer(len(content).to_bytes(8, "little"), np.uint8).copy()  # Jittor would make int32 of an int64
+
+    size = np.frombuffer(
+        len(content).to_bytes(8, "little"), np.uint8
+    ).copy()  # Jittor would make int32 of an int64
     jt.mpi.broadcast(size, root)
-    data = np.frombuffer(content, np.uint8).copy() if get_rank() == root else np.empty(size.view(np.int64)[0], np.uint8)
+    data = (
+        np.frombuffer(content, np.uint8).copy()
+        if get_rank() == root
+        else np.empty(size.view(np.int64)[0], np.uint8)
+    )
     jt.mpi.broadcast(data, root)
     return data.tobytes()
 
@@ -72,7 +84,9 @@ def all_gather(value):
 
 
 def gather(value):
-    """In the main process the list of all processes' values, anything that pickles, by rank; None in the others."""
+    """In the main process the list of all processes' values, anything that pickles, by rank; None
+    in the others.
+    """
     if get_world_size() == 1:
         return [value]
     gathered = []
@@ -84,7 +98,9 @@ def gather(value):
 
 
 def reduce_dict(values):
-    """The means over the processes of a dictionary of floats that has the same keys everywhere (original: `reduce_dict`)."""
+    """The means over the processes of a dictionary of floats that has the same keys everywhere
+    (original: `reduce_dict`).
+    """
     gathered = all_gather(values)
     return {name: sum(each[name] for each in gathered) / len(gathered) for name in values}
 
@@ -99,12 +115,15 @@ def check_same(value, what):
     gathered = all_gather(value)
     different = [rank for rank, each in enumerate(gathered) if each != gathered[0]]
     if different:
-        raise RuntimeError(f"{what} of process {', '.join(map(str, different))} differ from those of process 0")
+        raise RuntimeError(
+            f"{what} of process {', '.join(map(str, different))} differ from those of process 0"
+        )
 
 
 @contextmanager
 def main_process_first():
-    """The others enter the block when the main process has left it, and of them first one on each machine.
+    """The others enter the block when the main process has left it, and of them first one on each
+    machine.
 
     For what only one has to do, because the others find it done: downloads, files that are drawn.
     """
@@ -119,8 +138,8 @@ def main_process_first():
 def job():
     """Within the block only the main process prints, and one that fails ends the whole job.
 
-    An InputError becomes one line and exit code 1. Under MPI a process that fails leaves at once: a usual exit would wait for
-    the others, which wait for it. mpirun ends them then.
+    An InputError becomes one line and exit code 1. Under MPI a process that fails leaves at once: a
+    usual exit would wait for the others, which wait for it. mpirun ends them then.
     """
     if not is_main_process():
         sys.stdout = open(os.devnull, "w")
@@ -135,20 +154,28 @@ def job():
         if get_world_size() == 1:
             raise
         import traceback
+
         _leave(traceback.format_exc())
 
 
 def _check_mpi():
     """Raises InputError where Jittor, under mpirun, could not be imported for want of MPI."""
-    usable = os.environ.get("use_mpi", "1") == "1" and (os.environ.get("mpicc_path") or shutil.which("mpicc"))
+    usable = os.environ.get("use_mpi", "1") == "1" and (
+        os.environ.get("mpicc_path") or shutil.which("mpicc")
+    )
     if get_world_size() > 1 and not usable:
-        raise InputError("mpirun started several processes, but Jittor would have no MPI: install libopenmpi-dev, whose mpicc "
-                         "it needs, and do not set use_mpi=0")
+        raise InputError(
+            "mpirun started several processes, but Jittor would have no MPI: "
+            "install libopenmpi-dev, whose mpicc "
+            "it needs, and do not set use_mpi=0"
+        )
 
 
 def _leave(message):
     if not is_main_process():
-        time.sleep(2)  # most faults are everyone's; then the main process ends the job here, and says it once
+        time.sleep(
+            2
+        )  # most faults are everyone's; then the main process ends the job here, and says it once
         message = f"process {get_rank()}: {message}"
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,5 @@
 """Downloads files whose names carry their checksum, as PyTorch's and DETR's weights do."""
+
 import fcntl
 import hashlib
 import os
@@ -24,18 +25,23 @@ def user_cache():
 
 
 def download(url, folder):
-    """The Path of url's file in folder, downloaded unless it is there already with the right checksum.
+    """The Path of url's file in folder, downloaded unless it is there already with the right
+    checksum.
 
-    url: `https://…/name-<8 or more hex digits of the SHA-256>.ext`. `http://` is accepted for this very machine
-    (127.0.0.1 or localhost) only. Of several processes one downloads and the others wait for it.
-    Raises InputError for any other address, without a network, and for a file that does not match its checksum.
+    url: `https://…/name-<8 or more hex digits of the SHA-256>.ext`. `http://` is accepted for this
+    very machine (127.0.0.1 or localhost) only. Of several processes one downloads and the others
+    wait for it.
+    Raises InputError for any other address, without a network, and for a file that does not match
+    its checksum.
     """
     _check_address(url)
     name = Path(urlsplit(url).path).name
     checksum = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     if checksum is None:
-        raise InputError(f"{url}: the name carries no checksum (as in name-0123abcd.pth), so the file cannot be "
-                         "verified; download it by hand and pass its path")
+        raise InputError(
+            f"{url}: the name carries no checksum (as in name-0123abcd.pth), so the file cannot be "
+            "verified; download it by hand and pass its path"
+        )
     target = Path(folder) / name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -44,8 +50,10 @@ def download(url, folder):
             if not (target.is_file() and _sha256(target).startswith(checksum[1])):
                 _fetch(url, target, checksum[1])
     except (OSError, HTTPException) as error:
-        raise InputError(f"{url}: cannot be downloaded to {target.parent} ({error}); "
-                         "download it by hand and put it there") from error
+        raise InputError(
+            f"{url}: cannot be downloaded to {target.parent} ({error}); "
+            "download it by hand and put it there"
+        ) from error
     return target
 
 
@@ -63,7 +71,8 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _fetch(url, target, checksum):
-    # A context of its own, because importing Jittor turns the verification of certificates off for the whole process.
+    # A context of its own, because importing Jittor turns the verification of certificates off for
+    # the whole process.
     secure = urllib.request.HTTPSHandler(context=ssl.create_default_context())
     opener = urllib.request.build_opener(secure, _SafeRedirects)
     partial = target.with_name(f".{target.name}.part")
@@ -71,16 +80,24 @@ def _fetch(url, target, checksum):
     try:
         with opener.open(url, timeout=TIMEOUT) as reply, open(partial, "wb") as file:
             total = int(reply.headers.get("Content-Length") or 0)
-            with tqdm(total=total or None, desc=target.name, unit="B", unit_scale=True, disable=None) as bar:
+            with tqdm(
+                total=total or None, desc=target.name, unit="B", unit_scale=True, disable=None
+            ) as bar:
                 while chunk := reply.read(_CHUNK):
                     file.write(chunk)
                     digest.update(chunk)
                     bar.update(len(chunk))
                     if file.tell() > MAX_BYTES:
-                        raise InputError(f"{url}: larger than {MAX_BYTES} bytes, as no weights are; check the address")
+                        raise InputError(
+                            f"{url}: larger than {MAX_BYTES} bytes, as no weights are; check the "
+                            f"address"
+                        )
             if not digest.hexdigest().startswith(checksum):
-                raise InputError(f"{url}: the {file.tell()} bytes that arrived do not match the checksum {checksum}; "
-                                 f"try again, or download it by hand into {target.parent}")
+                raise InputError(
+                    f"{url}: the {file.tell()} bytes that arrived do not match the checksum "
+                    f"{checksum}; "
+                    f"try again, or download it by hand into {target.parent}"
+                )
             file.flush()
             os.fsync(file.fileno())
         partial.rename(target)

@@ -4,8 +4,9 @@
 class InputError(Exception):
     """A file, folder or flag that cannot be used.
 
-    The message is one line that names the file (or flag) and the remedy; `main.py` prints it without a
-    traceback and exits with code 1. Faults of the program itself keep their own exceptions and tracebacks.
+    The message is one line that names the file (or flag) and the remedy; `main.py` prints it
+    without a traceback and exits with code 1. Faults of the program itself keep their own
+    exceptions and tracebacks.
     """
 
     def __str__(self):

@@ -1,4 +1,5 @@
 """Files that appear whole or not at all, and folders that one run has for itself."""
+
 import fcntl
 import os
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ OUR_FOLDERS = (".", "eval", "panoptic_eval")  # where below --output_dir this pr
 
 @contextmanager
 def replacing(path):
-    """A binary file that takes the place of path when the block ends without an exception, and else disappears.
+    """A binary file that takes the place of path when the block ends without an exception, and else
+    disappears.
 
-    It is a hidden neighbour of path until it is complete on the disk, so that an earlier file at path survives a full disk,
-    a killed process and a power cut. Raises InputError where it cannot be written.
+    It is a hidden neighbour of path until it is complete on the disk, so that an earlier file at
+    path survives a full disk, a killed process and a power cut. Raises InputError where it cannot
+    be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{PARTIAL}")
@@ -32,35 +35,46 @@ def replacing(path):
         os.fsync(folder)
         os.close(folder)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); "
-                         "free disk space there or choose another folder") from error
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "free disk space there or choose another folder"
+        ) from error
 
 
 def claim(folder):
-    """Makes folder (Path) if need be, keeps other runs out of it until this process ends, and removes what `replacing` left
-    there when a process was killed.
+    """Makes folder (Path) if need be, keeps other runs out of it until this process ends, and
+    removes what `replacing` left there when a process was killed.
 
     Raises InputError where the folder cannot be written or another run has it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A record lock: unlike flock's it is not inherited by data workers, which may outlive a killed run for a moment, and
-        # it works on network drives. It ends with the process; closing the file would end it, so the file stays open.
+        # A record lock: unlike flock's it is not inherited by data workers, which may outlive a
+        # killed run for a moment, and it works on network drives. It ends with the process; closing
+        # the file would end it, so the file stays open.
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise InputError(f"--output_dir {folder} cannot be written ({error.strerror}): give a folder that can") from error
+        raise InputError(
+            f"--output_dir {folder} cannot be written ({error.strerror}): give a folder that can"
+        ) from error
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputError(f"--output_dir {folder} is in use by another run; wait for it, or give another folder") from error
+        raise InputError(
+            f"--output_dir {folder} is in use by another run; wait for it, or give another folder"
+        ) from error
     except OSError as error:
-        raise InputError(f"--output_dir {folder}: its file .lock cannot be locked ({error.strerror}); "
-                         "give a folder on a drive that has locks") from error
+        raise InputError(
+            f"--output_dir {folder}: its file .lock cannot be locked ({error.strerror}); "
+            "give a folder on a drive that has locks"
+        ) from error
     for ours in OUR_FOLDERS:
         for leftover in (folder / ours).glob(f".*{PARTIAL}"):
             leftover.unlink()
 
 
 def training_files(folder):
-    """What a training wrote into folder (Path) and another one would replace: checkpoints, log.txt and eval/."""
+    """What a training wrote into folder (Path) and another one would replace: checkpoints, log.txt
+    and eval/.
+    """
     return [*folder.glob("checkpoint*.pkl"), *folder.glob("log.txt"), *folder.glob("eval/*.pkl")]

@@ -1,4 +1,7 @@
-"""Files as `jt.save` writes them, of plain containers, numbers, strings and NumPy arrays. Reading one never executes what it says."""
+"""Files as `jt.save` writes them, of plain containers, numbers, strings and NumPy arrays. Reading
+one never executes what it says.
+"""
+
 import hashlib
 import math
 import os
@@ -19,8 +22,9 @@ _TRAILER = 20 + len(_MARK)
 def write_jittor_file(obj, path):
     """Write obj to path, so that `read_jittor_file` and `jt.load` return it.
 
-    obj: a dict of plain containers, numbers, strings and NumPy arrays; TypeError for anything else. A failure leaves an
-    earlier file at path as it was, and raises InputError where the disk is full or the folder cannot be written.
+    obj: a dict of plain containers, numbers, strings and NumPy arrays; TypeError for anything else.
+    A failure leaves an earlier file at path as it was, and raises InputError where the disk is full
+    or the folder cannot be written.
     """
     with replacing(path) as file:
         hashed = _HashedWriter(file)
@@ -29,9 +33,14 @@ def write_jittor_file(obj, path):
 
 
 def read_jittor_file(path):
-    """What the file at path (Path) holds. Raises InputError where it is damaged, or would need code to be run."""
+    """What the file at path (Path) holds. Raises InputError where it is damaged, or would need code
+    to be run.
+    """
     if fault := _checksum_fault(path):
-        raise InputError(f"{path}: {fault}; check the path, or download or copy the file again{_newest_intact(path)}")
+        raise InputError(
+            f"{path}: {fault}; check the path, or download or copy the file "
+            f"again{_newest_intact(path)}"
+        )
     with open(path, "rb") as file:
         try:
             return pickles.load(file, path, _GLOBALS)
@@ -39,7 +48,10 @@ def read_jittor_file(path):
             raise
         except Exception as error:
             # Only a forged file gets here, and it may raise almost any exception.
-            raise InputError(f"{path}: the file is damaged; copy it again ({type(error).__name__}: {str(error)[:200]})") from error
+            raise InputError(
+                f"{path}: the file is damaged; copy it again ({type(error).__name__}: "
+                f"{str(error)[:200]})"
+            ) from error
 
 
 class _DType(pickles.Pending):
@@ -78,8 +90,11 @@ def _scalar(dtype, content):
 _GLOBALS = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): _DType,
-    **{(f"numpy.{core}.multiarray", name): value  # NumPy 2 says _core
-       for core in ("core", "_core") for name, value in (("_reconstruct", _Array), ("scalar", _scalar))},
+    **{
+        (f"numpy.{core}.multiarray", name): value  # NumPy 2 says _core
+        for core in ("core", "_core")
+        for name, value in (("_reconstruct", _Array), ("scalar", _scalar))
+    },
 }
 
 
@@ -116,11 +131,22 @@ def _checksum_fault(path):
         checksum, mark = file.read(20), file.read()
     if mark != _MARK:
         return "neither a checkpoint of this program nor a PyTorch file, or truncated"
-    return None if checksum == sha1.digest() else "the file is damaged (its checksum does not match)"
+    return (
+        None if checksum == sha1.digest() else "the file is damaged (its checksum does not match)"
+    )
 
 
 def _newest_intact(path):
-    """The end of a sentence that names the newest other checkpoint in the folder whose checksum is right; or ''."""
+    """The end of a sentence that names the newest other checkpoint in the folder whose checksum is
+    right; or ''.
+    """
     others = [other for other in path.parent.glob("checkpoint*.pkl") if other.name != path.name]
     others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
-    return next((f", or take {other}, the newest intact one there" for other in others if not _checksum_fault(other)), "")
+    return next(
+        (
+            f", or take {other}, the newest intact one there"
+            for other in others
+            if not _checksum_fault(other)
+        ),
+        "",
+    )

@@ -1,4 +1,5 @@
 """Meters over the steps of an epoch, printed as the original prints them."""
+
 import datetime
 import sys
 import time
@@ -42,7 +43,9 @@ class SmoothedValue:
         return self.deque[-1]
 
     def __str__(self):
-        return self.fmt.format(median=self.median, avg=self.avg, global_avg=self.global_avg, value=self.value)
+        return self.fmt.format(
+            median=self.median, avg=self.avg, global_avg=self.global_avg, value=self.value
+        )
 
 
 class MetricLogger:
@@ -65,38 +68,55 @@ class MetricLogger:
 
     def synchronize_between_processes(self):
         """Takes all processes' values into the averages; the windows stay this process's."""
-        gathered = dist.all_gather({name: (meter.total, meter.count) for name, meter in self.meters.items()})
+        gathered = dist.all_gather(
+            {name: (meter.total, meter.count) for name, meter in self.meters.items()}
+        )
         for name in {name: None for each in gathered for name in each}:
             total, count = np.sum([each.get(name, (0, 0)) for each in gathered], axis=0)
             self.meters[name].total, self.meters[name].count = float(total), int(count)
 
     def state_dict(self):
         """Everything the meters hold, in plain containers."""
-        return {name: {"deque": list(meter.deque), "total": meter.total, "count": meter.count}
-                for name, meter in self.meters.items()}
+        return {
+            name: {"deque": list(meter.deque), "total": meter.total, "count": meter.count}
+            for name, meter in self.meters.items()
+        }
 
     def load_state_dict(self, state):
-        """Puts back what `state_dict` returned. Meters with another window or format must have been added before."""
+        """Puts back what `state_dict` returned. Meters with another window or format must have been
+        added before.
+        """
         for name, values in state.items():
             meter = self.meters[name]
             meter.deque.extend(values["deque"])
             meter.total, meter.count = values["total"], values["count"]
 
     def __str__(self):
-        return self.delimiter.join(f"{name}: {meter}" for name, meter in self.meters.items() if meter.count)
+        return self.delimiter.join(
+            f"{name}: {meter}" for name, meter in self.meters.items() if meter.count
+        )
 
     def log_every(self, iterable, print_freq, header, start=0):
-        """Yields the items of `iterable` and shows progress; it goes on at item `start` of `len(iterable)`.
+        """Yields the items of `iterable` and shows progress; it goes on at item `start` of
+        `len(iterable)`.
 
-        On a terminal this is a bar with eta and losses; elsewhere, and with several processes, a line every `print_freq`
-        items, as the original's.
+        On a terminal this is a bar with eta and losses; elsewhere, and with several processes, a
+        line every `print_freq` items, as the original's.
         """
         total = len(iterable)
         iter_time, data_time = SmoothedValue(fmt="{avg:.4f}"), SmoothedValue(fmt="{avg:.4f}")
         begin = end = time.time()
-        # mpirun gives every process a terminal of its own, even where its own output goes into a file.
+        # mpirun gives every process a terminal of its own, even where its own output goes into a
+        # file.
         disable = True if dist.get_world_size() > 1 else None
-        with tqdm(total=total, desc=header, file=sys.stdout, disable=disable, dynamic_ncols=True, initial=start) as bar:
+        with tqdm(
+            total=total,
+            desc=header,
+            file=sys.stdout,
+            disable=disable,
+            dynamic_ncols=True,
+            initial=start,
+        ) as bar:
             for i, item in enumerate(iterable, start):
                 data_time.update(time.time() - end)
                 yield item
@@ -106,13 +126,33 @@ class MetricLogger:
                 if bar.disable and (i % print_freq == 0 or i == total - 1):
                     eta = datetime.timedelta(seconds=int(iter_time.global_avg * (total - i)))
                     counter = f"[{i:>{len(str(total))}}/{total}]"
-                    print(self.delimiter.join(filter(None, [header, counter, f"eta: {eta}", str(self),
-                                                            f"time: {iter_time}", f"data: {data_time}"])), flush=True)
+                    print(
+                        self.delimiter.join(
+                            filter(
+                                None,
+                                [
+                                    header,
+                                    counter,
+                                    f"eta: {eta}",
+                                    str(self),
+                                    f"time: {iter_time}",
+                                    f"data: {data_time}",
+                                ],
+                            )
+                        ),
+                        flush=True,
+                    )
                 end = time.time()
         elapsed = time.time() - begin
-        print(f"{header} Total time: {datetime.timedelta(seconds=int(elapsed))} ({elapsed / max(1, total - start):.4f} s / it)", flush=True)
+        print(
+            f"{header} Total time: {datetime.timedelta(seconds=int(elapsed))} "
+            f"({elapsed / max(1, total - start):.4f} s / it)",
+            flush=True,
+        )
 
     def _short(self):
         """The losses that fit into a line of a terminal."""
-        names = [name for name in ("loss", "loss_ce", "loss_bbox", "loss_giou") if name in self.meters]
+        names = [
+            name for name in ("loss", "loss_ce", "loss_bbox", "loss_giou") if name in self.meters
+        ]
         return self.delimiter.join(f"{name}: {self.meters[name].median:.3f}" for name in names)

@@ -1,10 +1,15 @@
-"""Memory that a process holds: what the C library keeps of what is freed, and what Jittor's allocator does."""
+"""Memory that a process holds: what the C library keeps of what is freed, and what Jittor's
+allocator does.
+"""
+
 import ctypes
 import platform
 
 
 def keep_freed_memory():
-    """Lets glibc keep what a training step frees, instead of giving it back and fetching it page by page in the next."""
+    """Lets glibc keep what a training step frees, instead of giving it back and fetching it page by
+    page in the next.
+    """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         libc = ctypes.CDLL(None)
@@ -15,14 +20,17 @@ def keep_freed_memory():
 class StepMemory:
     """Keeps the memory flat over batches of many sizes; `tidy` is to be called after each of them.
 
-    Jittor's allocator keeps freed memory in the pieces into which it was split for one batch, and takes more from the C library
-    where none fits: with every size it has seen it holds more. Here, when it holds more than a batch needs that starts without
-    such pieces, they go back to the C library, which joins them; and every BATCHES_BETWEEN_TRIMS batches to the system, so that one large batch
-    does not hold its memory for days.
+    Jittor's allocator keeps freed memory in the pieces into which it was split for one batch, and
+    takes more from the C library where none fits: with every size it has seen it holds more. Here,
+    when it holds more than a batch needs that starts without such pieces, they go back to the C
+    library, which joins them; and every BATCHES_BETWEEN_TRIMS batches to the system, so that one
+    large batch does not hold its memory for days.
 
-    With CUDA freeing would wait for the device. There the pieces stay until Jittor holds most of the GPU's memory: before the
-    next batch needs more than is left, and not in its middle, where pieces that are in use keep whole blocks from being freed.
+    With CUDA freeing would wait for the device. There the pieces stay until Jittor holds most of
+    the GPU's memory: before the next batch needs more than is left, and not in its middle, where
+    pieces that are in use keep whole blocks from being freed.
     """
+
     BATCHES_BETWEEN_TRIMS = 50
     MAX_SHARE = 0.9  # of the GPU's memory
 
@@ -33,6 +41,7 @@ class StepMemory:
 
     def tidy(self):
         from util.backend import jt
+
         if jt.flags.use_cuda:
             memory = jt.get_mem_info()
             if memory.total_cuda_used > self.MAX_SHARE * memory.total_cuda_ram:

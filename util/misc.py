@@ -1,4 +1,5 @@
 """Batches of images of different sizes, and small helpers."""
+
 import numpy as np
 
 from util.backend import jt
@@ -41,15 +42,23 @@ def nested_tensor_from_arrays(images):
 
 
 def nearest_index(size, new_size):
-    """Source positions, int64 [new_size], of PyTorch's nearest interpolation from `size` to `new_size` pixels."""
+    """Source positions, int64 [new_size], of PyTorch's nearest interpolation from `size` to
+    `new_size` pixels.
+    """
     scale = np.float32(size) / np.float32(new_size)
     index = np.floor(np.arange(new_size, dtype=np.float32) * scale).astype(np.int64)
     return np.minimum(index, size - 1)
 
 
 def resize_nearest(x, size):
-    """Var [..., h, w] at another size (height, width), each pixel taken from its nearest as PyTorch does."""
+    """Var [..., h, w] at another size (height, width), each pixel taken from its nearest as PyTorch
+    does.
+    """
     rows, columns = (jt.array(nearest_index(old, new)) for old, new in zip(x.shape[-2:], size))
     *dims, rows_in, columns_in = (f"i{i}" for i in range(x.ndim))
     # Indexing would do, too, but with CUDA Jittor compiles that again for some sizes.
-    return x.reindex([*x.shape[:-2], *size], [*dims, f"@e0({rows_in})", f"@e1({columns_in})"], extras=[rows, columns])
+    return x.reindex(
+        [*x.shape[:-2], *size],
+        [*dims, f"@e0({rows_in})", f"@e1({columns_in})"],
+        extras=[rows, columns],
+    )

@@ -1,4 +1,7 @@
-"""Two pieces of training that Jittor's own versions do not do as PyTorch does: AdamW with gradient clipping, step decay."""
+"""Two pieces of training that Jittor's own versions do not do as PyTorch does: AdamW with gradient
+clipping, step decay.
+"""
+
 import math
 
 from util import ops
@@ -14,13 +17,17 @@ class AdamW(jt.optim.AdamW):
     def backward(self, loss, retain_graph=False):
         """Adds the loss's gradients to those since the last step, which takes them together."""
         super().backward(loss, retain_graph)
-        self.n_step -= self.pending  # Jittor counts every call, where the averages need the number of steps
+        self.n_step -= (
+            self.pending
+        )  # Jittor counts every call, where the averages need the number of steps
         self.pending = True
 
     def clip_grad_norm(self, max_norm):
-        """Has the next step scale the gradients that `backward` left so that their global norm is at most `max_norm`.
+        """Has the next step scale the gradients that `backward` left so that their global norm is
+        at most `max_norm`.
 
-        Jittor's own adds all squares in one float32 loop, which loses 5% of the norm of DETR-R50's 41 million numbers.
+        Jittor's own adds all squares in one float32 loop, which loses 5% of the norm of DETR-R50's
+        41 million numbers.
         """
         grads = [grad for group in self.param_groups for grad in group["grads"]]
         norm = ops.norm_of_all(grads)
@@ -32,10 +39,18 @@ class AdamW(jt.optim.AdamW):
         for group in self.param_groups:
             b0, b1 = group.get("betas", self.betas)
             lr, decay = group.get("lr", self.lr), group.get("weight_decay", self.weight_decay)
-            numbers = (1 - lr * decay, b0, b1, lr / (1 - b0 ** self.n_step), 1 / math.sqrt(1 - b1 ** self.n_step),
-                       group.get("eps", self.eps))
+            numbers = (
+                1 - lr * decay,
+                b0,
+                b1,
+                lr / (1 - b0**self.n_step),
+                1 / math.sqrt(1 - b1**self.n_step),
+                group.get("eps", self.eps),
+            )
             state = group["params"], group["values"], group["m"]
-            for variables, new in zip(zip(*state), ops.adamw(*state, group["grads"], scale, *numbers)):
+            for variables, new in zip(
+                zip(*state), ops.adamw(*state, group["grads"], scale, *numbers)
+            ):
                 for var, value in zip(variables, new):
                     var.update(value)
         self.grad_scale = None
@@ -44,9 +59,11 @@ class AdamW(jt.optim.AdamW):
 
 
 class StepLR:
-    """Multiplies the learning rate of every parameter group by `gamma` each `step_size` epochs (torch's `StepLR`).
+    """Multiplies the learning rate of every parameter group by `gamma` each `step_size` epochs
+    (torch's `StepLR`).
 
-    Jittor's own misses the drop after the first epoch when `step_size` is 1, and its state cannot be saved.
+    Jittor's own misses the drop after the first epoch when `step_size` is 1, and its state cannot
+    be saved.
     """
 
     def __init__(self, optimizer, step_size, gamma=0.1):
@@ -61,6 +78,15 @@ class StepLR:
         if self.last_epoch % self.step_size == 0:
             for group in self.optimizer.param_groups:
                 group["lr"] *= self.gamma
+
+    def set_rates(self, rates, step_size):
+        """Sets each group's learning rate to what it would be now, had training begun with these.
+
+        rates: of the first epoch, one for each group.
+        """
+        self.step_size = step_size
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = rate * self.gamma ** (self.last_epoch // step_size)
 
     def state_dict(self):
         return {"step_size": self.step_size, "gamma": self.gamma, "last_epoch": self.last_epoch}

@@ -1,4 +1,5 @@
 """What a run leaves in its output folder, under the original's names."""
+
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from util.plot_utils import plot_curves, read_log
 
 
 class OutputFolder:
-    """The folder given as --output_dir; an empty path, or another process than the main one, writes nothing.
+    """The folder given as --output_dir; an empty path, or another process than the main one, writes
+    nothing.
 
     Raises InputError for a log.txt that is there and cannot be continued.
     """
@@ -26,10 +28,12 @@ class OutputFolder:
         self.logs = read_log(self.path) if (self.path / "log.txt").exists() else []
 
     def save_training(self, make_state, lr_drop):
-        """Writes checkpoint.pkl, and checkpointNNNN.pkl before each drop of the learning rate and every 100 epochs.
+        """Writes checkpoint.pkl, and checkpointNNNN.pkl before each drop of the learning rate and
+        every 100 epochs.
 
-        make_state: gives what to save, a dictionary of plain containers and arrays. Its `epoch` is the last one that was trained to its
-        end, its `step` the number of batches of the next one that were trained since.
+        make_state: gives what to save, a dictionary of plain containers and arrays. Its `epoch` is
+        the last one that was trained to its end, its `step` the number of batches of the next one
+        that were trained since.
         """
         if self.active:
             state = make_state()
@@ -42,8 +46,8 @@ class OutputFolder:
         dist.barrier()  # nobody goes on, or ends the run, before the checkpoint is there
 
     def save_evaluation(self, evaluator, dataset, names):
-        """Writes the detections in COCO's result format, pycocotools' precision and recall arrays under `names`, and
-        predictions.png with the first images of the data set.
+        """Writes the detections in COCO's result format, pycocotools' precision and recall arrays
+        under `names`, and predictions.png with the first images of the data set.
         """
         if not self.active:
             return
@@ -63,18 +67,28 @@ class OutputFolder:
         return self.path / "panoptic_eval" if self.active else None
 
     def lacks(self, epoch):
-        """Whether log.txt should have a line of this epoch and has none: the main process's answer, in all."""
+        """Whether log.txt should have a line of this epoch and has none: the main process's answer,
+        in all.
+        """
         return dist.broadcast(self.active and all(line["epoch"] != epoch for line in self.logs))
 
     def log_epoch(self, train_stats, test_stats, epoch, n_parameters):
-        """Draws curves.png and adds one JSON line to log.txt: train_…, test_…, epoch, n_parameters."""
+        """Draws curves.png and adds a JSON line to log.txt: train_…, test_…, epoch, n_parameters"""
         if not self.active:
             return
-        line = {**{f"train_{name}": value for name, value in train_stats.items()},
-                **{f"test_{name}": value for name, value in test_stats.items()},
-                "epoch": epoch, "n_parameters": n_parameters}
-        self.logs = sorted([old for old in self.logs if old["epoch"] != epoch] + [line], key=lambda line: line["epoch"])
+        line = {
+            **{f"train_{name}": value for name, value in train_stats.items()},
+            **{f"test_{name}": value for name, value in test_stats.items()},
+            "epoch": epoch,
+            "n_parameters": n_parameters,
+        }
+        self.logs = sorted(
+            [old for old in self.logs if old["epoch"] != epoch] + [line],
+            key=lambda line: line["epoch"],
+        )
         with replacing(self.path / "curves.png") as file:
             plot_curves({self.path.resolve().name: self.logs}, file)
-        with replacing(self.path / "log.txt") as file:  # last, because the line says that the epoch needs nothing more
+        with replacing(
+            self.path / "log.txt"
+        ) as file:  # last, because the line says that the epoch needs nothing more
             file.write("".join(json.dumps(line) + "\n" for line in self.logs).encode())

@@ -1,9 +1,11 @@
 """Reads pickles without running anything they say, in time and memory that their size bounds.
 
-Python's unpickler can be kept from naming foreign code, but not from the rest: ten bytes make its memo take 64 GB, shared
-tuples as a key take for ever to hash, nested ones overflow the stack, and NumPy's own classes trust what they are told.
-So the few instructions that checkpoints consist of are carried out here, as PyTorch does for `weights_only`.
+Python's unpickler can be kept from naming foreign code, but not from the rest: ten bytes make its
+memo take 64 GB, shared tuples as a key take for ever to hash, nested ones overflow the stack, and
+NumPy's own classes trust what they are told. So the few instructions that checkpoints consist of
+are carried out here, as PyTorch does for `weights_only`.
 """
+
 import pickletools
 
 from util.errors import InputError
@@ -11,14 +13,29 @@ from util.errors import InputError
 MAX_INSTRUCTIONS = 1_000_000  # DETR-R101 with its optimizer has 35 thousand
 _MAX_INT = 2**128  # the magic number of PyTorch's legacy files has 77 bits
 _SCALARS = (str, bytes, int, float, bool, type(None))
-_VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING",
-           "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
+_VALUES = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Pending:
-    """An object that a pickle makes in two steps: a call, and `build` with a state, which returns what takes its place."""
+    """An object that a pickle makes in two steps: a call, and `build` with a state, which returns
+    what takes its place.
+    """
 
     def __init__(self):
         self.memo_keys = []
@@ -36,7 +53,10 @@ def check_keys(items):
 
 
 class OrderedDict(dict):
-    """Stands for the one of `collections`; what is set on it beside its items (a state dict's `_metadata`) is left out."""
+    """Stands for the one of `collections`; what is set on it beside its items (a state dict's
+    `_metadata`) is left out.
+    """
+
     memo_keys = ()
 
     def __init__(self, items=()):
@@ -49,9 +69,9 @@ class OrderedDict(dict):
 def load(file, path, names, persistent=None):
     """The object in the pickle at file's position (binary), which is left behind its end.
 
-    names: {(module, name): what stands for it}, of which the callable ones can be called; persistent: function of a
-    persistent id. Raises InputError, which names path, for a name that is not among them, and ValueError and other exceptions
-    for a damaged pickle.
+    names: {(module, name): what stands for it}, of which the callable ones can be called;
+    persistent: function of a persistent id. Raises InputError, which names path, for a name that is
+    not among them, and ValueError and other exceptions for a damaged pickle.
     """
     stack, below, memo = [], [], {}
     for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
@@ -77,10 +97,10 @@ def load(file, path, names, persistent=None):
             below.append(stack)
             stack = []
         elif name in _TUPLES:
-            items = tuple(stack[-_TUPLES[name]:])
+            items = tuple(stack[-_TUPLES[name] :])
             if len(items) != _TUPLES[name]:
                 raise ValueError("a tuple lacks items")
-            stack[-len(items):] = [items]
+            stack[-len(items) :] = [items]
         elif name == "TUPLE":
             stack, items = below.pop(), tuple(stack)
             stack.append(items)
@@ -93,11 +113,16 @@ def load(file, path, names, persistent=None):
             del stack[-size:]
             _extend(stack[-1], f"{name}S", items)
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            words = tuple(argument.split(" ", 1)) if name == "GLOBAL" else (stack.pop(-2), stack.pop())
+            words = (
+                tuple(argument.split(" ", 1)) if name == "GLOBAL" else (stack.pop(-2), stack.pop())
+            )
             check_keys(words)
             if words not in names:
-                raise InputError(f"{path}: refused, because the file names {'.'.join(map(str, words))[:120]}, which weights do "
-                                 "not need; save its state dict alone, with arrays and plain containers")
+                raise InputError(
+                    f"{path}: refused, because the file names "
+                    f"{'.'.join(map(str, words))[:120]}, which weights do "
+                    "not need; save its state dict alone, with arrays and plain containers"
+                )
             stack.append(names[words])
         elif name in ("REDUCE", "NEWOBJ"):
             arguments = stack.pop()

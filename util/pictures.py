@@ -1,4 +1,5 @@
 """Pictures of detections: beside the ground truth, alone, and of where the model looks."""
+
 import colorsys
 from functools import lru_cache
 
@@ -13,7 +14,9 @@ HEADER_HEIGHT = 32  # height in pixels of the line that explains the picture
 FRAME_WIDTH = 3  # width of a detection's frame in pixels
 TEXT_HEIGHT = 15  # height of a label's text in pixels
 MIN_SCORE = 0.5  # detections below are not drawn
-MIN_PICTURE_SIDE = 600  # smaller pictures are enlarged to this longer side, so that labels are legible
+MIN_PICTURE_SIDE = (
+    600  # smaller pictures are enlarged to this longer side, so that labels are legible
+)
 MASK_OPACITY = 0.5  # share of the colour in a mask
 MAX_POINTS = 4  # from which the encoder's attention is drawn
 MAX_ATTENTION_MAPS = 20  # detections whose attention is drawn
@@ -22,19 +25,24 @@ MAX_ATTENTION_MAPS = 20  # detections whose attention is drawn
 def plot_predictions(coco, read_image, results, path):
     """Draws the first images of `results`, with ground truth and detections, as one picture.
 
-    coco: pycocotools COCO with the ground truth; read_image: gives the PIL image of an image id; results: detections in COCO's
-    result format; path: a path or a binary file.
+    coco: pycocotools COCO with the ground truth; read_image: gives the PIL image of an image id;
+    results: detections in COCO's result format; path: a path or a binary file.
     """
     columns, rows = GRID
     detections = {}
     for result in results:
         detections.setdefault(result["image_id"], []).append(result)
-    shown = sorted(detections)[:columns * rows]
+    shown = sorted(detections)[: columns * rows]
     rows = -(-len(shown) // columns)
     picture = Image.new("RGB", (columns * CELL_SIZE, HEADER_HEIGHT + rows * CELL_SIZE), "white")
     count = sum(d["score"] >= MIN_SCORE for image_id in shown for d in detections[image_id])
-    ImageDraw.Draw(picture).text((8, HEADER_HEIGHT / 2), f"white: ground truth; colour: the {count} detections with a score of "
-                                 f"{MIN_SCORE} or more", fill="black", font=_font(" ", 18), anchor="lm")
+    ImageDraw.Draw(picture).text(
+        (8, HEADER_HEIGHT / 2),
+        f"white: ground truth; colour: the {count} detections with a score of {MIN_SCORE} or more",
+        fill="black",
+        font=_font(" ", 18),
+        anchor="lm",
+    )
     for number, image_id in enumerate(shown):
         place = (number % columns * CELL_SIZE, HEADER_HEIGHT + number // columns * CELL_SIZE)
         picture.paste(_draw_cell(coco, read_image, image_id, detections[image_id]), place)
@@ -42,13 +50,20 @@ def plot_predictions(coco, read_image, results, path):
 
 
 def draw_detections(image, result, names):
-    """The picture with the masks, frames, names and scores of its detections; small ones are enlarged.
+    """The picture with the masks, frames, names and scores of its detections; small ones are
+    enlarged.
 
-    image: PIL, RGB; result: what `engine.predict` returns for it; names: dictionary category id -> name.
+    image: PIL, RGB; result: what `engine.predict` returns for it; names: dictionary category id ->
+    name.
     """
     scale = max(1, MIN_PICTURE_SIDE / max(image.size))
-    image = image.copy() if scale == 1 else image.resize([max(1, round(side * scale)) for side in image.size],
-                                                         Image.Resampling.BICUBIC)
+    image = (
+        image.copy()
+        if scale == 1
+        else image.resize(
+            [max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC
+        )
+    )
     line, text = max(3, max(image.size) // 300), max(14, max(image.size) // 55)
     labels = result["labels"].tolist()
     if "masks" in result:
@@ -59,18 +74,29 @@ def draw_detections(image, result, names):
         _frame(draw, box, _colour(label), line)
     label_boxes = []
     for box, label, score in zip(boxes, labels, result["scores"].tolist()):
-        _label(draw, image.size, box, _name(names, label), f" {score:.2f}", _colour(label), text, label_boxes)
+        _label(
+            draw,
+            image.size,
+            box,
+            _name(names, label),
+            f" {score:.2f}",
+            _colour(label),
+            text,
+            label_boxes,
+        )
     return image
 
 
 def draw_attention(image, result, names):
-    """A page for one picture, as figures 3 and 6 of the paper: where the encoder looks from some points, and for each detection
-    where the decoder looks.
+    """A page for one picture, as figures 3 and 6 of the paper: where the encoder looks from some
+    points, and for each detection where the decoder looks.
 
     The brightest place of each map is its largest weight. Arguments as in `draw_detections`.
     """
     scale = CELL_SIZE / max(image.size)
-    small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    small = image.resize(
+        [max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC
+    )
     grey = small.convert("L").convert("RGB")
     cells = []
     if "encoder_attention" in result:
@@ -81,34 +107,52 @@ def draw_attention(image, result, names):
         cells.append((overview, f"encoder: from the points 1 to {len(points)}"))
         h, w = result["encoder_attention"].shape[:2]
         for number, (x, y) in enumerate(points, 1):
-            cell = _heat(grey, result["encoder_attention"][min(int(y * h), h - 1), min(int(x * w), w - 1)])
+            cell = _heat(
+                grey, result["encoder_attention"][min(int(y * h), h - 1), min(int(x * w), w - 1)]
+            )
             _point(cell, x * cell.width, y * cell.height, number)
             cells.append((cell, f"encoder: from point {number}"))
-    for heat, box, label, score in list(zip(result["decoder_attention"], result["boxes"].tolist(), result["labels"].tolist(),
-                                            result["scores"].tolist()))[:MAX_ATTENTION_MAPS]:
+    for heat, box, label, score in list(
+        zip(
+            result["decoder_attention"],
+            result["boxes"].tolist(),
+            result["labels"].tolist(),
+            result["scores"].tolist(),
+        )
+    )[:MAX_ATTENTION_MAPS]:
         cell = _heat(grey, heat)
         _frame(ImageDraw.Draw(cell), [value * scale for value in box], _colour(label), 2)
         cells.append((cell, f"decoder: {_name(names, label)} {score:.2f}"))
     columns = min(len(cells), GRID[0] + 1)
     width, height = small.width + 8, small.height + HEADER_HEIGHT
-    page = Image.new("RGB", (max(columns, 1) * max(width, 240), max(1, -(-len(cells) // max(columns, 1))) * height), "white")
+    page = Image.new(
+        "RGB",
+        (max(columns, 1) * max(width, 240), max(1, -(-len(cells) // max(columns, 1))) * height),
+        "white",
+    )
     for number, (cell, caption) in enumerate(cells):
         left, top = number % columns * max(width, 240), number // columns * height
         page.paste(cell, (left + 4, top + HEADER_HEIGHT))
-        _caption(ImageDraw.Draw(page), (left + 6, top + HEADER_HEIGHT / 2), caption, max(width, 240) - 10)
+        _caption(
+            ImageDraw.Draw(page), (left + 6, top + HEADER_HEIGHT / 2), caption, max(width, 240) - 10
+        )
     return page
 
 
 def unreadable_names(names):
-    """Those of the dictionary's names for which no font of this machine has the characters; their ids are drawn instead."""
+    """Those of the dictionary's names for which no font of this machine has the characters; their
+    ids are drawn instead.
+    """
     return [name for name in names.values() if _font(name, TEXT_HEIGHT) is None]
 
 
 def _points(boxes, size):
-    """Up to MAX_POINTS places (x, y) in 0..1 that are not close to each other: the centres of the detections with the highest scores, and then places
-    between the middle and the corners.
+    """Up to MAX_POINTS places (x, y) in 0..1 that are not close to each other: the centres of the
+    detections with the highest scores, and then places between the middle and the corners.
     """
-    centres = [((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1]) for x0, y0, x1, y1 in boxes.tolist()]
+    centres = [
+        ((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1]) for x0, y0, x1, y1 in boxes.tolist()
+    ]
     points = []
     for x, y in centres + [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]:
         x, y = min(max(x, 0), 1), min(max(y, 0), 1)
@@ -120,17 +164,23 @@ def _points(boxes, size):
 def _point(image, x, y, number):
     draw, radius = ImageDraw.Draw(image), 11
     x, y = (min(max(value, radius), side - 1 - radius) for value, side in zip((x, y), image.size))
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill="white", outline="black", width=2)
+    draw.ellipse(
+        (x - radius, y - radius, x + radius, y + radius), fill="white", outline="black", width=2
+    )
     draw.text((x, y), str(number), fill="black", font=_font("0", TEXT_HEIGHT), anchor="mm")
 
 
 def _heat(grey, weights):
     """The grey picture with attention weights float32 [h, w] over it."""
-    heat = Image.fromarray(weights / max(weights.max(), 1e-12)).resize(grey.size, Image.Resampling.BILINEAR)
+    heat = Image.fromarray(weights / max(weights.max(), 1e-12)).resize(
+        grey.size, Image.Resampling.BILINEAR
+    )
     heat = np.asarray(heat)[:, :, None]
     colours = matplotlib.colormaps["inferno"](heat[:, :, 0])[:, :, :3] * 255
     share = 0.35 + 0.5 * heat
-    return Image.fromarray((np.asarray(grey) * (1 - share) + colours * share).round().clip(0, 255).astype(np.uint8))
+    return Image.fromarray(
+        (np.asarray(grey) * (1 - share) + colours * share).round().clip(0, 255).astype(np.uint8)
+    )
 
 
 def _tint(image, masks, colours):
@@ -138,7 +188,9 @@ def _tint(image, masks, colours):
     pixels = np.asarray(image).copy()
     for mask, colour in reversed(list(zip(masks, colours))):
         mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
-        pixels[mask] = (pixels[mask] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY).astype(np.uint8)
+        pixels[mask] = (pixels[mask] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY).astype(
+            np.uint8
+        )
     return Image.fromarray(pixels)
 
 
@@ -146,20 +198,36 @@ def _draw_cell(coco, read_image, image_id, detections):
     """One image, enlarged or shrunk to fit into a cell, with its frames."""
     image = read_image(image_id)
     scale = (CELL_SIZE - 4) / max(image.size)
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    image = image.resize(
+        [max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC
+    )
     draw = ImageDraw.Draw(image)
     for annotation in coco.imgToAnns[image_id]:
         left, top, right, bottom = _corners(annotation["bbox"], scale)
-        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3)  # seen on any ground
+        draw.rectangle(
+            (left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3
+        )  # seen on any ground
         draw.rectangle((left, top, right, bottom), outline="white", width=1)
     kept = sorted((d for d in detections if d["score"] >= MIN_SCORE), key=lambda d: -d["score"])
     for detection in reversed(kept):  # the highest score on top
-        _frame(draw, _corners(detection["bbox"], scale), _colour(detection["category_id"]), FRAME_WIDTH)
-    names = {number: category.get("name", f"class {number}") for number, category in coco.cats.items()}
+        _frame(
+            draw, _corners(detection["bbox"], scale), _colour(detection["category_id"]), FRAME_WIDTH
+        )
+    names = {
+        number: category.get("name", f"class {number}") for number, category in coco.cats.items()
+    }
     label_boxes = []
     for detection in kept:  # over all frames
-        _label(draw, image.size, _corners(detection["bbox"], scale), _name(names, detection["category_id"]),
-               f" {detection['score']:.2f}", _colour(detection["category_id"]), TEXT_HEIGHT, label_boxes)
+        _label(
+            draw,
+            image.size,
+            _corners(detection["bbox"], scale),
+            _name(names, detection["category_id"]),
+            f" {detection['score']:.2f}",
+            _colour(detection["category_id"]),
+            TEXT_HEIGHT,
+            label_boxes,
+        )
     return image
 
 
@@ -173,14 +241,18 @@ def _frame(draw, box, colour, line):
     """A frame with a thin dark edge, which is seen on any ground."""
     x0, y0, x1, y1 = box[0], box[1], max(box[0], box[2]), max(box[1], box[3])
     edge = max(1, line // 3)
-    draw.rectangle((x0 - edge, y0 - edge, x1 + edge, y1 + edge), outline="black", width=line + 2 * edge)
+    draw.rectangle(
+        (x0 - edge, y0 - edge, x1 + edge, y1 + edge), outline="black", width=line + 2 * edge
+    )
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
 
 
 def _label(draw, size, box, name, score, colour, height, label_boxes):
-    """Name and score on their colour at a corner of the box: above it, in it, below it, where no label is yet; always in the image.
+    """Name and score on their colour at a corner of the box: above it, in it, below it, where no
+    label is yet; always in the image.
 
-    A name that is too long for the image is cut. label_boxes: the rectangles of the labels drawn so far; the new one is added.
+    A name that is too long for the image is cut. label_boxes: the rectangles of the labels drawn so
+    far; the new one is added.
     """
     pad = max(2, height // 6)
     font = _font(name + score, height)
@@ -195,10 +267,22 @@ def _label(draw, size, box, name, score, colour, height, label_boxes):
     tall = sum(font.getmetrics()) + pad
     left = min(max(box[0], 0), max(size[0] - width, 0))
     right = min(max(box[2] - width, 0), max(size[0] - width, 0))
-    places = [(x, min(max(y, 0), max(size[1] - tall, 0)))
-              for y in (box[1] - tall, box[1], box[3], box[3] - tall) for x in (left, right)]
-    x, y = next(((x, y) for x, y in places if not any(
-        x < x1 and y < y1 and x + width > x0 and y + tall > y0 for x0, y0, x1, y1 in label_boxes)), places[0])
+    places = [
+        (x, min(max(y, 0), max(size[1] - tall, 0)))
+        for y in (box[1] - tall, box[1], box[3], box[3] - tall)
+        for x in (left, right)
+    ]
+    x, y = next(
+        (
+            (x, y)
+            for x, y in places
+            if not any(
+                x < x1 and y < y1 and x + width > x0 and y + tall > y0
+                for x0, y0, x1, y1 in label_boxes
+            )
+        ),
+        places[0],
+    )
     label_boxes.append((x, y, x + width, y + tall))
     draw.rectangle((x, y, x + width - 1, y + tall - 1), fill=colour)
     draw.text((x + pad, y + tall / 2), name + score, fill="black", font=font, anchor="lm")
@@ -225,7 +309,9 @@ def _colour(category_id):
 
 
 def _font(text, size):
-    """DejaVu Sans, or where that lacks characters of the text, a font of the machine that has them; None without any."""
+    """DejaVu Sans, or where that lacks characters of the text, a font of the machine that has them;
+    None without any.
+    """
     path = _font_for("".join(sorted(set(text))))
     return path and ImageFont.truetype(path, size)
 
@@ -234,11 +320,16 @@ def _font(text, size):
 def _font_for(characters):
     """The path of a font that has the characters, or None."""
     own = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib
-    return next((path for path in (own, *sorted(font_manager.findSystemFonts())) if _has(path, characters)), None)
+    return next(
+        (path for path in (own, *sorted(font_manager.findSystemFonts())) if _has(path, characters)),
+        None,
+    )
 
 
 def _has(path, characters):
-    """Whether the font has the characters: whether it draws something else than the box that stands for a missing one."""
+    """Whether the font has the characters: whether it draws something else than the box that stands
+    for a missing one.
+    """
     try:
         font = ImageFont.truetype(path, TEXT_HEIGHT)
         missing = bytes(font.getmask("\U0010ffff"))

@@ -4,6 +4,7 @@
 
 Source: the role of `util/plot_utils.py` of the original.
 """
+
 import argparse
 import json
 import sys
@@ -15,13 +16,18 @@ from matplotlib.ticker import MaxNLocator
 
 from util.errors import InputError
 
-LOSSES = {"loss": "loss, weighted sum of all layers", "loss_ce": "loss_ce, last layer",
-          "loss_bbox": "loss_bbox, last layer", "loss_giou": "loss_giou, last layer"}
+LOSSES = {
+    "loss": "loss, weighted sum of all layers",
+    "loss_ce": "loss_ce, last layer",
+    "loss_bbox": "loss_bbox, last layer",
+    "loss_giou": "loss_giou, last layer",
+}
 FIGURES = {"AP": 0, "AP50": 1, "AP75": 2}  # places among COCO's 12 figures
 
 
 def read_log(run):
-    """The lines of a run, a folder with log.txt or such a file, as a list of dictionaries in the order of the epochs.
+    """The lines of a run, a folder with log.txt or such a file, as a list of dictionaries in the
+    order of the epochs.
 
     A last line that was cut off while it was written is left out. Raises InputError.
     """
@@ -29,7 +35,9 @@ def read_log(run):
     try:
         *lines, _ = path.read_text().split("\n")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a folder that a training wrote") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a folder that a training wrote"
+        ) from error
     logs = {}
     for number, line in enumerate(lines, 1):
         try:
@@ -37,7 +45,10 @@ def read_log(run):
             logs[entry["epoch"]] = entry
             entry["train_loss"], entry["test_coco_eval_bbox"][11]
         except (ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{path}: line {number} is not that of an epoch with evaluation ({error}); remove it") from error
+            raise InputError(
+                f"{path}: line {number} is not that of an epoch with evaluation "
+                f"({error}); remove it"
+            ) from error
     return [logs[epoch] for epoch in sorted(logs)]
 
 
@@ -54,13 +65,22 @@ def plot_curves(runs, path):
     for axes, (name, title) in zip(panels, LOSSES.items()):
         for i, logs in enumerate(runs.values()):
             for part, line in (("train", "-"), ("test", "--")):
-                axes.plot([log["epoch"] for log in logs], [log.get(f"{part}_{name}") for log in logs], f"C{i}{line}", **style)
+                axes.plot(
+                    [log["epoch"] for log in logs],
+                    [log.get(f"{part}_{name}") for log in logs],
+                    f"C{i}{line}",
+                    **style,
+                )
         axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
         _name_axes(axes, title, "loss, no unit", first, last)
-    for axes, name in zip(panels[len(LOSSES):], ("AP", "AP50")):
+    for axes, name in zip(panels[len(LOSSES) :], ("AP", "AP50")):
         for i, logs in enumerate(runs.values()):
-            axes.plot([log["epoch"] for log in logs], [log["test_coco_eval_bbox"][FIGURES[name]] for log in logs],
-                      f"C{i}--", **style)
+            axes.plot(
+                [log["epoch"] for log in logs],
+                [log["test_coco_eval_bbox"][FIGURES[name]] for log in logs],
+                f"C{i}--",
+                **style,
+            )
         axes.set_ylim(0, 1)
         _name_axes(axes, f"COCO box {name}, validation", f"{name}, from 0 to 1", first, last)
     lines = [Line2D([], [], color=f"C{i}", linewidth=3) for i in range(len(runs))]
@@ -79,18 +99,30 @@ def _name_axes(axes, title, unit, first, last):
 
 
 def table(runs):
-    """Markdown: epochs, last and best AP, AP50 and AP75 of each run; from the second run on, the difference from the first."""
-    lines = ["| run | epochs | " + " | ".join(f"{kind} {name}" for name in FIGURES for kind in ("last", "best")) + " |",
-             "| --- | --- |" + " --- |" * (2 * len(FIGURES))]
+    """Markdown: epochs, last and best AP, AP50 and AP75 of each run; from the second run on, the
+    difference from the first.
+    """
+    lines = [
+        "| run | epochs | "
+        + " | ".join(f"{kind} {name}" for name in FIGURES for kind in ("last", "best"))
+        + " |",
+        "| --- | --- |" + " --- |" * (2 * len(FIGURES)),
+    ]
     values = {}
     for name, logs in runs.items():
         figures = [[log["test_coco_eval_bbox"][i] for log in logs] for i in FIGURES.values()]
         values[name] = [value for figure in figures for value in (figure[-1], max(figure))]
-        lines.append(f"| {name} | {len(logs)} | " + " | ".join(f"{value:.3f}" for value in values[name]) + " |")
+        lines.append(
+            f"| {name} | {len(logs)} | "
+            + " | ".join(f"{value:.3f}" for value in values[name])
+            + " |"
+        )
     first = next(iter(runs))
     for name in list(runs)[1:]:
         differences = [a - b for a, b in zip(values[name], values[first])]
-        lines.append(f"| {name} − {first} | | " + " | ".join(f"{value:+.3f}" for value in differences) + " |")
+        lines.append(
+            f"| {name} − {first} | | " + " | ".join(f"{value:+.3f}" for value in differences) + " |"
+        )
     return "\n".join(lines)
 
 

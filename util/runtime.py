@@ -1,10 +1,13 @@
 """Prepares the process for the first `import jittor`, which is in `util.backend`.
 
-Some things keep a plain `import jittor` from working on many machines: a CUDA that it cannot work with (see `util.cuda`); oneDNN
-(Jittor calls it "mkl"), which Jittor downloads from one university server; and a Python whose python3.X-config is not where
-Jittor looks for it. `prepare` settles these. It costs a few milliseconds once oneDNN is in place, and respects the environment
-variables `JITTOR_HOME`, `use_mkl`, `use_parallel_op_compiler`, `python_config_path` and `cc_path` where the user has set them.
+Some things keep a plain `import jittor` from working on many machines: a CUDA that it cannot work
+with (see `util.cuda`); oneDNN (Jittor calls it "mkl"), which Jittor downloads from one university
+server; and a Python whose python3.X-config is not where Jittor looks for it. `prepare` settles
+these. It costs a few milliseconds once oneDNN is in place, and respects the environment variables
+`JITTOR_HOME`, `use_mkl`, `use_parallel_op_compiler`, `python_config_path` and `cc_path` where the
+user has set them.
 """
+
 import ctypes
 import fcntl
 import json
@@ -27,10 +30,12 @@ JITTOR_SERVER = ("cg.cs.tsinghua.edu.cn", 443)
 
 
 def prepare():
-    """Choose a CUDA that works, or none, and put oneDNN where Jittor looks. Does nothing once Jittor is imported.
+    """Choose a CUDA that works, or none, and put oneDNN where Jittor looks. Does nothing once
+    Jittor is imported.
 
     May set these variables in `os.environ`, and prints a line on stderr where that costs speed.
-    Ends the program with one line (SystemExit) where Jittor cannot work. Raises OSError where the Jittor home cannot be written.
+    Ends the program with one line (SystemExit) where Jittor cannot work. Raises OSError where the
+    Jittor home cannot be written.
     """
     if "jittor_utils" in sys.modules:
         return
@@ -38,8 +43,8 @@ def prepare():
     _find_compiler()
     memory.keep_freed_memory()
     _flush_subnormals()
-    # Jittor compiles a step's operators in several threads, which change its graph (edges, what is to be freed) without a
-    # lock: now and then a first step crashed. In turn takes longer, once.
+    # Jittor compiles a step's operators in several threads, which change its graph (edges, what is
+    # to be freed) without a lock: now and then a first step crashed. In turn takes longer, once.
     os.environ.setdefault("use_parallel_op_compiler", "0")
     cuda.prepare(jittor_home() / ".cache" / "jittor" / "jtcuda")
     if os.environ.get("use_mkl", "1") == "1":
@@ -47,9 +52,11 @@ def prepare():
 
 
 def prepare_device(name):
-    """`prepare` for a device, before anything imports Jittor. Says what Jittor will compile, and why a GPU is not used.
+    """`prepare` for a device, before anything imports Jittor. Says what Jittor will compile, and
+    why a GPU is not used.
 
-    name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda" where CUDA cannot work.
+    name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda"
+    where CUDA cannot work.
     """
     prepare()
     if name == "cpu":
@@ -66,7 +73,9 @@ def prepare_device(name):
 
 
 def jittor_home():
-    """The folder (Path) under which Jittor keeps `.cache/jittor`, found as Jittor finds it, but without creating it."""
+    """The folder (Path) under which Jittor keeps `.cache/jittor`, found as Jittor finds it, but
+    without creating it.
+    """
     config = Path.home() / ".cache" / "jittor" / "config.json"
     remembered = json.loads(config.read_text()).get("JITTOR_HOME") if config.exists() else None
     return Path(os.environ.get("JITTOR_HOME") or remembered or Path.home()).absolute()
@@ -74,12 +83,17 @@ def jittor_home():
 
 def core_is_compiled():
     """Whether Jittor's core has been compiled for this version of Python under the Jittor home."""
-    # The levels are Jittor's version, compiler, Python, system, CPU, place of installation, branch (which may hold
-    # slashes) and, with CUDA, its version. A recursive search would walk through thousands of kernels.
+    # The levels are Jittor's version, compiler, Python, system, CPU, place of installation, branch
+    # (which may hold slashes) and, with CUDA, its version. A recursive search would walk through
+    # thousands of kernels.
     caches = f"jt*/*/py{platform.python_version()}/*/*/*/*"
     folder = jittor_home() / ".cache" / "jittor"
     with_cuda = bool(os.environ.get("nvcc_path"))
-    cores = (core for branch in ("", "/*") for core in folder.glob(f"{caches}{branch}{'/cu*' if with_cuda else ''}/jittor_core*.so"))
+    cores = (
+        core
+        for branch in ("", "/*")
+        for core in folder.glob(f"{caches}{branch}{'/cu*' if with_cuda else ''}/jittor_core*.so")
+    )
     return any(core.parent.name.startswith("cu") == with_cuda for core in cores)
 
 
@@ -87,45 +101,73 @@ def _announce_compilation():
     """One line about how long compiling will take on this machine."""
     if os.environ.get("nvcc_path"):
         core = "" if core_is_compiled() else "its core once per machine, and "
-        print(f"Jittor compiles {core}a new model's CUDA kernels, one after the other, in the first step (many minutes); later runs read "
-              "its cache.", flush=True)
+        print(
+            f"Jittor compiles {core}a new model's CUDA kernels, one after the "
+            f"other, in the first step (many minutes); later runs read "
+            "its cache.",
+            flush=True,
+        )
     elif core_is_compiled():
-        print("Jittor compiles a new model's operators in the first step (a few minutes); later runs read its cache.",
-              flush=True)
+        print(
+            "Jittor compiles a new model's operators in the first step (a few "
+            "minutes); later runs read its cache.",
+            flush=True,
+        )
     else:
-        print("Jittor compiles its core once per machine (about 2 min 20 s on 2 cores), then the model's operators in "
-              "the first step (a few minutes more); later runs read its cache.", flush=True)
+        print(
+            "Jittor compiles its core once per machine (about 2 min 20 s on 2 "
+            "cores), then the model's operators in "
+            "the first step (a few minutes more); later runs read its cache.",
+            flush=True,
+        )
 
 
 def _check_numpy():
     if int(np.__version__.split(".")[0]) >= 2:
-        sys.exit(f"error: NumPy {np.__version__} is installed, with which Jittor would turn every array into other numbers, without a "
-                 f"word: `{sys.executable} -m pip install 'numpy<2'`")
+        sys.exit(
+            f"error: NumPy {np.__version__} is installed, with which Jittor would "
+            f"turn every array into other numbers, without a "
+            f"word: `{sys.executable} -m pip install 'numpy<2'`"
+        )
 
 
 def _find_compiler():
-    """Tells Jittor of a python3.X-config that is not where it looks. Ends the program where what it compiles with is missing."""
+    """Tells Jittor of a python3.X-config that is not where it looks. Ends the program where what it
+    compiles with is missing.
+    """
     name = f"python3.{sys.version_info.minor}-config"
-    jittors = (Path(sys.executable).parent / name, Path(f"{sys.executable}-config"), Path("/usr/bin") / name,
-               Path("/usr/local/bin") / name, Path(sys.executable).parent / "python3-config")
+    jittors = (
+        Path(sys.executable).parent / name,
+        Path(f"{sys.executable}-config"),
+        Path("/usr/bin") / name,
+        Path("/usr/local/bin") / name,
+        Path(sys.executable).parent / "python3-config",
+    )
     bases = (Path(sysconfig.get_config_var("BINDIR")) / name, Path(sys.base_prefix) / "bin" / name)
     packages = f"g++ python3.{sys.version_info.minor}-dev"
     if "python_config_path" not in os.environ and not any(path.is_file() for path in jittors):
         found = next((path for path in bases if path.is_file()), None)
         if found is None:
-            sys.exit(f"error: {name} is missing, which tells Jittor where Python's headers are: install them (on Debian or Ubuntu: "
-                     f"`apt-get install {packages}`), or set python_config_path to the file")
+            sys.exit(
+                f"error: {name} is missing, which tells Jittor where Python's headers "
+                f"are: install them (on Debian or Ubuntu: "
+                f"`apt-get install {packages}`), or set python_config_path to the file"
+            )
         os.environ["python_config_path"] = str(found)
     if not shutil.which(os.environ.get("cc_path", "g++")):
-        sys.exit(f"error: {os.environ.get('cc_path', 'g++')} is missing, the compiler that Jittor needs: install it (on Debian or "
-                 f"Ubuntu: `apt-get install {packages}`)")
+        sys.exit(
+            f"error: {os.environ.get('cc_path', 'g++')} is missing, the compiler "
+            f"that Jittor needs: install it (on Debian or "
+            f"Ubuntu: `apt-get install {packages}`)"
+        )
 
 
 def _flush_subnormals():
     """Has this thread, and those it will start, take numbers below 1e-38 as zero.
 
-    Jittor's kernels do that (`-Ofast`), but from the moment on at which one was loaded, and in the thread that loaded it. A
-    resumed run loads them at another moment, and would differ in the last bits.
+    Jittor's kernels do that (`-Ofast`), but from the moment on at which one was loaded, and in the
+    thread that loaded it. A resumed run loads them at another moment, and would differ in the last
+    bits.
     """
     if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
         return
@@ -143,15 +185,22 @@ def _provide_onednn():
     wheels_fit = platform.system() == "Linux" and platform.machine() == "x86_64"
     if wheels_fit and _is_complete(folder / ONEDNN_FOLDER):
         return
-    jittors_own = not wheels_fit and any(path.is_file() for path in folder.glob("dnnl*/lib/libmkldnn.*"))
+    jittors_own = not wheels_fit and any(
+        path.is_file() for path in folder.glob("dnnl*/lib/libmkldnn.*")
+    )
     if wheels_fit and (files := _onednn_files()):
         _stage(files, folder)
     elif "use_mkl" in os.environ or jittors_own or _is_reachable(JITTOR_SERVER):
         return  # Jittor has a copy, or will download one.
     else:
         os.environ["use_mkl"] = "0"
-        remedy = f"`pip install {ONEDNN_WHEEL}`" if wheels_fit else f"a connection to {JITTOR_SERVER[0]}"
-        warn(f"oneDNN is missing, so convolutions on the CPU are about 100 times slower; the remedy is {remedy}")
+        remedy = (
+            f"`pip install {ONEDNN_WHEEL}`" if wheels_fit else f"a connection to {JITTOR_SERVER[0]}"
+        )
+        warn(
+            f"oneDNN is missing, so convolutions on the CPU are about 100 times "
+            f"slower; the remedy is {remedy}"
+        )
 
 
 def _is_complete(staged):
@@ -160,8 +209,11 @@ def _is_complete(staged):
 
 
 def _onednn_files():
-    """The installed wheels' files as {place in the staged folder: Path}, {} where no fitting wheel is installed."""
+    """The installed wheels' files as {place in the staged folder: Path}, {} where no fitting wheel
+    is installed.
+    """
     from importlib import metadata  # 30 ms that a process with oneDNN in place need not spend
+
     found = {}
     for name in ("onednn-devel-cpu-gomp", "onednn-cpu-gomp"):
         for wheel in metadata.distributions(name=name):
@@ -170,17 +222,20 @@ def _onednn_files():
                 continue
             for file in wheel.files or ():
                 if "include" in file.parts:
-                    found["/".join(file.parts[file.parts.index("include"):])] = Path(file.locate())
+                    found["/".join(file.parts[file.parts.index("include") :])] = Path(file.locate())
                 elif file.name == "libdnnl.so":
                     found["lib/libmkldnn.so"] = Path(file.locate())
     needed = {"include/dnnl.hpp", "lib/libmkldnn.so"}
-    return found if needed <= found.keys() and all(path.is_file() for path in found.values()) else {}
+    return (
+        found if needed <= found.keys() and all(path.is_file() for path in found.values()) else {}
+    )
 
 
 def _stage(files, folder):
-    # Copies, because the folder is shared between environments and must survive the deletion of this one. The lock
-    # makes a second process wait; the rename makes the folder appear complete or not at all. The temporary name must
-    # not start with "dnnl": Jittor takes the first folder that does.
+    # Copies, because the folder is shared between environments and must survive the deletion of
+    # this one. The lock makes a second process wait; the rename makes the folder appear complete or
+    # not at all. The temporary name must not start with "dnnl": Jittor takes the first folder that
+    # does.
     folder.mkdir(parents=True, exist_ok=True)
     staged, building = folder / ONEDNN_FOLDER, folder / "staging"
     with open(folder / "staging.lock", "w") as lock:

@@ -1,8 +1,11 @@
-"""Signals: ending a run in good order when the machine is taken away, as Slurm and Ctrl-C announce it; and crashes.
+"""Signals: ending a run in good order when the machine is taken away, as Slurm and Ctrl-C announce
+it; and crashes.
 
-While oneDNN multiplies, a handler must not run on the stack of its thread (see HandlerStack in util/ops/kernels.h). Handlers set
-with Python's `signal.signal` run on a stack of their own, where the thread has one; handlers set in C have to ask for that.
+While oneDNN multiplies, a handler must not run on the stack of its thread (see HandlerStack in
+util/ops/kernels.h). Handlers set with Python's `signal.signal` run on a stack of their own, where
+the thread has one; handlers set in C have to ask for that.
 """
+
 import ctypes
 import faulthandler
 import functools
@@ -16,32 +19,46 @@ from contextlib import contextmanager
 from util import dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-TAKEN_BY_JITTOR = (signal.SIGINT, signal.SIGCHLD, signal.SIGQUIT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+TAKEN_BY_JITTOR = (
+    signal.SIGINT,
+    signal.SIGCHLD,
+    signal.SIGQUIT,
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+)
 
 
 def take_back_from_jittor():
-    """Undoes what the import of Jittor did to this process's signals. To be called after it; only the main thread can.
+    """Undoes what the import of Jittor did to this process's signals. To be called after it; only
+    the main thread can.
 
-    Jittor's handlers run on the stack of the thread that a signal interrupts. They quit the process at Ctrl-C and when a child is
-    killed. At a crash they call `exit`, which under MPI waits for the other processes, which wait for this one. Python's
-    handlers, or the default ones, are in place again afterwards, and a crash ends the process with Python's traceback.
+    Jittor's handlers run on the stack of the thread that a signal interrupts. They quit the process
+    at Ctrl-C and when a child is killed. At a crash they call `exit`, which under MPI waits for the
+    other processes, which wait for this one. Python's handlers, or the default ones, are in place
+    again afterwards, and a crash ends the process with Python's traceback.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     faulthandler.disable()
     for number in TAKEN_BY_JITTOR:
-        signal.signal(number, signal.getsignal(number) or signal.SIG_DFL)  # Python does not know of Jittor's
+        signal.signal(
+            number, signal.getsignal(number) or signal.SIG_DFL
+        )  # Python does not know of Jittor's
     standard_error = 2  # sys.stderr may have been replaced by something that is not a file
     faulthandler.enable(standard_error)
 
 
 class StopRequest:
-    """Inside its `with` block the first of SIGNALS only asks the run to stop; a second one acts at once, as usual.
+    """Inside its `with` block the first of SIGNALS only asks the run to stop; a second one acts at
+    once, as usual.
 
     Processes forked within the block do not take part: signals act on them as before the block.
 
     received: the signal, or None.
     """
+
     active = None  # the one whose block this process is in
 
     def __init__(self):
@@ -51,7 +68,9 @@ class StopRequest:
         StopRequest.active = self
         self.before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         for number in SIGNALS:
-            signal.siginterrupt(number, False)  # where Jittor waits for another process that compiles, it takes EINTR for a fault
+            signal.siginterrupt(
+                number, False
+            )  # where Jittor waits for another process that compiles, it takes EINTR for a fault
         return self
 
     def __exit__(self, *_):
@@ -64,16 +83,22 @@ class StopRequest:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if dist.is_main_process():
-            os.write(2, f"{self.received.name}: the run stops after this step\n".encode())  # print may be interrupted in print
+            os.write(
+                2, f"{self.received.name}: the run stops after this step\n".encode()
+            )  # print may be interrupted in print
 
     def agree(self):
-        """The signal that any of the processes has received, or None: the same answer in all, which have to ask together."""
+        """The signal that any of the processes has received, or None: the same answer in all, which
+        have to ask together.
+        """
         agreed = next(filter(None, dist.all_gather(self.received)), None)
         self.received = agreed or self.received
         return agreed
 
     def exit(self, message):
-        """Ends the process with one line and the exit code that shells give to the signal, 128 + its number."""
+        """Ends the process with one line and the exit code that shells give to the signal, 128 +
+        its number.
+        """
         if dist.is_main_process():
             print(f"stopped by {self.received.name}: {message}", file=sys.stderr, flush=True)
         sys.exit(128 + self.received)
@@ -84,13 +109,16 @@ def _leave_stop_request():
         StopRequest.active.__exit__()
 
 
-# The end of a pool (panopticapi has one) is a SIGTERM to its processes, which wait in reads that siginterrupt(False) lets go on.
+# The end of a pool (panopticapi has one) is a SIGTERM to its processes, which wait in reads that
+# siginterrupt(False) lets go on.
 os.register_at_fork(after_in_child=_leave_stop_request)
 
 
 @contextmanager
 def children_ignore():
-    """Processes forked within the block are deaf to SIGNALS, which a terminal and Slurm send to all of a run's processes."""
+    """Processes forked within the block are deaf to SIGNALS, which a terminal and Slurm send to all
+    of a run's processes.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -1,4 +1,7 @@
-"""`python -m models.weights IN OUT.pth` writes a checkpoint's model as a PyTorch file for the original DETR."""
+"""`python -m models.weights IN OUT.pth` writes a checkpoint's model as a PyTorch file for the
+original DETR.
+"""
+
 import argparse
 import sys
 from pathlib import Path
@@ -11,8 +14,10 @@ from .torch_file import write_torch_file
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m models.weights",
-                                     description="Write a checkpoint's model as a PyTorch file for the original DETR.")
+    parser = argparse.ArgumentParser(
+        prog="python -m models.weights",
+        description="Write a checkpoint's model as a PyTorch file for the original DETR.",
+    )
     parser.add_argument("source", metavar="IN", help="a checkpoint or weights, as for --resume")
     parser.add_argument("target", metavar="OUT.pth", help="the PyTorch file to write")
     arguments = parser.parse_args()

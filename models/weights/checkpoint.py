@@ -1,4 +1,5 @@
-"""Reading a checkpoint or weights, of this program or of PyTorch, and what it says about its model."""
+"""Reads checkpoints and weights, of this program or of PyTorch."""
+
 from pathlib import Path
 
 import numpy as np
@@ -14,41 +15,63 @@ from .torch_file import is_torch_file, read_torch_file
 def load_checkpoint(source):
     """The dict in a checkpoint or weights file; its key "model" is a dict of name -> NumPy array.
 
-    source: the path of a `.pkl` of this program or of a PyTorch file, told apart by their content, or an `https://`
-    address of one, whose name carries its checksum. A file that holds a bare state dict gives {"model": state dict}.
-    Raises InputError for a file that is missing, damaged, of neither form, or that would need code to be run.
+    source: the path of a `.pkl` of this program or of a PyTorch file, told apart by their content,
+    or an `https://` address of one, whose name carries its checksum. A file that holds a bare state
+    dict gives {"model": state dict}.
+    Raises InputError for a file that is missing, damaged, of neither form, or that would need code
+    to be run.
     """
     source = str(source)
     path = download(source, user_cache()) if "://" in source else Path(source)
     content = _read(path)
     if not isinstance(content, dict):
-        raise InputError(f"{source}: holds a {type(content).__name__} instead of a state dict; give a checkpoint")
+        raise InputError(
+            f"{source}: holds a {type(content).__name__} instead of a state dict; give a checkpoint"
+        )
     checkpoint = content if "model" in content else {"model": content}
     model = checkpoint["model"]
     if not isinstance(model, dict) or not model:
-        raise InputError(f"{source}: its model is not a state dict (name -> array); save the model's state dict")
-    strange = [str(name) for name, value in model.items()
-               if not (isinstance(name, str) and isinstance(value, np.ndarray))]
+        raise InputError(
+            f"{source}: its model is not a state dict (name -> array); save the model's state dict"
+        )
+    strange = [
+        str(name)
+        for name, value in model.items()
+        if not (isinstance(name, str) and isinstance(value, np.ndarray))
+    ]
     if strange:
-        raise InputError(f"{source}: its model is not a state dict: {summarize_names('not a name with an array', strange)[0]}; "
-                         "give a file that holds the state dict itself or under the key 'model'")
+        raise InputError(
+            f"{source}: its model is not a state dict: "
+            f"{summarize_names('not a name with an array', strange)[0]}; "
+            "give a file that holds the state dict itself or under the key 'model'"
+        )
     return {**checkpoint, "model": dict(model)}
 
 
 def class_names(checkpoint, source):
-    """The classes that a loaded checkpoint was saved with, a dictionary category id -> name; {} where it has none.
+    """The classes that a loaded checkpoint was saved with, a dictionary category id -> name; {}
+    where it has none.
 
     Raises InputError, which names source, where they are something else.
     """
     classes = checkpoint.get("classes", {})
-    if not isinstance(classes, dict) or not all(type(number) is int and isinstance(name, str) for number, name in classes.items()):
-        raise InputError(f"{source}: its classes are not a dictionary id -> name; the file is damaged, take another checkpoint")
+    if not isinstance(classes, dict) or not all(
+        type(number) is int and isinstance(name, str) for number, name in classes.items()
+    ):
+        raise InputError(
+            f"{source}: its classes are not a dictionary id -> name; the file is "
+            f"damaged, take another checkpoint"
+        )
     return {number: printable(name) for number, name in classes.items()}
 
 
 def num_classes_of(checkpoint):
-    """The number of classes of a loaded checkpoint's class head, highest category id + 1; 0 where it has no such head."""
-    head = checkpoint["model"].get("class_embed.bias", checkpoint["model"].get("detr.class_embed.bias"))
+    """The number of classes of a loaded checkpoint's class head, highest category id + 1; 0 where
+    it has no such head.
+    """
+    head = checkpoint["model"].get(
+        "class_embed.bias", checkpoint["model"].get("detr.class_embed.bias")
+    )
     return 0 if head is None else head.size - 1
 
 
@@ -57,7 +80,11 @@ def _read(path):
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: cannot be read (not a file); give a checkpoint")
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: larger than {MAX_BYTES} bytes, as no checkpoint is; check the path")
+            raise InputError(
+                f"{path}: larger than {MAX_BYTES} bytes, as no checkpoint is; check the path"
+            )
         return read_torch_file(path) if is_torch_file(path) else read_jittor_file(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path"
+        ) from error

@@ -1,4 +1,5 @@
 """Starting a training from the weights of a model with other classes or queries."""
+
 from util.backend import jt
 from util.errors import InputError
 
@@ -25,26 +26,40 @@ def load_what_fits(model, state, old_classes, classes, source):
         fits = load_array(name, array, state.get(name), old_ids)
         (loaded if fits else initialized).append(name)
     if missing := [name for name in initialized if "backbone.0." in name]:
-        raise InputError(f"{source}: its backbone is another one: "
-                         f"{'; '.join(summarize_names('not there', missing))}; give the flags that it was trained with")
+        raise InputError(
+            f"{source}: its backbone is another one: "
+            f"{'; '.join(summarize_names('not there', missing))}; give the flags "
+            f"that it was trained with"
+        )
     for name, var in model.named_parameters():
         var.update(jt.array(new_state[name]))
     jt.sync_all()
 
     # ---- the report
-    print(f"{source}: loaded {len(loaded)} of the model's {len(new_state)} weights; training starts at epoch 0")
+    print(
+        f"{source}: loaded {len(loaded)} of the model's {len(new_state)} "
+        f"weights; training starts at epoch 0"
+    )
     if head in loaded:
         kept = [classes[class_id] for class_id in old_ids]
         new = [name for class_id, name in classes.items() if class_id not in old_ids]
         unused = [name for name in old_classes.values() if name not in kept]
-        print(f"  class head: kept {', '.join([*kept, 'no object'])}; newly initialized: {', '.join(new) or 'none'}; "
-              f"not used: {', '.join(unused) or 'none'}")
+        print(
+            f"  class head: kept {', '.join([*kept, 'no object'])}; newly "
+            f"initialized: {', '.join(new) or 'none'}; "
+            f"not used: {', '.join(unused) or 'none'}"
+        )
     queries = next(name for name in new_state if name.endswith("query_embed.weight"))
     if queries in loaded and len(state[queries]) != len(new_state[queries]):
         count = min(len(state[queries]), len(new_state[queries]))
-        print(f"  queries: kept {count} of {len(state[queries])}; newly initialized: {len(new_state[queries]) - count}")
+        print(
+            f"  queries: kept {count} of {len(state[queries])}; newly initialized: "
+            f"{len(new_state[queries]) - count}"
+        )
     not_used = [name for name in state if name not in new_state]
-    for line in summarize_names("newly initialized", initialized) + summarize_names("not used", not_used):
+    for line in summarize_names("newly initialized", initialized) + summarize_names(
+        "not used", not_used
+    ):
         print(f"  {line}")
 
 
@@ -53,7 +68,12 @@ def load_array(name, array, old, old_ids):
 
     old_ids: dictionary category id -> the old one, the rows of the class head.
     """
-    if old is None or old.dtype.kind != "f" or old.ndim != array.ndim or old.shape[1:] != array.shape[1:]:
+    if (
+        old is None
+        or old.dtype.kind != "f"
+        or old.ndim != array.ndim
+        or old.shape[1:] != array.shape[1:]
+    ):
         return False
     if is_class_head(name):
         for class_id, old_id in old_ids.items():
@@ -70,7 +90,9 @@ def load_array(name, array, old, old_ids):
 
 
 def add_or_remove_prefix(state, new_state):
-    """The state with the names of a DETR with masks, `detr.…`, or of one without, as new_state has them."""
+    """The state with the names of a DETR with masks, `detr.…`, or of one without, as new_state has
+    them.
+    """
     if any(name.startswith("detr.") for name in new_state):
         prefix = "" if any(name.startswith("detr.") for name in state) else "detr."
         return {prefix + name: array for name, array in state.items()}
@@ -87,7 +109,9 @@ def classes_with_a_row(classes, head):
 
 
 def match_classes(classes, old_classes):
-    """A dictionary id -> old id of the class of the same name, where there is one; of several that with the same id."""
+    """A dictionary id -> old id of the class of the same name, where there is one; of several that
+    with the same id.
+    """
     matched = {}
     for class_id, name in classes.items():
         same = [old_id for old_id, old_name in old_classes.items() if old_name == name]

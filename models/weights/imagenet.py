@@ -1,4 +1,5 @@
 """Weights for the backbone: torchvision's of ImageNet, or those of a file."""
+
 from util.download import download, user_cache
 
 from .checkpoint import load_checkpoint
@@ -16,16 +17,21 @@ IMAGENET_WEIGHTS = {
 def load_backbone(body, spec, backbone_name):
     """Load weights into body, a backbone's ResNet without its classifier.
 
-    spec: "imagenet" (torchvision's V1 weights, downloaded once), "none" (keeps the random ones), or the path of such a
-    file. backbone_name: "resnet50" and its kin. Raises InputError as `download`, `load_checkpoint` and `load_model_state`
-    do, and ValueError where "imagenet" has no weights for the backbone.
+    spec: "imagenet" (torchvision's V1 weights, downloaded once), "none" (keeps the random ones), or
+    the path of such a file. backbone_name: "resnet50" and its kin. Raises InputError as `download`,
+    `load_checkpoint` and `load_model_state` do, and ValueError where "imagenet" has no weights for
+    the backbone.
     """
     if spec == "none":
         return
     source = spec
     if spec == "imagenet":
         if backbone_name not in IMAGENET_WEIGHTS:
-            raise ValueError(f"backbone_name is {backbone_name}: there are no ImageNet weights for it")
+            raise ValueError(
+                f"backbone_name is {backbone_name}: there are no ImageNet weights for it"
+            )
         source = download(IMAGENET_WEIGHTS[backbone_name], user_cache())
     state = load_checkpoint(source)["model"]
-    load_model_state(body, {name: value for name, value in state.items() if not name.startswith("fc.")}, source)
+    load_model_state(
+        body, {name: value for name, value in state.items() if not name.startswith("fc.")}, source
+    )

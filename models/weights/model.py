@@ -1,4 +1,5 @@
 """A model's weights as arrays, and back. Loading is strict."""
+
 import hashlib
 
 import numpy as np
@@ -7,45 +8,69 @@ from util.errors import InputError
 
 
 def model_state(model):
-    """The model's parameters and buffers as a dict of name -> NumPy array (copies), in the model's order."""
+    """The model's parameters and buffers as a dict of name -> NumPy array (copies), in the model's
+    order.
+    """
     return {name: var.numpy() for name, var in model.named_parameters()}
 
 
 def weights_digest(model):
     """Hex digits that are the same for the same weights, bit by bit."""
-    return hashlib.sha1(b"".join(array.tobytes() for array in model_state(model).values())).hexdigest()
+    return hashlib.sha1(
+        b"".join(array.tobytes() for array in model_state(model).values())
+    ).hexdigest()
 
 
 def load_model_state(model, state, source):
-    """Copy state (name -> float array) into the model's Vars in place; which of them train does not change.
+    """Copy state (name -> float array) into the model's Vars in place; which of them train does not
+    change.
 
-    PyTorch's `num_batches_tracked` entries are ignored, as in the original. Raises InputError, which names source and
-    lists the names that are missing, unexpected, or whose shape or type does not fit; then the model is unchanged.
+    PyTorch's `num_batches_tracked` entries are ignored, as in the original. Raises InputError,
+    which names source and lists the names that are missing, unexpected, or whose shape or type does
+    not fit; then the model is unchanged.
     """
     from util.backend import jt  # here, because converting a file needs no compiled Jittor
+
     variables = dict(model.named_parameters())
-    state = {name: value for name, value in state.items()
-             if name in variables or not name.endswith("num_batches_tracked")}
-    problems = list_misfits({name: var.shape for name, var in variables.items()},
-                            {name: value.shape for name, value in state.items()})
-    problems += summarize_names("not of floating point", [name for name, value in state.items() if value.dtype.kind != "f"])
+    state = {
+        name: value
+        for name, value in state.items()
+        if name in variables or not name.endswith("num_batches_tracked")
+    }
+    problems = list_misfits(
+        {name: var.shape for name, var in variables.items()},
+        {name: value.shape for name, value in state.items()},
+    )
+    problems += summarize_names(
+        "not of floating point", [name for name, value in state.items() if value.dtype.kind != "f"]
+    )
     if problems:
         raise InputError(f"{source}: does not fit the model: {'; '.join(problems)}")
     for name, var in variables.items():
         var.update(jt.array(np.ascontiguousarray(state[name], np.float32)))
-    jt.sync_all()  # Jittor cannot compile a pending array of one element (out_lay.bias) together with its use
+    # Jittor cannot compile a pending array of one element (out_lay.bias) together with its use
+    jt.sync_all()
 
 
 def summarize_names(kind, names):
     """[] for no names, else [one phrase with their number and the first five]."""
     more = ", …" if len(names) > 5 else ""
-    return [f"{len(names)} {kind} ({', '.join(name[:120] for name in names[:5])}{more})"] if names else []
+    return (
+        [f"{len(names)} {kind} ({', '.join(name[:120] for name in names[:5])}{more})"]
+        if names
+        else []
+    )
 
 
 def list_misfits(expected, found):
     """One phrase for each kind of difference between two dicts of name -> shape."""
-    shapes = [f"{name} {list(found[name])} instead of {list(shape)}" for name, shape in expected.items()
-              if name in found and tuple(found[name]) != tuple(shape)]
-    return (summarize_names("missing", [name for name in expected if name not in found])
-            + summarize_names("unexpected", [name for name in found if name not in expected])
-            + summarize_names("of another shape", shapes))
+    shapes = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    return (
+        summarize_names("missing", [name for name in expected if name not in found])
+        + summarize_names("unexpected", [name for name in found if name not in expected])
+        + summarize_names("of another shape", shapes)
+    )

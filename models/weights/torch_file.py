@@ -1,9 +1,12 @@
-"""Reads and writes PyTorch's file formats without PyTorch, and without running anything a file says.
+"""Reads and writes PyTorch's file formats without PyTorch, and without running anything a file
+says.
 
-A PyTorch file is a pickle of Python containers in which each tensor is a call with a storage, an offset, a size and
-strides. The zip format (PyTorch 1.6 and later) keeps each storage as an entry of its own; the legacy format appends all
-storages to the pickle. The pickle may name only what `_GLOBALS` lists.
+A PyTorch file is a pickle of Python containers in which each tensor is a call with a storage, an
+offset, a size and strides. The zip format (PyTorch 1.6 and later) keeps each storage as an entry of
+its own; the legacy format appends all storages to the pickle. The pickle may name only what
+`_GLOBALS` lists.
 """
+
 import io
 import os
 import pickle
@@ -18,15 +21,24 @@ from util.errors import InputError
 _LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _ZIP_START = b"PK\x03\x04"
 _STORAGE_DTYPES = {
-    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "ByteStorage": "uint8", "CharStorage": "int8", "ShortStorage": "int16", "IntStorage": "int32",
-    "LongStorage": "int64", "BoolStorage": "bool",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "ByteStorage": "uint8",
+    "CharStorage": "int8",
+    "ShortStorage": "int16",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "BoolStorage": "bool",
 }
 _STORAGE_NAMES = {dtype: name for name, dtype in _STORAGE_DTYPES.items()}
 
 
 def is_torch_file(path):
-    """Whether the file begins as a PyTorch file of either format does (any zip file counts). Raises OSError."""
+    """Whether the file begins as a PyTorch file of either format does (any zip file counts). Raises
+    OSError.
+    """
     with open(path, "rb") as file:
         start = file.read(len(_LEGACY_START))
     return start == _LEGACY_START or start.startswith(_ZIP_START)
@@ -35,9 +47,11 @@ def is_torch_file(path):
 def read_torch_file(path):
     """The object in a PyTorch file of either format. Nothing in the file is executed.
 
-    Tensors and parameters come as read-only NumPy arrays of the same dtype (bfloat16 as float32), which share memory where the
-    tensors did; OrderedDict and argparse.Namespace as dicts, torch.Size as a tuple, torch.dtype and torch.device as strings.
-    Raises InputError for a file that is missing, damaged, not PyTorch's, or that names anything else.
+    Tensors and parameters come as read-only NumPy arrays of the same dtype (bfloat16 as float32),
+    which share memory where the tensors did; OrderedDict and argparse.Namespace as dicts,
+    torch.Size as a tuple, torch.dtype and torch.device as strings.
+    Raises InputError for a file that is missing, damaged, not PyTorch's, or that names anything
+    else.
     """
     try:
         with open(path, "rb") as file:
@@ -53,16 +67,21 @@ def read_torch_file(path):
         raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:
         # Damaged bytes make pickle, zipfile and NumPy raise almost any exception there is.
-        raise InputError(f"{path}: the file is truncated or damaged; download or copy it again "
-                         f"({type(error).__name__}: {str(error)[:200]})") from error
-    raise InputError(f"{path}: not a PyTorch file, or damaged at its start; download or copy it again")
+        raise InputError(
+            f"{path}: the file is truncated or damaged; download or copy it again "
+            f"({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    raise InputError(
+        f"{path}: not a PyTorch file, or damaged at its start; download or copy it again"
+    )
 
 
 def write_torch_file(obj, file):
     """Write obj in PyTorch's zip format, so that `torch.load(file, weights_only=True)` returns it.
 
-    obj: dicts, lists, tuples, strings, numbers, booleans, None, and NumPy arrays of PyTorch's dtypes, which become
-    tensors. file: a path or a binary file. Raises TypeError for anything else in obj.
+    obj: dicts, lists, tuples, strings, numbers, booleans, None, and NumPy arrays of PyTorch's
+    dtypes, which become tensors. file: a path or a binary file. Raises TypeError for anything else
+    in obj.
     """
     storages = []
     content = b"\x80\x02" + _encode(obj, storages) + pickle.STOP
@@ -75,7 +94,9 @@ def write_torch_file(obj, file):
 
 
 class _Storage:
-    """The elements that tensors are views of; data (1-D array) is None while a legacy file's pickle is first read."""
+    """The elements that tensors are views of; data (1-D array) is None while a legacy file's pickle
+    is first read.
+    """
 
     def __init__(self, data=None):
         self.data = data
@@ -120,13 +141,17 @@ _GLOBALS = {
 
 
 def _load(file, path, storage=None):
-    """storage: function of (dtype name, key, number of elements, view or None) that returns a _Storage."""
+    """storage: function of (dtype name, key, number of elements, view or None) that returns a
+    _Storage.
+    """
+
     def persistent(pid):
         kind, storage_name, key, _device, numel, *view = pid
         pickles.check_keys((kind, storage_name, key, numel, *(view[0] or () if view else ())))
         if kind != "storage":
             raise ValueError(f"unknown kind of persistent object {kind!r:.80}")
         return storage(_STORAGE_DTYPES[storage_name], str(key), numel, view[0] if view else None)
+
     return pickles.load(file, path, _GLOBALS, storage and persistent)
 
 
@@ -136,9 +161,13 @@ def _read_zip(file, path):
         # Entries may claim to lie on top of each other.
         if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
             raise ValueError("its entries are larger than itself")
-        descriptions = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        descriptions = [
+            name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
         if len(descriptions) != 1:
-            raise InputError(f"{path}: a zip file, but not one of PyTorch's, because it has no data.pkl")
+            raise InputError(
+                f"{path}: a zip file, but not one of PyTorch's, because it has no data.pkl"
+            )
         folder = descriptions[0].removesuffix("data.pkl")
         order = archive.read(folder + "byteorder") if folder + "byteorder" in entries else b"little"
         storages = {}
@@ -147,9 +176,16 @@ def _read_zip(file, path):
             if key not in storages:
                 entry = entries[f"{folder}data/{key}"]
                 # PyTorch never compresses; a compressed entry could claim any size.
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != numel * _disk_dtype(dtype).itemsize:
-                    raise ValueError(f"storage {key} has {entry.file_size} bytes instead of {numel} {dtype}")
-                storages[key] = _Storage(_decode(archive.read(entry), dtype, ">" if order == b"big" else "<"))
+                if (
+                    entry.compress_type != zipfile.ZIP_STORED
+                    or entry.file_size != numel * _disk_dtype(dtype).itemsize
+                ):
+                    raise ValueError(
+                        f"storage {key} has {entry.file_size} bytes instead of {numel} {dtype}"
+                    )
+                storages[key] = _Storage(
+                    _decode(archive.read(entry), dtype, ">" if order == b"big" else "<")
+                )
             return storages[key]
 
         if entries[descriptions[0]].compress_type != zipfile.ZIP_STORED:
@@ -174,13 +210,16 @@ def _read_legacy(file, path):
             part.data = _view(found.data, offset, (size,), (1,))
         return part
 
-    # The storages follow the pickle that describes them, so it is read once to learn their types and once more, when
-    # they are there, for its result.
+    # The storages follow the pickle that describes them, so it is read once to learn their types
+    # and once more, when they are there, for its result.
     _load(file, path, storage)
     for key in map(str, _load(file, path)):
         dtype, numel = wanted[key]
         size = numel * _disk_dtype(dtype).itemsize
-        if struct.unpack("<q", file.read(8)) != (numel,) or file.tell() + size > os.fstat(file.fileno()).st_size:
+        if (
+            struct.unpack("<q", file.read(8)) != (numel,)
+            or file.tell() + size > os.fstat(file.fileno()).st_size
+        ):
             raise ValueError(f"storage {key} does not hold {numel} {dtype}")
         storages[key].data = _decode(file.read(size), dtype, "<")
     missing = [key for key, found in storages.items() if found.data is None]
@@ -213,7 +252,9 @@ def _view(data, offset, size, stride):
         return data[:0].reshape(size)
     # An expanded tensor may repeat elements, so a small file could describe one of any size.
     if last >= len(data) or numel > len(data):
-        raise ValueError(f"a tensor of size {size} and stride {stride} exceeds its {len(data)} elements")
+        raise ValueError(
+            f"a tensor of size {size} and stride {stride} exceeds its {len(data)} elements"
+        )
     steps = [step * data.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(data[offset:], size, steps, writeable=False)
 
@@ -223,13 +264,19 @@ def _encode(obj, storages):
     if isinstance(obj, np.ndarray):
         return _encode_tensor(obj, storages)
     if type(obj) in (type(None), bool, int, float, str):
-        return pickle.dumps(obj, protocol=2)[2:-1]  # without the opcodes that begin and end a pickle
+        return pickle.dumps(obj, protocol=2)[
+            2:-1
+        ]  # without the opcodes that begin and end a pickle
     if isinstance(obj, dict):
         items = b"".join(_encode(part, storages) for item in obj.items() for part in item)
         return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
     if isinstance(obj, (list, tuple)):
         items = pickle.MARK + b"".join(_encode(item, storages) for item in obj)
-        return items + pickle.TUPLE if isinstance(obj, tuple) else pickle.EMPTY_LIST + items + pickle.APPENDS
+        return (
+            items + pickle.TUPLE
+            if isinstance(obj, tuple)
+            else pickle.EMPTY_LIST + items + pickle.APPENDS
+        )
     raise TypeError(f"a PyTorch file cannot hold a {type(obj).__name__}")
 
 
@@ -244,8 +291,12 @@ def _encode_tensor(array, storages):
     storages.append(array)
     kind = pickle.GLOBAL + f"torch\n{_STORAGE_NAMES[str(array.dtype)]}\n".encode()
     rest = b"".join(_encode(part, storages) for part in (key, "cpu", array.size))
-    storage = pickle.MARK + _encode("storage", storages) + kind + rest + pickle.TUPLE + pickle.BINPERSID
+    storage = (
+        pickle.MARK + _encode("storage", storages) + kind + rest + pickle.TUPLE + pickle.BINPERSID
+    )
     stride = tuple(step // array.itemsize for step in np.empty(array.shape, array.dtype).strides)
     view = b"".join(_encode(part, storages) for part in (0, array.shape, stride, False))
     hooks = call("collections", "OrderedDict", pickle.EMPTY_TUPLE)
-    return call("torch._utils", "_rebuild_tensor_v2", pickle.MARK + storage + view + hooks + pickle.TUPLE)
+    return call(
+        "torch._utils", "_rebuild_tensor_v2", pickle.MARK + storage + view + hooks + pickle.TUPLE
+    )

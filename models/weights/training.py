@@ -1,4 +1,7 @@
-"""What a resumed training needs beside the model: the optimizer's state, and the position in the schedule."""
+"""What a resumed training needs beside the model: the optimizer's state, and the position in the
+schedule.
+"""
+
 import numpy as np
 
 from util.errors import InputError
@@ -9,14 +12,22 @@ from .model import list_misfits
 def optimizer_state(optimizer):
     """The state of a `jittor.optim.AdamW` as plain containers and arrays (copies).
 
-    Every group of the optimizer has, beside "params", their "names". Returns {"state": {name: {"step": int,
-    "exp_avg", "exp_avg_sq": float32 array}}, "groups": [{"names", "lr", "weight_decay", "betas", "eps", …}]}.
+    Every group of the optimizer has, beside "params", their "names". Returns {"state": {name:
+    {"step": int, "exp_avg", "exp_avg_sq": float32 array}}, "groups": [{"names", "lr",
+    "weight_decay", "betas", "eps", …}]}.
     """
     state, groups = {}, []
     for group in optimizer.param_groups:
         for name, average, square in zip(group["names"], group["m"], group["values"]):
-            state[name] = {"step": optimizer.n_step, "exp_avg": average.numpy(), "exp_avg_sq": square.numpy()}
-        settings = {key: group.get(key, getattr(optimizer, key)) for key in ("lr", "weight_decay", "betas", "eps")}
+            state[name] = {
+                "step": optimizer.n_step,
+                "exp_avg": average.numpy(),
+                "exp_avg_sq": square.numpy(),
+            }
+        settings = {
+            key: group.get(key, getattr(optimizer, key))
+            for key in ("lr", "weight_decay", "betas", "eps")
+        }
         if "initial_lr" in group:
             settings["initial_lr"] = group["initial_lr"]
         groups.append({"names": list(group["names"]), **settings})
@@ -26,19 +37,29 @@ def optimizer_state(optimizer):
 def load_optimizer_state(optimizer, state, source):
     """Put back what `optimizer_state` returned, to the last bit.
 
-    Raises InputError, which names source, where the groups hold other parameters or shapes; the optimizer is then
-    unchanged.
+    Raises InputError, which names source, where the groups hold other parameters or shapes; the
+    optimizer is then unchanged.
     """
     from util.backend import jt
+
     if state.keys() != {"state", "groups"}:
-        raise InputError(f"{source}: its optimizer is not one of this program's; only its weights can be loaded")
+        raise InputError(
+            f"{source}: its optimizer is not one of this program's; only its weights can be loaded"
+        )
     groups, moments = optimizer.param_groups, state["state"]
-    problems = list_misfits({name: var.shape for group in groups for name, var in zip(group["names"], group["params"])},
-                            {name: moment["exp_avg"].shape for name, moment in moments.items()})
-    if not problems and [group["names"] for group in groups] != [group["names"] for group in state["groups"]]:
+    problems = list_misfits(
+        {name: var.shape for group in groups for name, var in zip(group["names"], group["params"])},
+        {name: moment["exp_avg"].shape for name, moment in moments.items()},
+    )
+    if not problems and [group["names"] for group in groups] != [
+        group["names"] for group in state["groups"]
+    ]:
         problems = ["the parameters are grouped in another way"]
     if problems:
-        raise InputError(f"{source}: its optimizer does not fit: {'; '.join(problems)}; resume with the same flags")
+        raise InputError(
+            f"{source}: its optimizer does not fit: {'; '.join(problems)}; resume "
+            f"with the same flags"
+        )
     for group, saved in zip(groups, state["groups"]):
         group.update({key: value for key, value in saved.items() if key != "names"})
         for name, average, square in zip(group["names"], group["m"], group["values"]):
@@ -48,31 +69,67 @@ def load_optimizer_state(optimizer, state, source):
 
 
 def check_training_state(checkpoint, source):
-    """Raises InputError, which names source, unless all that a resumed training needs beside weights is there and of its type."""
+    """Raises InputError, which names source, unless all that a resumed training needs beside
+    weights is there and of its type.
+    """
     number = (int, float)
     moments = {"step": int, "exp_avg": np.ndarray, "exp_avg_sq": np.ndarray}
-    group = {"names": [str], "lr": number, "weight_decay": number, "betas": (tuple, list), "eps": number}
-    form = {"epoch": int, "step": int, "processes": int, "lr_scheduler": {"step_size": int, "gamma": number, "last_epoch": int},
-            "optimizer": {"state": {str: moments}, "groups": [group]}}
+    group = {
+        "names": [str],
+        "lr": number,
+        "weight_decay": number,
+        "betas": (tuple, list),
+        "eps": number,
+    }
+    form = {
+        "epoch": int,
+        "step": int,
+        "processes": int,
+        "lr_scheduler": {"step_size": int, "gamma": number, "last_epoch": int},
+        "optimizer": {"state": {str: moments}, "groups": [group]},
+    }
     if checkpoint.get("step"):
-        form.update(images=int, args={"batch_size": int, "accum_steps": int, "seed": int},
-                    meters={str: {"deque": [number], "total": number, "count": int}})
+        form.update(
+            images=int,
+            args={"batch_size": int, "accum_steps": int, "seed": int},
+            meters={str: {"deque": [number], "total": number, "count": int}},
+        )
     elif "train_stats" in checkpoint:
         form["train_stats"] = {str: number}
     if fault := _misform(checkpoint, form):
-        raise InputError(f"{source}: its state of the training is damaged or of another version of the program ({fault}); take "
-                         "another checkpoint, or only its weights, with models.weights")
+        raise InputError(
+            f"{source}: its state of the training is damaged or of another version "
+            f"of the program ({fault}); take "
+            "another checkpoint, or only its weights, with models.weights"
+        )
 
 
 def _misform(value, form, place="checkpoint"):
-    """Where value differs from form, or None. form: a type or types; [form of each item]; {key: form}; {str: form of each}."""
+    """Where value differs from form, or None. form: a type or types; [form of each item]; {key:
+    form}; {str: form of each}.
+    """
     if isinstance(form, list):
         if not isinstance(value, list):
             return f"{place} is no list"
-        return next(filter(None, (_misform(item, form[0], f"{place}[{i}]") for i, item in enumerate(value))), None)
+        return next(
+            filter(
+                None, (_misform(item, form[0], f"{place}[{i}]") for i, item in enumerate(value))
+            ),
+            None,
+        )
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return f"{place} is no dictionary"
         forms = {key: form[str] for key in value} if str in form else form
-        return next(filter(None, (_misform(value.get(key), forms[key], f"{place}[{key!r:.80}]") for key in forms)), None)
-    return None if isinstance(value, form) else f"{place} is no {form.__name__ if isinstance(form, type) else 'number'}"
+        return next(
+            filter(
+                None,
+                (_misform(value.get(key), forms[key], f"{place}[{key!r:.80}]") for key in forms),
+            ),
+            None,
+        )
+    return (
+        None
+        if isinstance(value, form)
+        else f"{place} is no {form.__name__ if isinstance(form, type) else 'number'}"
+    )

@@ -1,4 +1,5 @@
 """A folder of COCO's layout with every kind of image and annotation."""
+
 import json
 import types
 
@@ -49,7 +50,9 @@ IMAGES = [
 
 
 def annotations_of(width, height):
-    """Boxes of every kind for an image: inside, one pixel, over the edges, of no area, outside, and a crowd."""
+    """Boxes of every kind for an image: inside, one pixel, over the edges, of no area, outside, and
+    a crowd.
+    """
     boxes = [
         [width * 0.2, height * 0.3, width * 0.5, height * 0.4],
         [width // 2, height // 2, 1, 1],
@@ -58,23 +61,47 @@ def annotations_of(width, height):
         [width * 0.1, height * 0.1, width * 0.5, 0],
         [width + 5, 0, 10, 10],
     ]
-    annotations = [{"bbox": box, "area": box[2] * box[3] * 0.75, "iscrowd": 0,
-                    "segmentation": [[x, y, x + w, y, x + w, y + h / 2], [x, y + h / 2, x + w, y + h, x, y + h]]}
-                   for box in boxes for x, y, w, h in [box]]
+    annotations = [
+        {
+            "bbox": box,
+            "area": box[2] * box[3] * 0.75,
+            "iscrowd": 0,
+            "segmentation": [
+                [x, y, x + w, y, x + w, y + h / 2],
+                [x, y + h / 2, x + w, y + h, x, y + h],
+            ],
+        }
+        for box in boxes
+        for x, y, w, h in [box]
+    ]
     crowd = np.zeros((height, width), dtype=np.uint8, order="F")
-    crowd[:height // 2 + 1] = 1
+    crowd[: height // 2 + 1] = 1
     counts = coco_mask.encode(crowd)["counts"].decode()
-    annotations.append({"bbox": [0, 0, width, height // 2 + 1], "area": float(crowd.sum()), "iscrowd": 1,
-                        "segmentation": {"size": [height, width], "counts": counts}})
+    annotations.append(
+        {
+            "bbox": [0, 0, width, height // 2 + 1],
+            "area": float(crowd.sum()),
+            "iscrowd": 1,
+            "segmentation": {"size": [height, width], "counts": counts},
+        }
+    )
     return annotations
 
 
 def make_coco(root):
-    """Writes IMAGES with annotations as train2017 and val2017 under `root`; every fifth image has no annotation."""
-    data = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"class {i}"} for i in (1, 17, 90)]}
+    """Writes IMAGES with annotations as train2017 and val2017 under `root`; every fifth image has
+    no annotation.
+    """
+    data = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i, "name": f"class {i}"} for i in (1, 17, 90)],
+    }
     for number, (name, width, height, convert, options) in enumerate(IMAGES):
         image_id = 1000 - 7 * number  # not in the order of the file
-        image = convert(width, height) if callable(convert) else picture(width, height).convert(convert)
+        image = (
+            convert(width, height) if callable(convert) else picture(width, height).convert(convert)
+        )
         for folder in ("train2017", "val2017"):
             path = root / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +109,9 @@ def make_coco(root):
         data["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
         for ann in annotations_of(width, height) if number % 5 != 3 else []:
             count = len(data["annotations"])
-            data["annotations"].append(dict(ann, id=count + 1, image_id=image_id, category_id=(1, 17, 90)[count % 3]))
+            data["annotations"].append(
+                dict(ann, id=count + 1, image_id=image_id, category_id=(1, 17, 90)[count % 3])
+            )
     write_annotations(root, data)
     return data
 
@@ -94,6 +123,17 @@ def write_annotations(root, data):
 
 
 def arguments(root, **changes):
-    flags = {"dataset_file": "coco", "coco_path": str(root), "masks": False, "seed": 42, "skip_bad_samples": False, "num_classes": None,
-             "train_ann": None, "val_ann": None, "img_scales": SCALES, "eval_size": EVAL_SIZE, "max_size": MAX_SIZE}
+    flags = {
+        "dataset_file": "coco",
+        "coco_path": str(root),
+        "masks": False,
+        "seed": 42,
+        "skip_bad_samples": False,
+        "num_classes": None,
+        "train_ann": None,
+        "val_ann": None,
+        "img_scales": SCALES,
+        "eval_size": EVAL_SIZE,
+        "max_size": MAX_SIZE,
+    }
     return types.SimpleNamespace(**flags | changes)

@@ -1,4 +1,7 @@
-"""Our side of the comparison with the original: the same results, under the same names, as oracle/run_model.py."""
+"""Our side of the comparison with the original: the same results, under the same names, as
+oracle/run_model.py.
+"""
+
 import argparse
 
 import numpy as np
@@ -37,23 +40,33 @@ def compare(case):
     images, targets = recipe.make_batch(case)
     outputs = model(nested_tensor_from_arrays(images).to_jittor())
     layers = [*outputs.get("aux_outputs", []), outputs]
-    out = {"logits": np.stack([layer["pred_logits"].numpy() for layer in layers]),
-           "boxes": np.stack([layer["pred_boxes"].numpy() for layer in layers])}
+    out = {
+        "logits": np.stack([layer["pred_logits"].numpy() for layer in layers]),
+        "boxes": np.stack([layer["pred_boxes"].numpy() for layer in layers]),
+    }
     for i in range(len(layers)):
-        for j, (query, obj) in enumerate(criterion.matcher(out["logits"][i], out["boxes"][i], targets)):
+        for j, (query, obj) in enumerate(
+            criterion.matcher(out["logits"][i], out["boxes"][i], targets)
+        ):
             out[f"match/{i}/{j}"] = np.stack([query, obj])
     if "pred_masks" in outputs:
         out["masks"] = outputs["pred_masks"].numpy()
     losses = criterion(outputs, targets)
     out.update({f"loss/{name}": float(value) for name, value in losses.items()})
-    results = postprocessors["bbox"](outputs, [(image.shape[1] * 2 + 1, image.shape[2] * 2 + 1) for image in images])
+    results = postprocessors["bbox"](
+        outputs, [(image.shape[1] * 2 + 1, image.shape[2] * 2 + 1) for image in images]
+    )
     for key, name in (("scores", "scores"), ("labels", "labels"), ("boxes", "pixels")):
         out[name] = np.stack([result[key] for result in results])
     trainable = {name: p for name, p in model.named_parameters() if not p.is_stop_grad()}
     for seed in range(3):
         loss = loss_of(model, criterion, *recipe.make_batch(case, seed, small=True))
-        out.update({f"grad/{seed}/{name}": g.numpy()
-                    for name, g in zip(trainable, jt.grad(loss, list(trainable.values())))})
+        out.update(
+            {
+                f"grad/{seed}/{name}": g.numpy()
+                for name, g in zip(trainable, jt.grad(loss, list(trainable.values())))
+            }
+        )
     return out
 
 
@@ -62,12 +75,16 @@ def attention(case):
     _, model, _, _ = build(case)
     model.eval()
     with jt.no_grad(), watch_attention(model.transformer) as seen:
-        model(nested_tensor_from_arrays(recipe.make_batch(case)[0]).to_jittor())["pred_boxes"].sync()
+        model(nested_tensor_from_arrays(recipe.make_batch(case)[0]).to_jittor())[
+            "pred_boxes"
+        ].sync()
     return seen
 
 
 def train(case, steps):
-    """The loss at each of `steps` training steps, taken as engine.py takes them, and then the statistics of BatchNorm."""
+    """The loss at each of `steps` training steps, taken as engine.py takes them, and then the
+    statistics of BatchNorm.
+    """
     args, model, criterion, _ = build(case)
     model.train()
     optimizer = build_optimizer(model, args)
@@ -78,4 +95,7 @@ def train(case, steps):
         optimizer.backward(loss)
         optimizer.clip_grad_norm(args.clip_max_norm)
         optimizer.step()
-    return {"losses": np.array(values), **{name: p.numpy() for name, p in model.named_parameters() if "running" in name}}
+    return {
+        "losses": np.array(values),
+        **{name: p.numpy() for name, p in model.named_parameters() if "running" in name},
+    }

@@ -1,12 +1,15 @@
 """What test_dist.py runs under mpirun, one part each; the main process writes the result.
 
-    mpirun -np N python tests/helpers/run_ours.py {train,save,messages,allreduce} OUT.npz [--batch_size B] [--steps S]
+    mpirun -np N python tests/helpers/run_ours.py {train,save,messages,allreduce} OUT.npz
+    [--batch_size B] [--steps S]
                                                        [--accum_steps A]
     python tests/helpers/run_ours.py alone OUT.npz --processes N [--batch_size B] [--steps S]
 
-`train` takes steps as engine.py does; `alone` computes in one process what they should be, by the definition: the mean over
-the processes of each one's loss, whose number of boxes is the mean over the processes.
+`train` takes steps as engine.py does; `alone` computes in one process what they should be, by the
+definition: the mean over the processes of each one's loss, whose number of boxes is the mean over
+the processes.
 """
+
 import argparse
 import sys
 import time
@@ -31,7 +34,9 @@ CASE = "resnet18"
 
 
 def train(batch_size, steps, accum_steps):
-    """Losses as they are logged, weights after the first step, and the gradients of that step, before they are clipped."""
+    """Losses as they are logged, weights after the first step, and the gradients of that step,
+    before they are clipped.
+    """
     args, model, criterion, _ = ours.build(CASE)
     optimizer = build_optimizer(model, args)
     result = {"losses": []}
@@ -40,22 +45,39 @@ def train(batch_size, steps, accum_steps):
         result["losses"].append(logger.meters["loss"].value)
         if step == 1:
             result.update(first_step(model, optimizer))
+
     batches = tiny.Batches()
     for step in range(steps):
         for share in range(dist.get_rank() * accum_steps, (dist.get_rank() + 1) * accum_steps):
             images, targets = recipe.make_share(step % recipe.TRAINING_BATCHES, share, batch_size)
             batches.append((nested_tensor_from_arrays(images), targets))
-    train_one_epoch(model, criterion, batches, optimizer, 0, 0, args.clip_max_norm, after_step=after_step, accum_steps=accum_steps)
+    train_one_epoch(
+        model,
+        criterion,
+        batches,
+        optimizer,
+        0,
+        0,
+        args.clip_max_norm,
+        after_step=after_step,
+        accum_steps=accum_steps,
+    )
     return result
 
 
 def save():
-    """After a step the main process alone reads the weights, as it does to save them; then all wait for each other."""
-    engine.StepMemory.tidy = lambda self: None  # waits for the step's computation, without CUDA only
+    """After a step the main process alone reads the weights, as it does to save them; then all wait
+    for each other.
+    """
+    engine.StepMemory.tidy = lambda self: (
+        None
+    )  # waits for the step's computation, without CUDA only
     args, model, criterion, _ = ours.build(CASE)
     images, targets = recipe.make_share(0, dist.get_rank(), 1)
     batches = tiny.Batches([(nested_tensor_from_arrays(images), targets)])
-    train_one_epoch(model, criterion, batches, build_optimizer(model, args), 0, 0, args.clip_max_norm)
+    train_one_epoch(
+        model, criterion, batches, build_optimizer(model, args), 0, 0, args.clip_max_norm
+    )
     weights = model_state(model) if dist.is_main_process() else {}
     dist.barrier()
     return {"weights": len(weights)}
@@ -67,8 +89,13 @@ def alone(batch_size, steps, processes):
     optimizer = build_optimizer(model, args)
     result = {"losses": []}
     for step in range(steps):
-        shares = [recipe.make_share(step % recipe.TRAINING_BATCHES, rank, batch_size) for rank in range(processes)]
-        mean = max(np.mean([sum(len(target["labels"]) for target in targets) for _, targets in shares]), 1)
+        shares = [
+            recipe.make_share(step % recipe.TRAINING_BATCHES, rank, batch_size)
+            for rank in range(processes)
+        ]
+        mean = max(
+            np.mean([sum(len(target["labels"]) for target in targets) for _, targets in shares]), 1
+        )
         criterion.average_boxes = lambda targets: mean
         losses = [ours.loss_of(model, criterion, *share) for share in shares]
         loss = sum(losses[1:], losses[0]) / processes
@@ -83,14 +110,21 @@ def alone(batch_size, steps, processes):
 
 
 def first_step(model, optimizer):
-    """The gradients as the optimizer's averages keep them, a tenth of the clipped ones; and the weights."""
-    averages = {f"grad/{name}": average.numpy() for group in optimizer.param_groups
-                for name, average in zip(group["names"], group["m"])}
+    """The gradients as the optimizer's averages keep them, a tenth of the clipped ones; and the
+    weights.
+    """
+    averages = {
+        f"grad/{name}": average.numpy()
+        for group in optimizer.param_groups
+        for name, average in zip(group["names"], group["m"])
+    }
     return {**averages, **{f"weight/{name}": var.numpy() for name, var in model.named_parameters()}}
 
 
 def allreduce(numbers=41_302_368):
-    """Seconds of each of ten means over the processes of as many float32 as DETR-R50 has parameters."""
+    """Seconds of each of ten means over the processes of as many float32 as DETR-R50 has
+    parameters.
+    """
     values, seconds = jt.ones(numbers), []
     values.sync()
     for _ in range(11):
@@ -103,16 +137,24 @@ def allreduce(numbers=41_302_368):
 
 
 def messages():
-    """What every process gets from each function of util.dist; asserted here, since only one process writes."""
+    """What every process gets from each function of util.dist; asserted here, since only one
+    process writes.
+    """
     rank, count = dist.get_rank(), dist.get_world_size()
     assert (jt.rank, jt.world_size, jt.mpi.local_rank()) == (rank, count, dist.get_local_rank())
-    value = {"rank": rank, "text": "é" * 1000 * rank, "array": np.arange(3 * rank), "huge": 2 ** 70}
+    value = {"rank": rank, "text": "é" * 1000 * rank, "array": np.arange(3 * rank), "huge": 2**70}
     for root in range(count):
         found = dist.broadcast(value, root)
-        assert found["text"] == "é" * 1000 * root and len(found["array"]) == 3 * root and found["huge"] == 2 ** 70
+        assert (
+            found["text"] == "é" * 1000 * root
+            and len(found["array"]) == 3 * root
+            and found["huge"] == 2**70
+        )
     assert [each["rank"] for each in dist.all_gather(value)] == list(range(count))
     gathered = dist.gather(value)
-    assert [each["rank"] for each in gathered] == list(range(count)) if rank == 0 else gathered is None
+    assert (
+        [each["rank"] for each in gathered] == list(range(count)) if rank == 0 else gathered is None
+    )
     assert dist.reduce_dict({"a": rank, "b": 1.5}) == {"a": (count - 1) / 2, "b": 1.5}
     dist.check_same("same", "words")
     try:

@@ -1,9 +1,12 @@
 """Equality to the last bit of what checkpoints hold."""
+
 import numpy as np
 
 
 def assert_same(found, expected, place="value"):
-    """Two trees of dicts, lists, tuples, arrays and numbers are equal: types, order of keys and every bit."""
+    """Two trees of dicts, lists, tuples, arrays and numbers are equal: types, order of keys and
+    every bit.
+    """
     assert type(found) is type(expected), place
     if isinstance(expected, dict):
         assert list(found) == list(expected), place

@@ -1,11 +1,17 @@
-"""In PyTorch, the backbones that this project has beside the original's: the tiny one, and trained normalisation."""
+"""In PyTorch, the backbones that this project has beside the original's: the tiny one, and trained
+normalisation.
+"""
+
 import torchvision
 from detr.models.backbone import BackboneBase, Joiner
 from detr.models.position_encoding import build_position_encoding
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-NORMS = {"batch": nn.BatchNorm2d, "group": lambda channels: nn.GroupNorm(min(32, channels // 2), channels)}
+NORMS = {
+    "batch": nn.BatchNorm2d,
+    "group": lambda channels: nn.GroupNorm(min(32, channels // 2), channels),
+}
 
 
 class TinyResNet(nn.Module):

@@ -1,4 +1,7 @@
-"""One row of the benchmark under PyTorch. The original's interpreter runs this file; see benchmark.py."""
+"""One row of the benchmark under PyTorch. The original's interpreter runs this file; see
+benchmark.py.
+"""
+
 import argparse
 import time
 
@@ -34,6 +37,7 @@ def forward(options):
         if "segm" in postprocessors:
             masks = postprocessors["segm"](results, outputs, sizes, sizes)[0]["masks"]
             [run_evaluate.encode(mask) for mask in masks]
+
     return bench_rows.measure(step, options)
 
 
@@ -41,18 +45,28 @@ def train(options):
     model, criterion, _ = build(options.row)
     model.to(options.device).train()
     criterion.to(options.device)
-    samples, host_targets = run_model.to_torch(*bench_rows.make_batch(bench_rows.MODELS[options.row][2]))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=1e-4)
+    samples, host_targets = run_model.to_torch(
+        *bench_rows.make_batch(bench_rows.MODELS[options.row][2])
+    )
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=1e-4
+    )
 
     def step():
-        targets = [{name: value.to(options.device) for name, value in target.items()} for target in host_targets]
+        targets = [
+            {name: value.to(options.device) for name, value in target.items()}
+            for target in host_targets
+        ]
         losses = criterion(model(samples.to(options.device)), targets)
         loss = run_model.weighted_loss(criterion, losses)
-        {name: value.item() for name, value in losses.items()}  # the original logs every loss at every step
+        {
+            name: value.item() for name, value in losses.items()
+        }  # the original logs every loss at every step
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
+
     return bench_rows.measure(step, options)
 
 
@@ -63,7 +77,9 @@ def evaluate(options):
     model.load_state_dict(torch.load(options.weights, weights_only=True)["model"])
     model.eval()
     criterion.eval()
-    dataset = build_dataset("val", argparse.Namespace(dataset_file="coco", coco_path=options.coco_path, masks=False))
+    dataset = build_dataset(
+        "val", argparse.Namespace(dataset_file="coco", coco_path=options.coco_path, masks=False)
+    )
     loader = torch.utils.data.DataLoader(dataset, 2, collate_fn=misc.collate_fn, num_workers=2)
     evaluator = CocoEvaluator(get_coco_api_from_dataset(dataset), ["bbox"])
     logger, first = misc.MetricLogger(delimiter="  "), None
@@ -82,7 +98,9 @@ def evaluate(options):
 
 def data(options):
     name = options.row.split("-")[1]
-    dataset = build_dataset(name, argparse.Namespace(dataset_file="coco", coco_path=options.coco_path, masks=False))
+    dataset = build_dataset(
+        name, argparse.Namespace(dataset_file="coco", coco_path=options.coco_path, masks=False)
+    )
     torch.manual_seed(0)
     return bench_rows.measure_data(dataset)
 

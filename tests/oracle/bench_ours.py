@@ -1,4 +1,5 @@
 """One row of the benchmark in this project; see benchmark.py."""
+
 import json
 import resource
 import subprocess
@@ -17,6 +18,7 @@ TRANSFERS = {"numpy", "item", "tolist", "fetch_sync"}
 def build(row):
     import ours
     import recipe
+
     recipe.CASES[row] = bench_rows.MODELS[row][1]
     return ours.build(row)
 
@@ -24,6 +26,7 @@ def build(row):
 def forward(options):
     from util.backend import jt
     from util.misc import nested_tensor_from_arrays
+
     _, model, _, postprocessors = build(options.row)
     model.eval()
     images, _ = bench_rows.make_batch(bench_rows.MODELS[options.row][2])
@@ -35,6 +38,7 @@ def forward(options):
             results = postprocessors["bbox"](outputs, sizes)
             if "segm" in postprocessors:
                 postprocessors["segm"](results, outputs, sizes, sizes)
+
     return bench_rows.measure(step, options)
 
 
@@ -43,6 +47,7 @@ def trainer(row):
     import main
     from engine import train_one_epoch
     from util.misc import nested_tensor_from_arrays
+
     args, model, criterion, _ = build(row)
     optimizer = main.build_optimizer(model, args)
 
@@ -52,11 +57,13 @@ def trainer(row):
 
     def train(batches):
         train_one_epoch(model, criterion, batches, optimizer, 0, 0, args.clip_max_norm)
+
     return train, batch
 
 
 def train(options):
     from tiny import Batches
+
     run, batch = trainer(options.row)
     batch = batch(bench_rows.MODELS[options.row][2])
     clock = bench_rows.Clock(options, batch)
@@ -69,6 +76,7 @@ def train(options):
 def count_transfers(step):
     """How often step() fetches something from the device."""
     from util.backend import jt
+
     count = 0
 
     def profile(_, event, function):
@@ -76,6 +84,7 @@ def count_transfers(step):
         if event == "c_call" and function.__name__ in TRANSFERS:
             owner = getattr(function, "__self__", None)
             count += function.__name__ == "fetch_sync" or isinstance(owner, jt.Var)
+
     sys.setprofile(profile)
     step()
     sys.setprofile(None)
@@ -83,7 +92,15 @@ def count_transfers(step):
 
 
 def evaluate(options):
-    command = [sys.executable, str(ROOT / "main.py"), "--eval", "--coco_path", options.coco_path, "--resume", options.weights]
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "--eval",
+        "--coco_path",
+        options.coco_path,
+        "--resume",
+        options.weights,
+    ]
     start, first = time.time(), None
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -98,19 +115,28 @@ def evaluate(options):
 def data(options):
     import main
     from datasets import build_dataset
+
     args = main.parse_args(["--coco_path", options.coco_path])
     return bench_rows.measure_data(build_dataset(options.row.split("-")[1], args))
 
 
 def operators():
-    """Milliseconds, forward and back, of each own operator and of what Jittor has in its place, at sizes of R50's training."""
+    """Milliseconds, forward and back, of each own operator and of what Jittor has in its place, at
+    sizes of R50's training.
+    """
     from util import ops
     from util.backend import jt, nn
 
     def conv(outputs, channels, kernel, stride, height, width):
         place = (stride, stride), (kernel // 2, kernel // 2)
-        function = lambda x, weight, bias: ops.conv2d(x, weight, bias, *place, relu=True)  # noqa: E731
-        return function, [(2, channels, height, width), (outputs, channels, kernel, kernel), (outputs,)]
+        # noqa: E731
+        function = lambda x, weight, bias: ops.conv2d(x, weight, bias, *place, relu=True)
+        return function, [
+            (2, channels, height, width),
+            (outputs, channels, kernel, kernel),
+            (outputs,),
+        ]
+
     masked = jt.zeros((2, 540)).bool()
     dropout, layer_norm, batch_norm = ops.Dropout(0.1), ops.LayerNorm(256), nn.BatchNorm2d(64)
     dropout.train()
@@ -126,7 +152,10 @@ def operators():
         "relu [2, 540, 2048]": (ops.relu, [(2, 540, 2048)]),
         "Dropout [2, 540, 2048]": (dropout, [(2, 540, 2048)]),
         "LayerNorm [2, 540, 256]": (layer_norm, [(2, 540, 256)]),
-        "norm, BatchNorm2d [16, 64, 24, 24]": (lambda x: ops.norm(x, batch_norm, relu=True), [(16, 64, 24, 24)]),
+        "norm, BatchNorm2d [16, 64, 24, 24]": (
+            lambda x: ops.norm(x, batch_norm, relu=True),
+            [(16, 64, 24, 24)],
+        ),
     }
 
     def milliseconds(function, inputs):
@@ -137,6 +166,7 @@ def operators():
             jt.sync([y, *jt.grad((y * y).sum(), inputs)])
             times.append(time.perf_counter() - start)
         return sorted(times[2:])[5] * 1000
+
     choose, found = ops._on_onednn, {}
     for name, (function, shapes) in cases.items():
         inputs = [jt.randn(shape) for shape in shapes]
@@ -149,17 +179,21 @@ def operators():
 
 
 def compilations():
-    """Operators compiled in two training steps and an evaluation, and in 30 more of each with images of other sizes."""
+    """Operators compiled in two training steps and an evaluation, and in 30 more of each with
+    images of other sizes.
+    """
     import numpy as np
     from tiny import Batches
 
     from util.backend import jt
     from util.misc import nested_tensor_from_arrays
+
     train, batch = trainer("train")
     folder = Path(jt.flags.cache_path) / "jit"
 
     def compiled():
         return len(list(folder.glob("*.so")))
+
     _, model, _, postprocessors = build("forward")
 
     def step(sizes):
@@ -168,7 +202,11 @@ def compilations():
         with jt.no_grad():
             samples = nested_tensor_from_arrays(bench_rows.make_batch(sizes)[0]).to_jittor()
             postprocessors["bbox"](model(samples), sizes)
-    sizes = [[tuple(size) for size in pair] for pair in np.random.default_rng(0).integers(200, 420, (32, 2, 2)).tolist()]
+
+    sizes = [
+        [tuple(size) for size in pair]
+        for pair in np.random.default_rng(0).integers(200, 420, (32, 2, 2)).tolist()
+    ]
     before, start = compiled(), time.time()
     for pair in sizes[:2]:
         step(pair)
@@ -184,9 +222,11 @@ if __name__ == "__main__":
         evaluate(options)
         sys.exit()
     from util import runtime
+
     start = time.time()
     runtime.prepare_device(options.device)
     from util.backend import select_device
+
     select_device(options.device)
     if options.row == "compilations":
         bench_rows.report({"core": time.time() - start, **compilations()})

@@ -1,4 +1,5 @@
 """What the benchmark measures, for both interpreters (NumPy only): rows, images, and the clock."""
+
 import argparse
 import json
 import resource
@@ -9,28 +10,63 @@ import numpy as np
 # name -> (title, flags of recipe.CASES, sizes (height, width) of a batch)
 MODELS = {
     "forward": ("forward, DETR-R50, 1 image 800x1066", {"backbone": "resnet50"}, [(800, 1066)]),
-    "train": ("training step, DETR-R50, 2 images 640x853", {"backbone": "resnet50", "dropout": 0.1},
-              [(640, 853)] * 2),
-    "forward-dc5": ("forward, DETR-R50-DC5, 1 image 800x1066", {"backbone": "resnet50", "dilation": True}, [(800, 1066)]),
-    "forward-masks": ("forward with masks and their RLE, R50, 100 queries, 1 image 800x1333",
-                      {"backbone": "resnet50", "masks": True}, [(800, 1333)]),
-    "train-demo": ("training step of the demo, 16 images 96x96",
-                   {"backbone": "tiny", "backbone_norm": "batch", "enc_layers": 2, "dec_layers": 2, "hidden_dim": 128,
-                    "dim_feedforward": 256, "num_queries": 15, "pre_norm": True}, [(96, 96)] * 16),
+    "train": (
+        "training step, DETR-R50, 2 images 640x853",
+        {"backbone": "resnet50", "dropout": 0.1},
+        [(640, 853)] * 2,
+    ),
+    "forward-dc5": (
+        "forward, DETR-R50-DC5, 1 image 800x1066",
+        {"backbone": "resnet50", "dilation": True},
+        [(800, 1066)],
+    ),
+    "forward-masks": (
+        "forward with masks and their RLE, R50, 100 queries, 1 image 800x1333",
+        {"backbone": "resnet50", "masks": True},
+        [(800, 1333)],
+    ),
+    "train-demo": (
+        "training step of the demo, 16 images 96x96",
+        {
+            "backbone": "tiny",
+            "backbone_norm": "batch",
+            "enc_layers": 2,
+            "dec_layers": 2,
+            "hidden_dim": 128,
+            "dim_feedforward": 256,
+            "num_queries": 15,
+            "pre_norm": True,
+        },
+        [(96, 96)] * 16,
+    ),
 }
-DATA = {"transforms-val": "one image through the validation transforms", "transforms-train": "and the training transforms"}
+DATA = {
+    "transforms-val": "one image through the validation transforms",
+    "transforms-train": "and the training transforms",
+}
 EVAL = "`--eval` of 80 images, batch size 2, wall time"
 START = "warm start of `--eval` to the first result"
-REPEATS = {"forward": (2, 5), "train": (1, 4), "forward-dc5": (1, 3), "forward-masks": (1, 2), "train-demo": (5, 60)}
+REPEATS = {
+    "forward": (2, 5),
+    "train": (1, 4),
+    "forward-dc5": (1, 3),
+    "forward-masks": (1, 2),
+    "train-demo": (5, 60),
+}
 REPEATS_CUDA = 10, 50
 
 
 def make_batch(sizes):
-    """images: list of float32 [3, h, w]; targets: list of dictionaries labels, boxes (1 to 4 objects), as recipe's."""
+    """images: list of float32 [3, h, w]; targets: list of dictionaries labels, boxes (1 to 4
+    objects), as recipe's.
+    """
     rng = np.random.default_rng(0)
     images = [rng.standard_normal((3, *size), np.float32) for size in sizes]
     counts = rng.integers(1, 5, len(sizes))
-    targets = [{"labels": rng.integers(1, 4, n), "boxes": rng.uniform(0.2, 0.4, (n, 4)).astype(np.float32)} for n in counts]
+    targets = [
+        {"labels": rng.integers(1, 4, n), "boxes": rng.uniform(0.2, 0.4, (n, 4)).astype(np.float32)}
+        for n in counts
+    ]
     return images, targets
 
 
@@ -46,7 +82,9 @@ class Clock:
     """An iterable that times what is done between its items, after some that warm up."""
 
     def __init__(self, options, item=None):
-        self.warmup, self.repeats = REPEATS_CUDA if options.device == "cuda" else REPEATS[options.row]
+        self.warmup, self.repeats = (
+            REPEATS_CUDA if options.device == "cuda" else REPEATS[options.row]
+        )
         self.item = item
         self.moments = []
 
@@ -63,7 +101,7 @@ class Clock:
 
     def figures(self):
         """The median of the seconds between one item and the next."""
-        return {"seconds": float(np.median(np.diff(self.moments)[self.warmup:]))}
+        return {"seconds": float(np.median(np.diff(self.moments)[self.warmup :]))}
 
 
 def measure_data(dataset):
@@ -79,7 +117,9 @@ def measure_data(dataset):
 def parse():
     parser = argparse.ArgumentParser()
     parser.add_argument("row")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of the models' rows")
+    parser.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="of the models' rows"
+    )
     parser.add_argument("--coco_path")
     parser.add_argument("--weights")
     return parser.parse_args()
@@ -87,4 +127,6 @@ def parse():
 
 def report(figures):
     """Prints the figures, with the process's peak memory in GB, as the last line."""
-    print(json.dumps({**figures, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+    print(
+        json.dumps({**figures, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6})
+    )

@@ -1,11 +1,15 @@
-"""This project against the original under PyTorch, on this machine's CPU, or with --device cuda on its GPU:
+"""This project against the original under PyTorch, on this machine's CPU, or with --device cuda on
+its GPU:
 
-    python -m tests.oracle.benchmark [--pairs 5] [--rows forward train …] [--device cuda] [--coco_path PATH] [--out FILE.json]
+    python -m tests.oracle.benchmark [--pairs 5] [--rows forward train …] [--device cuda]
+    [--coco_path PATH] [--out FILE.json]
 
-Each measurement is a process of its own; the two frameworks take turns (A B A B), with the same weights, images and number
-of threads. Prints a table of medians, spread (smallest to largest) and their ratio, and writes all figures as JSON. Run
-nothing beside it. Where the original's interpreter is: see conftest.py.
+Each measurement is a process of its own; the two frameworks take turns (A B A B), with the same
+weights, images and number of threads. Prints a table of medians, spread (smallest to largest) and
+their ratio, and writes all figures as JSON. Run nothing beside it. Where the original's interpreter
+is: see conftest.py.
 """
+
 import argparse
 import json
 import os
@@ -25,15 +29,22 @@ ALL = [*bench_rows.MODELS, *ON_CPU]
 def run(python, script, row, environment=None, **options):
     """The figures that one process prints last."""
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    result = subprocess.run([python, "-W", "ignore", str(HERE / script), row, *flags], stdout=subprocess.PIPE, text=True,
-                            env={**os.environ, **(environment or {})}, check=True)
+    result = subprocess.run(
+        [python, "-W", "ignore", str(HERE / script), row, *flags],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        check=True,
+    )
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def save_weights(path):
     """The recipe's R50 as a checkpoint of the original."""
-    source = (f"import sys; sys.path.insert(0, {str(HERE)!r}); import bench_original as b, torch; "
-              f"torch.save({{'model': b.build('forward')[0].state_dict()}}, {str(path)!r})")
+    source = (
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import bench_original as b, torch; "
+        f"torch.save({{'model': b.build('forward')[0].state_dict()}}, {str(path)!r})"
+    )
     subprocess.run([ORACLE_PYTHON, "-W", "ignore", "-c", source], check=True)
 
 
@@ -45,33 +56,51 @@ def compilations():
 
 def table_row(title, ours, theirs, unit=1000, digits=0):
     """Markdown: medians and spread of both, and the ratio of the medians."""
+
     def cell(values):
-        return f"{statistics.median(values) * unit:.{digits}f} ({min(values) * unit:.{digits}f}–{max(values) * unit:.{digits}f})"
+        median, low, high = (
+            f"{value * unit:.{digits}f}"
+            for value in (statistics.median(values), min(values), max(values))
+        )
+        return f"{median} ({low}–{high})"
+
     ratio = statistics.median(ours) / statistics.median(theirs)
     return f"| {title} | {cell(ours)} | {cell(theirs)} | **{ratio:.2f}** |"
 
 
 def rows_of(row, device, pairs):
     """The table's rows for a row's pairs of figures (ours, theirs)."""
+
     def values(key):
         return [[side[key] for side in pair] for pair in zip(*pairs)]
+
     if row == "eval":
         yield table_row(f"{bench_rows.EVAL}, s", *values("seconds"), 1, 1)
         yield table_row(f"{bench_rows.START}, s", *values("start"), 1, 1)
     else:
         title = bench_rows.MODELS[row][0] if row in bench_rows.MODELS else bench_rows.DATA[row]
-        yield table_row(f"{title}, ms", *values("seconds"), digits=0 if pairs[0][0]["seconds"] > 0.1 else 1)
+        yield table_row(
+            f"{title}, ms", *values("seconds"), digits=0 if pairs[0][0]["seconds"] > 0.1 else 1
+        )
     if row not in bench_rows.DATA and device == "cpu":  # on a GPU it would be the host's
         yield table_row("its peak memory, GB", *values("memory"), 1, 2)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rows", nargs="+", choices=ALL, help="default: all")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="with cuda, the models' rows only")
+    parser.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="with cuda, the models' rows only"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--coco_path", default="../shared/data/coco_tiny", help="a folder like COCO's, of 80 images or so")
+    parser.add_argument(
+        "--coco_path",
+        default="../shared/data/coco_tiny",
+        help="a folder like COCO's, of 80 images or so",
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     args = parser.parse_args()
     args.rows = args.rows or ([*bench_rows.MODELS] if args.device == "cuda" else ALL)
@@ -87,31 +116,53 @@ def main():
             args.out.write_text(json.dumps(measured, indent=1))
             if row == "compilations":
                 measured[row] = figures = compilations()
-                remarks.append(f"Operators compiled by two training steps and evaluations: {figures['first']}, in "
-                               f"{figures['seconds']:.0f} s, and Jittor's core before that in {figures['core']:.0f} s; in 30 "
-                               f"more of other image sizes: {figures['later']}.")
+                remarks.append(
+                    f"Operators compiled by two training steps and evaluations: "
+                    f"{figures['first']}, in "
+                    f"{figures['seconds']:.0f} s, and Jittor's core before that in "
+                    f"{figures['core']:.0f} s; in 30 "
+                    f"more of other image sizes: {figures['later']}."
+                )
                 continue
             if row == "operators":
                 measured[row] = figures = run(sys.executable, "bench_ours.py", row)
                 figures.pop("memory")
-                remarks.append("| operator, forward and back, ms | own | Jittor's |\n| --- | --- | --- |\n" + "\n".join(
-                    f"| {name} | {own:.1f} | {plain:.1f} |" for name, (own, plain) in figures.items()))
+                remarks.append(
+                    "| operator, forward and back, ms | own | Jittor's |\n| --- | --- | --- |\n"
+                    + "\n".join(
+                        f"| {name} | {own:.1f} | {plain:.1f} |"
+                        for name, (own, plain) in figures.items()
+                    )
+                )
                 continue
-            options = {"device": args.device} if row in bench_rows.MODELS else {"coco_path": args.coco_path, "weights": weights}
+            options = (
+                {"device": args.device}
+                if row in bench_rows.MODELS
+                else {"coco_path": args.coco_path, "weights": weights}
+            )
             run(sys.executable, "bench_ours.py", row, **options)  # compiles
             measured[row] = []
             for _ in range(args.pairs):
-                measured[row].append((run(sys.executable, "bench_ours.py", row, **options),
-                                      run(ORACLE_PYTHON, "bench_original.py", row, **options)))
+                measured[row].append(
+                    (
+                        run(sys.executable, "bench_ours.py", row, **options),
+                        run(ORACLE_PYTHON, "bench_original.py", row, **options),
+                    )
+                )
             found = list(rows_of(row, args.device, measured[row]))
             print("\n".join(found), flush=True)
             lines += found
             if "transfers" in measured[row][0][0]:
-                remarks.append(f"Transfers from the device in a {bench_rows.MODELS[row][0].split(',')[0]}: "
-                               f"{measured[row][0][0]['transfers']}.")
+                remarks.append(
+                    f"Transfers from the device in a {bench_rows.MODELS[row][0].split(',')[0]}: "
+                    f"{measured[row][0][0]['transfers']}."
+                )
     args.out.write_text(json.dumps(measured, indent=1))
     where = "GPU" if args.device == "cuda" else f"{args.threads} threads"
-    print(f"\n| {where}, {args.pairs} pairs | this project | PyTorch | ratio |\n| --- | --- | --- | --- |")
+    print(
+        f"\n| {where}, {args.pairs} pairs | this project | PyTorch | ratio |\n| "
+        f"--- | --- | --- | --- |"
+    )
     print("\n".join(lines + [""] + remarks))
 
 

@@ -1,21 +1,31 @@
-"""Gradients in two numbers each, so that golden files stay small. NumPy only: both interpreters import this file."""
+"""Gradients in two numbers each, so that golden files stay small. NumPy only: both interpreters
+import this file.
+"""
+
 import zlib
 
 import numpy as np
 
 
 def digest(gradients):
-    """{name: array} -> float64 [n, 2], in the order of the names: L2 norm, and dot product with fixed signs.
+    """{name: array} -> float64 [n, 2], in the order of the names: L2 norm, and dot product with
+    fixed signs.
 
-    The signs are pseudo-random, from the name: the dot products of two gradients differ by about the L2 norm of their
-    difference, which the norms alone would not show.
+    The signs are pseudo-random, from the name: the dot products of two gradients differ by about
+    the L2 norm of their difference, which the norms alone would not show.
     """
-    return np.array([[np.linalg.norm(gradient), _signed_sum(name, gradient)]
-                     for name, gradient in sorted(gradients.items())])
+    return np.array(
+        [
+            [np.linalg.norm(gradient), _signed_sum(name, gradient)]
+            for name, gradient in sorted(gradients.items())
+        ]
+    )
 
 
 def _signed_sum(name, gradient):
     random = np.random.default_rng(zlib.crc32(name.encode()))
-    positive = np.unpackbits(np.frombuffer(random.bytes(gradient.size // 8 + 1), np.uint8))[:gradient.size].view(bool)
+    positive = np.unpackbits(np.frombuffer(random.bytes(gradient.size // 8 + 1), np.uint8))[
+        : gradient.size
+    ].view(bool)
     values = gradient.ravel().astype(np.float64)
     return 2 * values[positive].sum() - values.sum()

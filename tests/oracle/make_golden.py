@@ -1,10 +1,13 @@
-"""Writes the original's results on a few cases of the recipe, for tests that run where the original is not installed.
+"""Writes the original's results on a few cases of the recipe, for tests that run where the original
+is not installed.
 
     ORACLE_PYTHON tests/oracle/make_golden.py tests/golden/model.npz
 
-For each case: `CASE/NAME` for what run_model.py writes, but every tenth query's logits only, and for the gradients
-`CASE/grad_names` [n] and `CASE/grads` [3, n, 2] (see digest.py). `training` [5]: losses of five steps of resnet18.
+For each case: `CASE/NAME` for what run_model.py writes, but every tenth query's logits only, and
+for the gradients `CASE/grad_names` [n] and `CASE/grads` [3, n, 2] (see digest.py). `training` [5]:
+losses of five steps of resnet18.
 """
+
 import sys
 
 import numpy as np
@@ -18,17 +21,22 @@ def condense(results):
     """What the golden file keeps of a case's results."""
     kept = {name: value for name, value in results.items() if not name.startswith("grad/")}
     kept["logits"] = kept["logits"][:, :, ::10]
-    names = sorted(name[len("grad/0/"):] for name in results if name.startswith("grad/0/"))
+    names = sorted(name[len("grad/0/") :] for name in results if name.startswith("grad/0/"))
     kept["grad_names"] = np.array(names)
-    kept["grads"] = np.stack([digest({name: results[f"grad/{seed}/{name}"] for name in names}) for seed in range(3)])
+    kept["grads"] = np.stack(
+        [digest({name: results[f"grad/{seed}/{name}"] for name in names}) for seed in range(3)]
+    )
     return kept
 
 
 def main(path):
     import run_model  # imports PyTorch, which the tests that use `condense` do not have
+
     golden = {"training": run_model.train(TRAINING_CASE, TRAINING_STEPS)["losses"]}
     for case in CASES:
-        golden.update({f"{case}/{name}": value for name, value in condense(run_model.compare(case)).items()})
+        golden.update(
+            {f"{case}/{name}": value for name, value in condense(run_model.compare(case)).items()}
+        )
     np.savez_compressed(path, **golden)
 
 

@@ -1,8 +1,11 @@
-"""Runs in the oracle's interpreter (PyTorch): writes files for the tests to read, and reads the files they write.
+"""Runs in the oracle's interpreter (PyTorch): writes files for the tests to read, and reads the
+files they write.
 
-    run_checkpoint.py --make-golden FOLDER   writes torch_zip.pth, torch_legacy.pth and torch_expected.npz
-    run_checkpoint.py --read FILE OUT.npz    loads FILE with weights_only=True, writes its tensors, names joined by "/"
+run_checkpoint.py --make-golden FOLDER   writes torch_zip.pth, torch_legacy.pth and
+torch_expected.npz run_checkpoint.py --read FILE OUT.npz    loads FILE with weights_only=True,
+writes its tensors, names joined by "/"
 """
+
 import argparse
 from collections import OrderedDict
 from pathlib import Path
@@ -18,15 +21,17 @@ def sample():
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     return {
         "model": module.state_dict(),
-        "nested": {"list": [torch.tensor(1.5), (torch.tensor([True, False]), "text", None)],
-                   "ordered": OrderedDict(a=1)},
+        "nested": {
+            "list": [torch.tensor(1.5), (torch.tensor([True, False]), "text", None)],
+            "ordered": OrderedDict(a=1),
+        },
         "transposed": numbers.t(),
         "slice": numbers[1:, 2:5],
         "whole": numbers,
         "half": torch.linspace(-3, 3, 7, dtype=torch.float16),
         "bfloat16": torch.linspace(-3, 3, 7).to(torch.bfloat16),
         "float64": torch.linspace(0, 1, 3, dtype=torch.float64),
-        "int64": torch.tensor([-2**40, 0, 2**40]),
+        "int64": torch.tensor([-(2**40), 0, 2**40]),
         "int32": torch.tensor([[-5, 5]], dtype=torch.int32),
         "uint8": torch.tensor([0, 255], dtype=torch.uint8),
         "empty": torch.zeros(0, 4),
@@ -50,7 +55,11 @@ def flatten(obj, name=""):
         return {name: (obj.float() if obj.dtype == torch.bfloat16 else obj).numpy()}
     else:
         return {name: np.array(obj)} if isinstance(obj, (bool, int, float, str)) else {}
-    return {key: value for part, child in obj for key, value in flatten(child, f"{name}/{part}".strip("/")).items()}
+    return {
+        key: value
+        for part, child in obj
+        for key, value in flatten(child, f"{name}/{part}".strip("/")).items()
+    }
 
 
 def main():
@@ -61,7 +70,9 @@ def main():
     if arguments.make_golden:
         tree = sample()
         torch.save(tree, arguments.make_golden / "torch_zip.pth")
-        torch.save(tree, arguments.make_golden / "torch_legacy.pth", _use_new_zipfile_serialization=False)
+        torch.save(
+            tree, arguments.make_golden / "torch_legacy.pth", _use_new_zipfile_serialization=False
+        )
         np.savez_compressed(arguments.make_golden / "torch_expected.npz", **flatten(tree))
     if arguments.read:
         source, target = arguments.read

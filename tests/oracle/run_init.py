@@ -1,10 +1,12 @@
-"""Builds the original's model as its main.py does, without pretrained weights. The original's interpreter runs this:
+"""Builds the original's model as its main.py does, without pretrained weights. The original's
+interpreter runs this:
 
     ORACLE_PYTHON tests/oracle/run_init.py CASE OUT.npz
 
-CASE is one of recipe.CASES. Writes for each tensor of the fresh state dict `NAME/shape` and `NAME/figures`: mean,
-standard deviation, least and greatest value.
+CASE is one of recipe.CASES. Writes for each tensor of the fresh state dict `NAME/shape` and
+`NAME/figures`: mean, standard deviation, least and greatest value.
 """
+
 import argparse
 import sys
 

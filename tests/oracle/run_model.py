@@ -2,10 +2,12 @@
 
     ORACLE_PYTHON tests/oracle/run_model.py [--steps N | --attention] CASE OUT.npz
 
-OUT.npz holds, without --steps: logits and boxes of every decoder layer, `match/LAYER/IMAGE`, `loss/NAME`, `scores`,
-`labels`, `pixels` of the postprocessor, and `grad/BATCH/PARAMETER` for three small batches. With --steps: `losses` [N]. With --attention:
-`encoder` [B, N, N] and `decoder` [B, Q, N].
+OUT.npz holds, without --steps: logits and boxes of every decoder layer, `match/LAYER/IMAGE`,
+`loss/NAME`, `scores`, `labels`, `pixels` of the postprocessor, and `grad/BATCH/PARAMETER` for three
+small batches. With --steps: `losses` [N]. With --attention: `encoder` [B, N, N] and `decoder` [B,
+Q, N].
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -26,7 +28,9 @@ detr.models.backbone.is_main_process = lambda: False  # no download of ImageNet 
 
 
 def build_with(args):
-    detr.models.detr.build_backbone = THEIR_BACKBONE if args.backbone_norm == "frozen" else build_backbone
+    detr.models.detr.build_backbone = (
+        THEIR_BACKBONE if args.backbone_norm == "frozen" else build_backbone
+    )
     return build_model(args)
 
 
@@ -43,8 +47,11 @@ def to_torch(images, targets):
 
 
 def weighted_loss(criterion, losses):
-    # as the original's engine: weights of losses that there are not (masks of auxiliary layers) are passed over
-    return sum(losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses)
+    # as the original's engine: weights of losses that there are not (masks of auxiliary layers) are
+    # passed over
+    return sum(
+        losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses
+    )
 
 
 def compare(case):
@@ -54,8 +61,10 @@ def compare(case):
     samples, targets = to_torch(images, host_targets)
     outputs = model(samples)
     layers = [*outputs.get("aux_outputs", []), outputs]
-    out = {"logits": np.stack([layer["pred_logits"].detach() for layer in layers]),
-           "boxes": np.stack([layer["pred_boxes"].detach() for layer in layers])}
+    out = {
+        "logits": np.stack([layer["pred_logits"].detach() for layer in layers]),
+        "boxes": np.stack([layer["pred_boxes"].detach() for layer in layers]),
+    }
     for i, layer in enumerate(layers):
         for j, (query, obj) in enumerate(criterion.matcher(layer, targets)):
             out[f"match/{i}/{j}"] = np.stack([query, obj])
@@ -71,19 +80,32 @@ def compare(case):
         model.zero_grad()
         samples, targets = to_torch(*recipe.make_batch(case, seed, small=True))
         weighted_loss(criterion, criterion(model(samples), targets)).backward()
-        out.update({f"grad/{seed}/{name}": p.grad.numpy().copy()
-                    for name, p in model.named_parameters() if p.grad is not None})
+        out.update(
+            {
+                f"grad/{seed}/{name}": p.grad.numpy().copy()
+                for name, p in model.named_parameters()
+                if p.grad is not None
+            }
+        )
     return out
 
 
 def attention(case):
-    """Where the last layers look, as PyTorch's attention returns it beside its result: the mean over the heads."""
+    """Where the last layers look, as PyTorch's attention returns it beside its result: the mean
+    over the heads.
+    """
     model, _, _ = build(case)
     model.eval()
     seen = {}
-    for name, module in (("encoder", model.transformer.encoder.layers[-1].self_attn),
-                         ("decoder", model.transformer.decoder.layers[-1].multihead_attn)):
-        module.register_forward_hook(lambda _module, _inputs, result, name=name: seen.update({name: result[1].detach().numpy()}))
+    for name, module in (
+        ("encoder", model.transformer.encoder.layers[-1].self_attn),
+        ("decoder", model.transformer.decoder.layers[-1].multihead_attn),
+    ):
+        module.register_forward_hook(
+            lambda _module, _inputs, result, name=name: seen.update(
+                {name: result[1].detach().numpy()}
+            )
+        )
     with torch.no_grad():
         model(to_torch(*recipe.make_batch(case))[0])
     return seen
@@ -95,9 +117,14 @@ def train(case, steps):
     model, criterion, _ = build(case)
     model.train()
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": [p for n, p in trainable if "backbone" not in n]},
-                                   {"params": [p for n, p in trainable if "backbone" in n], "lr": args.lr_backbone}],
-                                  lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in trainable if "backbone" not in n]},
+            {"params": [p for n, p in trainable if "backbone" in n], "lr": args.lr_backbone},
+        ],
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+    )
     values = []
     for step in range(steps):
         samples, targets = to_torch(*recipe.make_batch(case, step % recipe.TRAINING_BATCHES))
@@ -107,7 +134,10 @@ def train(case, steps):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_max_norm)
         optimizer.step()
-    return {"losses": np.array(values), **{name: value.numpy() for name, value in model.named_buffers() if "running" in name}}
+    return {
+        "losses": np.array(values),
+        **{name: value.numpy() for name, value in model.named_buffers() if "running" in name},
+    }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Runs training steps of the original under torch.distributed (gloo), one process for each share of the recipe's batches:
+"""Runs training steps of the original under torch.distributed (gloo), one process for each share of
+the recipe's batches:
 
     ORACLE_PYTHON tests/oracle/run_original.py --processes N [--batch_size B] [--steps S] OUT.npz
 
-OUT.npz holds `losses` [S] as the original logs them, and after the first step `grad/NAME`, a tenth of the clipped gradients as
-AdamW's averages keep them, and `weight/NAME`.
+OUT.npz holds `losses` [S] as the original logs them, and after the first step `grad/NAME`, a tenth
+of the clipped gradients as AdamW's averages keep them, and `weight/NAME`.
 """
+
 import argparse
 import os
 
@@ -28,9 +30,14 @@ def train(rank, options):
     model.train()
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": [p for n, p in trainable if "backbone" not in n]},
-                                   {"params": [p for n, p in trainable if "backbone" in n], "lr": args.lr_backbone}],
-                                  lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in trainable if "backbone" not in n]},
+            {"params": [p for n, p in trainable if "backbone" in n], "lr": args.lr_backbone},
+        ],
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+    )
     result = {"losses": []}
     for step in range(options.steps):
         shared = recipe.make_share(step % recipe.TRAINING_BATCHES, rank, options.batch_size)
@@ -44,8 +51,18 @@ def train(rank, options):
         optimizer.step()
         result["losses"].append(logged.item())
         if step == 0:
-            result.update({f"grad/{name}": optimizer.state[p]["exp_avg"].numpy().copy() for name, p in trainable})
-            result.update({f"weight/{name}": p.detach().numpy().copy() for name, p in model.state_dict().items()})
+            result.update(
+                {
+                    f"grad/{name}": optimizer.state[p]["exp_avg"].numpy().copy()
+                    for name, p in trainable
+                }
+            )
+            result.update(
+                {
+                    f"weight/{name}": p.detach().numpy().copy()
+                    for name, p in model.state_dict().items()
+                }
+            )
     if rank == 0:
         np.savez(options.out, **result)
     torch.distributed.barrier()

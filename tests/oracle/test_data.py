@@ -1,4 +1,7 @@
-"""Our data pipeline and COCO figures against the original's, on the same files and with the same random draws."""
+"""Our data pipeline and COCO figures against the original's, on the same files and with the same
+random draws.
+"""
+
 import numpy as np
 import pytest
 from coco_files import IMAGES, arguments, make_coco
@@ -19,11 +22,25 @@ def synthetic(tmp_path_factory):
 @pytest.fixture
 def compare_items(original, measured):
     """Compares items with the original's: image and boxes up to rounding, everything else equal."""
+
     def compare(configuration, root, image_set, indices, epochs, masks):
         theirs = original(
-            "run_data.py", "items", "--images", root / f"{image_set}2017", "--annotations",
-            root / "annotations" / f"instances_{image_set}2017.json", "--image_set", image_set, *["--masks"] * masks,
-            "--indices", *indices, "--epochs", *epochs, "--seed", SEED)
+            "run_data.py",
+            "items",
+            "--images",
+            root / f"{image_set}2017",
+            "--annotations",
+            root / "annotations" / f"instances_{image_set}2017.json",
+            "--image_set",
+            image_set,
+            *["--masks"] * masks,
+            "--indices",
+            *indices,
+            "--epochs",
+            *epochs,
+            "--seed",
+            SEED,
+        )
         dataset = build_dataset(image_set, arguments(root, seed=SEED, masks=masks))
         difference = {"image": 0, "boxes": 0}
         for epoch in epochs:
@@ -41,29 +58,43 @@ def compare_items(original, measured):
                         assert np.array_equal(value, their), (epoch, index, key)
         for key, value in difference.items():
             measured(f"{image_set} data, {key}", f"{configuration}{', masks' * masks}", value, 1e-6)
+
     return compare
 
 
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("image_set, epochs", [("val", [0]), ("train", [0, 1, 2, 3])])
 def test_items_of_every_kind_of_file(compare_items, synthetic, image_set, epochs, masks):
-    compare_items(f"{len(epochs)} x {len(IMAGES)} synthetic images", synthetic, image_set, range(len(IMAGES)), epochs,
-                  masks)
+    compare_items(
+        f"{len(epochs)} x {len(IMAGES)} synthetic images",
+        synthetic,
+        image_set,
+        range(len(IMAGES)),
+        epochs,
+        masks,
+    )
 
 
 @pytest.mark.coco
-@pytest.mark.parametrize("image_set, indices, epochs, masks", [
-    ("val", range(0, 80, 3), [0], False),
-    ("val", range(1, 80, 8), [0], True),
-    ("train", range(0, 80, 4), [0, 1], False),
-    ("train", range(2, 80, 4), [7], True),
-])
+@pytest.mark.parametrize(
+    "image_set, indices, epochs, masks",
+    [
+        ("val", range(0, 80, 3), [0], False),
+        ("val", range(1, 80, 8), [0], True),
+        ("train", range(0, 80, 4), [0, 1], False),
+        ("train", range(2, 80, 4), [7], True),
+    ],
+)
 def test_items_of_real_images(compare_items, coco_path, image_set, indices, epochs, masks):
-    compare_items(f"{len(epochs)} x {len(indices)} COCO images", coco_path, image_set, indices, epochs, masks)
+    compare_items(
+        f"{len(epochs)} x {len(indices)} COCO images", coco_path, image_set, indices, epochs, masks
+    )
 
 
 def detections_from(coco, share):
-    """Shifted ground truth, duplicates and mistakes for a share of the objects; a few images are not seen at all."""
+    """Shifted ground truth, duplicates and mistakes for a share of the objects; a few images are
+    not seen at all.
+    """
     rng = np.random.default_rng(3)
     categories = sorted(coco.cats)
     detections = {}
@@ -83,17 +114,32 @@ def detections_from(coco, share):
 @pytest.fixture
 def compare_figures(original, measured, tmp_path):
     """Compares the COCO figures of the same detections and returns them."""
+
     def compare(configuration, root, share):
         coco = get_coco_api_from_dataset(build_dataset("val", arguments(root)))
         detections = detections_from(coco, share)
-        np.savez(tmp_path / "detections.npz", **{
-            f"{image_id}/{key}": value for image_id, arrays in detections.items() for key, value in arrays.items()})
-        theirs = original("run_data.py", "figures", "--annotations", root / "annotations" / "instances_val2017.json",
-                          "--detections", tmp_path / "detections.npz")
+        np.savez(
+            tmp_path / "detections.npz",
+            **{
+                f"{image_id}/{key}": value
+                for image_id, arrays in detections.items()
+                for key, value in arrays.items()
+            },
+        )
+        theirs = original(
+            "run_data.py",
+            "figures",
+            "--annotations",
+            root / "annotations" / "instances_val2017.json",
+            "--detections",
+            tmp_path / "detections.npz",
+        )
         evaluator = CocoEvaluator(coco, ["bbox"])
         image_ids = list(detections)[::-1]
         for start in range(0, len(image_ids), 2):
-            evaluator.update({image_id: detections[image_id] for image_id in image_ids[start:start + 2]})
+            evaluator.update(
+                {image_id: detections[image_id] for image_id in image_ids[start : start + 2]}
+            )
         evaluator.accumulate()
         evaluator.summarize()
         coco_eval = evaluator.coco_eval["bbox"]
@@ -101,6 +147,7 @@ def compare_figures(original, measured, tmp_path):
         for part, ours in ("stats", coco_eval.stats), ("precision", coco_eval.eval["precision"]):
             measured(f"COCO {part}", configuration, np.abs(ours - theirs[part]).max(), 1e-12)
         return theirs["stats"]
+
     return compare
 
 

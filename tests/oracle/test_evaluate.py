@@ -2,6 +2,7 @@
 
 DETR_ORACLE_CASE (resnet18 or resnet50) and DETR_ORACLE_IMAGES choose another extent.
 """
+
 import json
 import os
 
@@ -23,32 +24,53 @@ IMAGES = int(os.environ.get("DETR_ORACLE_IMAGES", 12))
 
 @pytest.fixture
 def folder(coco_path, tmp_path):
-    """Validation images: the first of real COCO where there is some, else synthetic ones of all kinds."""
+    """Validation images: the first of real COCO where there is some, else synthetic ones of all
+    kinds.
+    """
     root = tmp_path / "coco"
     root.mkdir()
     if not coco_path.is_dir():
         make_coco(root)
         return root
     data = json.loads((coco_path / "annotations" / "instances_val2017.json").read_text())
-    write_annotations(root, {"images": data["images"][:IMAGES], "annotations": [], "categories": []})
+    write_annotations(
+        root, {"images": data["images"][:IMAGES], "annotations": [], "categories": []}
+    )
     (root / "val2017").symlink_to((coco_path / "val2017").resolve())
     return root
 
 
 def evaluate(weights, folder, output_dir, case=CASE):
     """What `python main.py --eval` writes, in the form of run_evaluate.py."""
-    flags = {"resnet18": ["--backbone", "resnet18"], "resnet50": [],
-             "masks": ["--masks", "--enc_layers", "1", "--dec_layers", "2", "--num_queries", "20"]}[case]
-    main.main(main.parse_args(
-        ["--eval", "--no_aux_loss", "--batch_size", "2", "--coco_path", str(folder), "--resume", str(weights),
-         "--output_dir", str(output_dir), *flags]))
+    flags = {
+        "resnet18": ["--backbone", "resnet18"],
+        "resnet50": [],
+        "masks": ["--masks", "--enc_layers", "1", "--dec_layers", "2", "--num_queries", "20"],
+    }[case]
+    main.main(
+        main.parse_args(
+            [
+                *"--eval --no_aux_loss --batch_size 2 --coco_path".split(),
+                str(folder),
+                "--resume",
+                str(weights),
+                "--output_dir",
+                str(output_dir),
+                *flags,
+            ]
+        )
+    )
     detections = json.loads((output_dir / "detections_bbox.json").read_text())
     xywh = np.array([d["bbox"] for d in detections])
     segments = output_dir / "detections_segm.json"
     rles = [d["segmentation"] for d in json.loads(segments.read_text())] if case == "masks" else []
-    return {"rles": rles, "ids": np.array([d["image_id"] for d in detections]), "scores": np.array([d["score"] for d in detections]),
-            "labels": np.array([d["category_id"] for d in detections]),
-            "boxes": np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)}
+    return {
+        "rles": rles,
+        "ids": np.array([d["image_id"] for d in detections]),
+        "scores": np.array([d["score"] for d in detections]),
+        "labels": np.array([d["category_id"] for d in detections]),
+        "boxes": np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1),
+    }
 
 
 @pytest.fixture
@@ -57,21 +79,39 @@ def compare(measured, stats):
         assert np.array_equal(mine["ids"], np.repeat(theirs["ids"], theirs["scores"].shape[1]))
         assert np.array_equal(mine["labels"], theirs["labels"].ravel())
         configuration = f"{case}, {len(theirs['ids'])} images, {configuration}"
-        measured("end to end: scores", configuration, np.abs(mine["scores"] - theirs["scores"].ravel()).max(), 1e-4)
-        measured("end to end: boxes, pixels", configuration,
-                 np.abs(mine["boxes"] - theirs["boxes"].reshape(-1, 4)).max(), 0.05)
+        measured(
+            "end to end: scores",
+            configuration,
+            np.abs(mine["scores"] - theirs["scores"].ravel()).max(),
+            1e-4,
+        )
+        measured(
+            "end to end: boxes, pixels",
+            configuration,
+            np.abs(mine["boxes"] - theirs["boxes"].reshape(-1, 4)).max(),
+            0.05,
+        )
         for kind, figures in stats[-1].items():
-            measured(f"end to end: 12 COCO figures, {kind}", configuration,
-                     np.abs(figures - theirs[f"stats_{kind}"]).max(), 5e-5)
+            measured(
+                f"end to end: 12 COCO figures, {kind}",
+                configuration,
+                np.abs(figures - theirs[f"stats_{kind}"]).max(),
+                5e-5,
+            )
             assert theirs[f"stats_{kind}"][0] > 0.1, "without hits the figures compare nothing"
         if case == "masks":
             expected = [rle for image in theirs["rles"] for rle in json.loads(str(image))]
             assert len(mine["rles"]) == len(expected)
             areas = coco_mask.area(expected)
             assert (areas > 0).mean() > 0.5, "empty masks compare nothing"
-            overlaps = [coco_mask.iou([a], [b], [0]).item() for a, b, area in zip(mine["rles"], expected, areas) if area]
+            overlaps = [
+                coco_mask.iou([a], [b], [0]).item()
+                for a, b, area in zip(mine["rles"], expected, areas)
+                if area
+            ]
             measured("end to end: 1 - IoU of masks", configuration, 1 - min(overlaps), 1e-3)
             assert (coco_mask.area(mine["rles"])[areas == 0] == 0).all()
+
     return compare
 
 
@@ -79,14 +119,21 @@ def compare(measured, stats):
 def stats(monkeypatch):
     """The 12 figures of the last evaluation that main ran."""
     import engine
+
     seen = []
     evaluate_once = engine.evaluate
 
     def spy(*args, **options):
         result = evaluate_once(*args, **options)
-        seen.append({kind: np.array(result[0][key]) for kind, key in (("bbox", "coco_eval_bbox"), ("segm", "coco_eval_masks"))
-                     if key in result[0]})
+        seen.append(
+            {
+                kind: np.array(result[0][key])
+                for kind, key in (("bbox", "coco_eval_bbox"), ("segm", "coco_eval_masks"))
+                if key in result[0]
+            }
+        )
         return result
+
     monkeypatch.setattr(engine, "evaluate", spy)
     return seen
 
@@ -97,12 +144,16 @@ def test_weights_of_the_original_detect_the_same_here(original, folder, tmp_path
         compare(name, evaluate(tmp_path / name, folder, tmp_path / "out"), theirs)
 
 
-def test_weights_saved_here_detect_the_same_in_the_original(original, folder, tmp_path, compare, monkeypatch):
+def test_weights_saved_here_detect_the_same_in_the_original(
+    original, folder, tmp_path, compare, monkeypatch
+):
     _, model, _, _ = ours.build(CASE)
     weights = recipe.make_detector({name: tuple(p.shape) for name, p in model.state_dict().items()})
     load_model_state(model, weights, "the recipe")
     write_jittor_file({"model": model_state(model)}, tmp_path / "ours.pkl")
-    monkeypatch.setattr("sys.argv", ["checkpoint", str(tmp_path / "ours.pkl"), str(tmp_path / "ours.pth")])
+    monkeypatch.setattr(
+        "sys.argv", ["checkpoint", str(tmp_path / "ours.pkl"), str(tmp_path / "ours.pth")]
+    )
     convert()
     theirs = original("run_evaluate.py", "--load", tmp_path / "ours.pth", CASE, folder)
     compare("weights saved here", evaluate(tmp_path / "ours.pkl", folder, tmp_path / "out"), theirs)
@@ -110,4 +161,9 @@ def test_weights_saved_here_detect_the_same_in_the_original(original, folder, tm
 
 def test_masks(original, folder, tmp_path, compare):
     theirs = original("run_evaluate.py", "--save", tmp_path, "masks", folder)
-    compare("zip.pth", evaluate(tmp_path / "zip.pth", folder, tmp_path / "out", "masks"), theirs, "masks")
+    compare(
+        "zip.pth",
+        evaluate(tmp_path / "zip.pth", folder, tmp_path / "out", "masks"),
+        theirs,
+        "masks",
+    )

@@ -1,4 +1,5 @@
 """The golden results in the repository are what the original computes today."""
+
 import numpy as np
 from golden_file import GOLDEN, check_case, of_case
 from make_golden import CASES

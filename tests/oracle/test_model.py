@@ -1,4 +1,7 @@
-"""The original and this project on the same weights and batches: outputs, matching, losses, gradients, training steps."""
+"""The original and this project on the same weights and batches: outputs, matching, losses,
+gradients, training steps.
+"""
+
 import numpy as np
 import ours
 import pytest
@@ -11,17 +14,36 @@ def test_model(case, original, measured):
     assert set(theirs) == set(mine)
 
     largest_logit = np.abs(theirs["logits"]).max()
-    measured("logits of all layers, over the largest", case,
-             np.abs(mine["logits"] - theirs["logits"]).max() / largest_logit, 1e-4)
+    measured(
+        "logits of all layers, over the largest",
+        case,
+        np.abs(mine["logits"] - theirs["logits"]).max() / largest_logit,
+        1e-4,
+    )
     measured("boxes of all layers", case, np.abs(mine["boxes"] - theirs["boxes"]).max(), 1e-5)
     if "masks" in theirs:
-        measured("masks, over the largest", case,
-                 np.abs(mine["masks"] - theirs["masks"]).max() / np.abs(theirs["masks"]).max(), 1e-4)
-    measured("matching: results that differ", case,
-             sum(not np.array_equal(mine[n], theirs[n]) for n in theirs if n.startswith("match/")), 0)
-    measured("losses, relative", case, max(relative(mine[n], theirs[n]) for n in theirs if n.startswith("loss/")), 1e-5)
+        measured(
+            "masks, over the largest",
+            case,
+            np.abs(mine["masks"] - theirs["masks"]).max() / np.abs(theirs["masks"]).max(),
+            1e-4,
+        )
+    measured(
+        "matching: results that differ",
+        case,
+        sum(not np.array_equal(mine[n], theirs[n]) for n in theirs if n.startswith("match/")),
+        0,
+    )
+    measured(
+        "losses, relative",
+        case,
+        max(relative(mine[n], theirs[n]) for n in theirs if n.startswith("loss/")),
+        1e-5,
+    )
     measured("detections: scores", case, np.abs(mine["scores"] - theirs["scores"]).max(), 1e-4)
-    measured("detections: boxes, pixels", case, np.abs(mine["pixels"] - theirs["pixels"]).max(), 0.05)
+    measured(
+        "detections: boxes, pixels", case, np.abs(mine["pixels"] - theirs["pixels"]).max(), 0.05
+    )
     assert np.array_equal(mine["labels"], theirs["labels"])
     check_gradients(case, theirs, mine, measured)
 
@@ -29,31 +51,52 @@ def test_model(case, original, measured):
 def check_gradients(case, theirs, mine, measured):
     """Relative L2 distance of each parameter's gradient: the smallest of three batches.
 
-    A unit whose sign before a ReLU is decided by rounding changes the gradient of everything below it, here or in the
-    original; an error of ours shows in every batch. Where the true gradient is zero (the first decoder layer attends
-    over equal values) there are only rounding errors to compare: those must be small beside the whole gradient.
+    A unit whose sign before a ReLU is decided by rounding changes the gradient of everything below
+    it, here or in the original; an error of ours shows in every batch. Where the true gradient is
+    zero (the first decoder layer attends over equal values) there are only rounding errors to
+    compare: those must be small beside the whole gradient.
     """
-    total = np.sqrt(sum(np.sum(np.square(theirs[name])) for name in theirs if name.startswith("grad/0/")))
+    total = np.sqrt(
+        sum(np.sum(np.square(theirs[name])) for name in theirs if name.startswith("grad/0/"))
+    )
     distances = {}
-    for name in (n[len("grad/0/"):] for n in theirs if n.startswith("grad/0/")):
+    for name in (n[len("grad/0/") :] for n in theirs if n.startswith("grad/0/")):
         norms = [np.linalg.norm(theirs[f"grad/{i}/{name}"]) for i in range(3)]
-        differences = [np.linalg.norm(mine[f"grad/{i}/{name}"] - theirs[f"grad/{i}/{name}"]) for i in range(3)]
+        differences = [
+            np.linalg.norm(mine[f"grad/{i}/{name}"] - theirs[f"grad/{i}/{name}"]) for i in range(3)
+        ]
         if norms[0] < 1e-6 * total:
             assert differences[0] < 1e-6 * total, name
         else:
             distances[name] = min(d / n for d, n in zip(differences, norms))
-    measured("gradients, relative L2", f"{case} ({len(distances)} parameters)", max(distances.values()), 1e-3)
+    measured(
+        "gradients, relative L2",
+        f"{case} ({len(distances)} parameters)",
+        max(distances.values()),
+        1e-3,
+    )
 
 
-@pytest.mark.parametrize("case, steps", [("resnet50", 20), ("pre-norm", 20), ("masks-frozen", 10), ("tiny", 10)])
+@pytest.mark.parametrize(
+    "case, steps", [("resnet50", 20), ("pre-norm", 20), ("masks-frozen", 10), ("tiny", 10)]
+)
 def test_training_steps(case, steps, original, measured):
     theirs, mine = original("run_model.py", "--steps", steps, case), ours.train(case, steps)
     statistics = theirs.keys() - {"losses"}
     assert statistics == mine.keys() - {"losses"}
-    measured(f"BatchNorm's statistics after {steps} training steps, relative L2", case,
-             max(np.linalg.norm(mine[n] - theirs[n]) / np.linalg.norm(theirs[n]) for n in statistics), 1e-5)
+    measured(
+        f"BatchNorm's statistics after {steps} training steps, relative L2",
+        case,
+        max(np.linalg.norm(mine[n] - theirs[n]) / np.linalg.norm(theirs[n]) for n in statistics),
+        1e-5,
+    )
     theirs, mine = theirs["losses"], mine["losses"]
-    measured(f"loss at each of {steps} training steps, relative", case, np.abs(mine / theirs - 1).max(), 1e-3)
+    measured(
+        f"loss at each of {steps} training steps, relative",
+        case,
+        np.abs(mine / theirs - 1).max(),
+        1e-3,
+    )
     assert theirs[-2] < theirs[0], "the steps must train, or they would compare nothing"
 
 
@@ -64,8 +107,18 @@ def test_attention(case, original, measured):
     assert theirs.keys() == mine.keys() == {"encoder", "decoder"}
     for name, array in theirs.items():
         assert array.shape == mine[name].shape
-        measured(f"attention of the {name}, relative L2", case, np.linalg.norm(mine[name] - array) / np.linalg.norm(array), 1e-4)
-        measured(f"attention of the {name}, over the largest", case, np.abs(mine[name] - array).max() / array.max(), 1e-4)
+        measured(
+            f"attention of the {name}, relative L2",
+            case,
+            np.linalg.norm(mine[name] - array) / np.linalg.norm(array),
+            1e-4,
+        )
+        measured(
+            f"attention of the {name}, over the largest",
+            case,
+            np.abs(mine[name] - array).max() / array.max(),
+            1e-4,
+        )
 
 
 def relative(a, b):

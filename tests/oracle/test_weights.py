@@ -1,4 +1,5 @@
 """Weights go both ways between this program and PyTorch, checked with PyTorch itself."""
+
 import subprocess
 from pathlib import Path
 
@@ -29,14 +30,24 @@ def test_what_pytorch_writes_is_read_equal(oracle_python, tmp_path, name):
         np.testing.assert_array_equal(value, expected[key], err_msg=key)
 
 
-def test_what_is_converted_for_pytorch_is_read_equal_with_weights_only(oracle_python, tmp_path, monkeypatch):
+def test_what_is_converted_for_pytorch_is_read_equal_with_weights_only(
+    oracle_python, tmp_path, monkeypatch
+):
     random = np.random.RandomState(0)
-    model = {"conv.weight": random.randn(4, 3, 2, 2).astype(np.float32), "bias": random.randn(5).astype(np.float32),
-             "transposed": random.randn(3, 2).astype(np.float32).T, "scalar": np.array(2.5, np.float32),
-             "half": random.randn(3).astype(np.float16), "count": np.array([2**40]), "mask": np.array([True, False]),
-             "empty": np.zeros((0, 2), np.float32)}
+    model = {
+        "conv.weight": random.randn(4, 3, 2, 2).astype(np.float32),
+        "bias": random.randn(5).astype(np.float32),
+        "transposed": random.randn(3, 2).astype(np.float32).T,
+        "scalar": np.array(2.5, np.float32),
+        "half": random.randn(3).astype(np.float16),
+        "count": np.array([2**40]),
+        "mask": np.array([True, False]),
+        "empty": np.zeros((0, 2), np.float32),
+    }
     write_jittor_file({"model": model, "epoch": 3}, tmp_path / "checkpoint.pkl")
-    monkeypatch.setattr("sys.argv", ["checkpoint", str(tmp_path / "checkpoint.pkl"), str(tmp_path / "weights.pth")])
+    monkeypatch.setattr(
+        "sys.argv", ["checkpoint", str(tmp_path / "checkpoint.pkl"), str(tmp_path / "weights.pth")]
+    )
     main()
     run(oracle_python, "--read", tmp_path / "weights.pth", tmp_path / "read.npz")
     read = np.load(tmp_path / "read.npz")

@@ -1,7 +1,9 @@
-"""Trains the original on the batches in a folder (see training.py). Its own interpreter runs this file:
+"""Trains the original on the batches in a folder (see training.py). Its own interpreter runs this
+file:
 
-    ORACLE_PYTHON tests/oracle/train_original.py FOLDER RUN [--evaluate SHAPES_FOLDER]
+ORACLE_PYTHON tests/oracle/train_original.py FOLDER RUN [--evaluate SHAPES_FOLDER]
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -22,21 +24,32 @@ def build(flags):
     model, criterion, postprocessors = run_model.build_with(args)
     if flags["classes"] != 91:
         model.class_embed = torch.nn.Linear(args.hidden_dim, flags["classes"] + 1)
-        criterion = SetCriterion(flags["classes"], criterion.matcher, criterion.weight_dict, args.eos_coef, criterion.losses)
+        criterion = SetCriterion(
+            flags["classes"],
+            criterion.matcher,
+            criterion.weight_dict,
+            args.eos_coef,
+            criterion.losses,
+        )
     return args, model, criterion, postprocessors
 
 
 def build_dataset(folder):
     """The validation part of the shapes."""
     normalize = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
-    return CocoDetection(folder / "val2017", folder / "annotations" / "instances_val2017.json", normalize, False)
+    return CocoDetection(
+        folder / "val2017", folder / "annotations" / "instances_val2017.json", normalize, False
+    )
 
 
 def load_weights(model, path):
     with np.load(path) as arrays:
         state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing), (missing, unexpected)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing), (
+        missing,
+        unexpected,
+    )
 
 
 @torch.no_grad()
@@ -59,8 +72,12 @@ def evaluate(model, criterion, postprocessors, folder):
 
 def log(logger, criterion, losses):
     """Logs what the original's engine logs."""
-    logger.update(loss=run_model.weighted_loss(criterion, losses).item(), **weighted(losses, criterion),
-                  **{f"{name}_unscaled": value.item() for name, value in losses.items()}, class_error=losses["class_error"].item())
+    logger.update(
+        loss=run_model.weighted_loss(criterion, losses).item(),
+        **weighted(losses, criterion),
+        **{f"{name}_unscaled": value.item() for name, value in losses.items()},
+        class_error=losses["class_error"].item(),
+    )
 
 
 def averages(logger):
@@ -68,7 +85,11 @@ def averages(logger):
 
 
 def weighted(losses, criterion):
-    return {name: losses[name].item() * weight for name, weight in criterion.weight_dict.items() if name in losses}
+    return {
+        name: losses[name].item() * weight
+        for name, weight in criterion.weight_dict.items()
+        if name in losses
+    }
 
 
 def main(options):
@@ -76,9 +97,14 @@ def main(options):
     args, model, criterion, postprocessors = build(flags)
     load_weights(model, options.folder / "weights.npz")
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": [p for name, p in trainable if "backbone" not in name]},
-                                   {"params": [p for name, p in trainable if "backbone" in name], "lr": args.lr_backbone}],
-                                  lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for name, p in trainable if "backbone" not in name]},
+            {"params": [p for name, p in trainable if "backbone" in name], "lr": args.lr_backbone},
+        ],
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+    )
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, args.lr_drop)
     recorder = training.Recorder(options.run)
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
@@ -97,7 +123,11 @@ def main(options):
             optimizer.step()
         scheduler.step()
         if options.evaluate:
-            recorder.epoch(epoch, averages(logger), evaluate(model, criterion, postprocessors, options.evaluate))
+            recorder.epoch(
+                epoch,
+                averages(logger),
+                evaluate(model, criterion, postprocessors, options.evaluate),
+            )
     recorder.save({name: value.numpy() for name, value in model.state_dict().items()})
 
 

@@ -1,9 +1,10 @@
 """Prepares a training for both frameworks, or runs it in this project (see training.py):
 
-    python tests/oracle/train_ours.py --prepare steps --coco_path PATH [--rate X] FOLDER
-    python tests/oracle/train_ours.py --prepare demo [--seed N] FOLDER
-    python tests/oracle/train_ours.py [--evaluate SHAPES_FOLDER] FOLDER RUN
+python tests/oracle/train_ours.py --prepare steps --coco_path PATH [--rate X] FOLDER
+python tests/oracle/train_ours.py --prepare demo [--seed N] FOLDER
+python tests/oracle/train_ours.py [--evaluate SHAPES_FOLDER] FOLDER RUN
 """
+
 import argparse
 import json
 import sys
@@ -30,22 +31,38 @@ def prepare(options):
     from datasets.loader import DataLoader
     from models.weights.model import model_state
     from util.backend import jt
+
     if options.prepare == "demo":
         args = program.parse_args(["--demo", "--seed", str(options.seed)])
         dataset, epochs, batches = build_dataset("train", args), args.epochs, None
     else:
-        args = program.parse_args(["--coco_path", options.coco_path, "--dropout", "0", "--backbone_weights", "none",
-                                   "--lr", str(1e-4 * options.rate), "--lr_backbone", str(1e-5 * options.rate),
-                                   "--lr_drop", "2", "--seed", str(options.seed)])
+        args = program.parse_args(
+            [
+                "--coco_path",
+                options.coco_path,
+                *"--dropout 0 --backbone_weights none --lr".split(),
+                str(1e-4 * options.rate),
+                "--lr_backbone",
+                str(1e-5 * options.rate),
+                "--lr_drop",
+                "2",
+                "--seed",
+                str(options.seed),
+            ]
+        )
         dataset = build_dataset("train", args)
-        dataset.transforms = T.Compose([T.RandomHorizontalFlip(), T.RandomResize([SHORT_SIDE], max_size=640), NORMALIZE])
+        dataset.transforms = T.Compose(
+            [T.RandomHorizontalFlip(), T.RandomResize([SHORT_SIDE], max_size=640), NORMALIZE]
+        )
         epochs, batches = STEPS // STEPS_PER_EPOCH, STEPS_PER_EPOCH
     jt.set_global_seed(args.seed)
     (options.folder / "epochs").mkdir(parents=True)
     np.savez(options.folder / "weights.npz", **model_state(tiny.build(args)[0]))
     flags = {**vars(args), "classes": NUM_CLASSES[args.dataset_file], "device": "cpu"}
     (options.folder / "flags.json").write_text(json.dumps(flags))
-    loader = DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True, num_workers=0, seed=args.seed)
+    loader = DataLoader(
+        dataset, args.batch_size, shuffle=True, drop_last=True, num_workers=0, seed=args.seed
+    )
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         taken = [unpad(*batch) for _, batch in zip(range(batches or len(loader)), loader)]
@@ -53,7 +70,9 @@ def prepare(options):
 
 
 def unpad(samples, targets):
-    return [image[:, :t["size"][0], :t["size"][1]] for image, t in zip(samples.tensors, targets)], targets
+    return [
+        image[:, : t["size"][0], : t["size"][1]] for image, t in zip(samples.tensors, targets)
+    ], targets
 
 
 class Loader:
@@ -61,7 +80,11 @@ class Loader:
 
     def __init__(self, path):
         from util.misc import nested_tensor_from_arrays
-        self.batches = [(nested_tensor_from_arrays(images), targets) for images, targets in training.load_epoch(path)]
+
+        self.batches = [
+            (nested_tensor_from_arrays(images), targets)
+            for images, targets in training.load_epoch(path)
+        ]
 
     def set_epoch(self, epoch, start=0):
         pass
@@ -90,7 +113,11 @@ class Recording:
     def take(self):
         """The weighted losses of the last call, floats."""
         losses = self.losses.pop()
-        weighted = {name: float(losses[name].item()) * weight for name, weight in self.weight_dict.items() if name in losses}
+        weighted = {
+            name: float(losses[name].item()) * weight
+            for name, weight in self.weight_dict.items()
+            if name in losses
+        }
         return {"loss": sum(weighted.values()), **weighted}
 
 
@@ -102,6 +129,7 @@ def train(options):
     from engine import evaluate, train_one_epoch
     from models.weights.model import load_model_state, model_state
     from util.optim import StepLR
+
     flags = json.loads((options.folder / "flags.json").read_text())
     args = argparse.Namespace(**flags)
     model, criterion, postprocessors = tiny.build(args)
@@ -114,14 +142,25 @@ def train(options):
     if options.evaluate:
         args.coco_path = str(options.evaluate)
         dataset = build_dataset("val", args)
-        loader = DataLoader(dataset, args.batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0)
+        loader = DataLoader(
+            dataset, args.batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0
+        )
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
         batches = Loader(path)
-        averages = train_one_epoch(model, recording, Steps(batches, recording, recorder), optimizer, epoch, args.seed,
-                                   args.clip_max_norm)
+        averages = train_one_epoch(
+            model,
+            recording,
+            Steps(batches, recording, recorder),
+            optimizer,
+            epoch,
+            args.seed,
+            args.clip_max_norm,
+        )
         scheduler.step()
         if options.evaluate:
-            stats, _ = evaluate(model, criterion, postprocessors, loader, get_coco_api_from_dataset(dataset))
+            stats, _ = evaluate(
+                model, criterion, postprocessors, loader, get_coco_api_from_dataset(dataset)
+            )
             recorder.epoch(epoch, averages, stats)
     recorder.save(model_state(model))
 
@@ -150,7 +189,9 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--prepare", choices=["steps", "demo"])
     parser.add_argument("--coco_path")
-    parser.add_argument("--rate", type=float, default=1, help="factor of the original's learning rates")
+    parser.add_argument(
+        "--rate", type=float, default=1, help="factor of the original's learning rates"
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--evaluate", type=Path)
     options = parser.parse_args()

@@ -1,11 +1,14 @@
-"""What the two training drivers share (NumPy only): initial weights, batches, and what a run writes.
+"""What the two training drivers share (NumPy only): initial weights, batches, and what a run
+writes.
 
 A folder that `train_ours.py --prepare` filled:
     flags.json        the flags of main.py, and `classes`, the number of classes
     weights.npz       the initial weights
     epochs/NNN.npz    an epoch's batches, in their order
-A run writes steps.npz (`loss`, `loss_ce`, … [steps]), log.txt (as main.py) and weights.npz into a folder of its own.
+A run writes steps.npz (`loss`, `loss_ce`, … [steps]), log.txt (as main.py) and weights.npz into a
+folder of its own.
 """
+
 import json
 
 import numpy as np
@@ -15,7 +18,9 @@ STD = np.float32([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 
 
 def save_epoch(path, batches):
-    """batches: list of (images, targets); images: list of float32 [3, h, w], normalised, stored as the bytes they were."""
+    """batches: list of (images, targets); images: list of float32 [3, h, w], normalised, stored as
+    the bytes they were.
+    """
     arrays = {}
     for i, (images, targets) in enumerate(batches):
         for j, (image, target) in enumerate(zip(images, targets)):
@@ -32,9 +37,14 @@ def load_epoch(path):
             batch, image, _ = name.split("/")
             last[int(batch)] = max(last.get(int(batch), 0), int(image))
         for batch, count in sorted(last.items()):
-            images = [((arrays[f"{batch}/{i}/image"].astype(np.float32) / np.float32(255)) - MEAN) / STD
-                      for i in range(count + 1)]
-            targets = [{key: arrays[f"{batch}/{i}/{key}"] for key in ("boxes", "labels")} for i in range(count + 1)]
+            images = [
+                ((arrays[f"{batch}/{i}/image"].astype(np.float32) / np.float32(255)) - MEAN) / STD
+                for i in range(count + 1)
+            ]
+            targets = [
+                {key: arrays[f"{batch}/{i}/{key}"] for key in ("boxes", "labels")}
+                for i in range(count + 1)
+            ]
             yield images, targets
 
 
@@ -52,11 +62,17 @@ class Recorder:
 
     def epoch(self, epoch, train_stats, test_stats):
         """Ends an epoch: a line of log.txt of what the engines return."""
-        line = {**{f"train_{name}": value for name, value in train_stats.items()},
-                **{f"test_{name}": value for name, value in test_stats.items()}, "epoch": epoch}
+        line = {
+            **{f"train_{name}": value for name, value in train_stats.items()},
+            **{f"test_{name}": value for name, value in test_stats.items()},
+            "epoch": epoch,
+        }
         with open(self.folder / "log.txt", "a") as file:
             file.write(json.dumps(line) + "\n")
 
     def save(self, weights):
-        np.savez(self.folder / "steps.npz", **{name: [step[name] for step in self.steps] for name in self.steps[0]})
+        np.savez(
+            self.folder / "steps.npz",
+            **{name: [step[name] for step in self.steps] for name in self.steps[0]},
+        )
         np.savez(self.folder / "weights.npz", **weights)

@@ -2,10 +2,12 @@
 
     python -m tests.tools.compile_starts HOME [--times 60] [--threads 16]
 
-HOME is a Jittor home of its own, in which the core is compiled once; its operators are removed before each start. Every other start
-has two busy processes at nice 10 beside it. `cc_path=/usr/lib/ccache/g++` in the environment (with Debian's ccache) makes a start take
-seconds instead of a minute.
+HOME is a Jittor home of its own, in which the core is compiled once; its operators are removed
+before each start. Every other start has two busy processes at nice 10 beside it.
+`cc_path=/usr/lib/ccache/g++` in the environment (with Debian's ccache) makes a start take seconds
+instead of a minute.
 """
+
 import argparse
 import collections
 import os
@@ -27,13 +29,33 @@ def start(home, folder, threads):
     for cache in caches:
         shutil.rmtree(cache)
         cache.mkdir()
-    command = [sys.executable, "main.py", *FLAGS, "--shapes_train", "8", "--shapes_val", "2", "--epochs", "1", "--num_workers", "0",
-               "--coco_path", str(folder / "shapes")]
+    command = [
+        sys.executable,
+        "main.py",
+        *FLAGS,
+        *"--shapes_train 8 --shapes_val 2 --epochs 1 --num_workers 0 --coco_path".split(),
+        str(folder / "shapes"),
+    ]
     # Jittor writes its home into a file under HOME, for all processes that start later.
-    environment = {**os.environ, "HOME": str(home), "JITTOR_HOME": str(home), "use_parallel_op_compiler": str(threads)}
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "JITTOR_HOME": str(home),
+        "use_parallel_op_compiler": str(threads),
+    }
     begin = time.time()
-    done = subprocess.run(command, cwd=REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    compiled = sum(len(list(cache.glob("*.so"))) for cache in (home / ".cache" / "jittor").glob("jt*/*/*/*/*/*/*/jit"))
+    done = subprocess.run(
+        command,
+        cwd=REPO,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    compiled = sum(
+        len(list(cache.glob("*.so")))
+        for cache in (home / ".cache" / "jittor").glob("jt*/*/*/*/*/*/*/jit")
+    )
     return done.returncode, done.stdout, compiled, time.time() - begin
 
 
@@ -48,7 +70,11 @@ def main(home, times, threads):
                 process.kill()
                 process.wait()
             codes[code] += 1
-            print(f"start {number + 1}{', with load' * (number % 2)}: exit code {code}, {compiled} operators, {seconds:.0f} s", flush=True)
+            print(
+                f"start {number + 1}{', with load' * (number % 2)}: exit code {code}, "
+                f"{compiled} operators, {seconds:.0f} s",
+                flush=True,
+            )
             if code:
                 print(output[-3000:], flush=True)
     return codes
@@ -62,5 +88,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     options.home.mkdir(parents=True, exist_ok=True)
     codes = main(options.home.resolve(), options.times, options.threads)
-    print(f"{options.times} starts with {options.threads} threads that compile: exit codes {dict(codes)}")
+    print(
+        f"{options.times} starts with {options.threads} threads that compile: "
+        f"exit codes {dict(codes)}"
+    )
     sys.exit(set(codes) != {0})

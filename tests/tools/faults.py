@@ -1,11 +1,14 @@
-"""Does to a training what machines, disks and people do, and looks at what is lost: prints a table. Needs root, for a small disk.
+"""Does to a training what machines, disks and people do, and looks at what is lost: prints a table.
+Needs root, for a small disk.
 
     python -m tests.tools.faults
 
-Each fault strikes after the second of four epochs. Then it is mended, the training goes on from its last intact
-checkpoint, and its end is compared with that of an undisturbed one to the last bit. SIGKILL and SIGTERM at any moment: see
-interrupt.py; hostile files: hostile.py and test_hostile_data.py.
+Each fault strikes after the second of four epochs. Then it is mended, the training goes on from its
+last intact checkpoint, and its end is compared with that of an undisturbed one to the last bit.
+SIGKILL and SIGTERM at any moment: see interrupt.py; hostile files: hostile.py and
+test_hostile_data.py.
 """
+
 import os
 import shutil
 import signal
@@ -23,7 +26,10 @@ from util.errors import InputError
 
 @dataclass
 class Training:
-    """A training that runs, in a folder and on images of its own, and what a fault leaves for the attempt to go on."""
+    """A training that runs, in a folder and on images of its own, and what a fault leaves for the
+    attempt to go on.
+    """
+
     folder: Path
     shapes: Path
     process: subprocess.Popen  # the leader of a process group
@@ -55,6 +61,7 @@ def log_is_a_folder(training):
     def mend():
         (training.folder / "log.txt").rmdir()
         (training.folder / "log.old").rename(training.folder / "log.txt")
+
     return mend
 
 
@@ -69,7 +76,7 @@ def images_damaged(training):
     """all images are cut off"""
     whole = {path: path.read_bytes() for path in (training.shapes / "train2017").iterdir()}
     for path, content in whole.items():
-        path.write_bytes(content[:len(content) // 2])
+        path.write_bytes(content[: len(content) // 2])
     return lambda: [path.write_bytes(content) for path, content in whole.items()]
 
 
@@ -98,7 +105,9 @@ def terminal_closed(training):
 
 def checkpoint_damaged(training):
     """killed, and a bit of the last checkpoint flips"""
-    return damage(training, lambda content: content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    return damage(
+        training, lambda content: content[:1000] + bytes([content[1000] ^ 1]) + content[1001:]
+    )
 
 
 def checkpoint_cut(training):
@@ -114,7 +123,10 @@ def damage(training, change):
         load_checkpoint(path)
     except InputError as error:
         training.said = str(error)
-    training.flags = ["--resume", str(training.folder / "checkpoint0001.pkl")]  # the one that the message names
+    training.flags = [
+        "--resume",
+        str(training.folder / "checkpoint0001.pkl"),
+    ]  # the one that the message names
     assert training.flags[1] in training.said, training.said
 
 
@@ -123,8 +135,18 @@ def kill(training):
     training.process.wait()
 
 
-FAULTS = [full_disk, folder_gone, log_is_a_folder, images_gone, images_damaged, worker_killed, signal_twice, terminal_closed,
-          checkpoint_damaged, checkpoint_cut]
+FAULTS = [
+    full_disk,
+    folder_gone,
+    log_is_a_folder,
+    images_gone,
+    images_damaged,
+    worker_killed,
+    signal_twice,
+    terminal_closed,
+    checkpoint_damaged,
+    checkpoint_cut,
+]
 
 
 def strike(fault, folder, shapes, expected):
@@ -161,7 +183,10 @@ def main():
                 print(f"done: {fault.__doc__}", file=sys.stderr)
         finally:
             subprocess.run(["umount", "-l", root], check=True)
-    print("| what happens after the second epoch | exit code | what the program says | what is lost |\n| --- | --- | --- | --- |")
+    print(
+        "| what happens after the second epoch | exit code | what the program "
+        "says | what is lost |\n| --- | --- | --- | --- |"
+    )
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
     print(f"\n{len(rows)} faults; each training ended as the undisturbed one, to the last bit")

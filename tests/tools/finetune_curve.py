@@ -1,10 +1,13 @@
-"""Fine-tuning against training from nothing: a detector of circles, rectangles and triangles learns stars too.
+"""Fine-tuning against training from nothing: a detector of circles, rectangles and triangles learns
+stars too.
 
     python -m tests.tools.finetune_curve output/demo/checkpoint.pkl output/finetune [--epochs 22]
 
-Draws a variant of the shapes with one more class and other category ids, trains on it from nothing for the given number of epochs, and
-fine-tunes the demo's detector for a quarter of them; then draws both curves into FOLDER/curve.png and prints them.
+Draws a variant of the shapes with one more class and other category ids, trains on it from nothing
+for the given number of epochs, and fine-tunes the demo's detector for a quarter of them; then draws
+both curves into FOLDER/curve.png and prints them.
 """
+
 import argparse
 import json
 import subprocess
@@ -28,7 +31,9 @@ SIZES = ["--img_scales", "96", "--eval_size", "96", "--max_size", "96"]
 
 
 def polygon(kind, size, rng, original=shapes._polygon):
-    """As that of shapes.py, and a star: five points, the inner corners at two fifths of the outer ones' distance."""
+    """As that of shapes.py, and a star: five points, the inner corners at two fifths of the outer
+    ones' distance.
+    """
     if kind != "star":
         return original(kind, size, rng)
     outline = original("circle", size, rng)
@@ -44,7 +49,11 @@ def write(folder, counts, size=96):
     shapes.CLASSES, shapes._polygon = (*shapes.CLASSES, "star"), polygon
     for part, (image_set, count) in enumerate(counts.items()):
         (folder / image_set).mkdir(parents=True)
-        data = {"images": [], "annotations": [], "categories": [{"id": i, "name": name} for name, i in IDS.items()]}
+        data = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": i, "name": name} for name, i in IDS.items()],
+        }
         for index in range(count):
             image, drawn = shapes.draw_image(size, 1, part, index)
             name = f"{index:05}.png"
@@ -52,18 +61,39 @@ def write(folder, counts, size=96):
             data["images"].append({"id": index, "file_name": name, "width": size, "height": size})
             for kind, outline in drawn:
                 annotation = shapes._annotation(kind, outline)
-                annotation.update(id=len(data["annotations"]) + 1, image_id=index, category_id=IDS[shapes.CLASSES[kind]])
+                annotation.update(
+                    id=len(data["annotations"]) + 1,
+                    image_id=index,
+                    category_id=IDS[shapes.CLASSES[kind]],
+                )
                 data["annotations"].append(annotation)
         (folder / f"{image_set}.json").write_text(json.dumps(data))
 
 
 def train(folder, data, epochs, *flags):
     """AP after each epoch."""
-    command = [sys.executable, "main.py", *DEMO, *SIZES, "--epochs", str(epochs), "--output_dir", str(folder)]
+    command = [
+        sys.executable,
+        "main.py",
+        *DEMO,
+        *SIZES,
+        "--epochs",
+        str(epochs),
+        "--output_dir",
+        str(folder),
+    ]
     for image_set in ("train", "val"):
-        command += [f"--{image_set}_images", str(data / image_set), f"--{image_set}_ann", str(data / f"{image_set}.json")]
+        command += [
+            f"--{image_set}_images",
+            str(data / image_set),
+            f"--{image_set}_ann",
+            str(data / f"{image_set}.json"),
+        ]
     subprocess.run([*command, *flags], cwd=REPO, check=True)
-    return [json.loads(line)["test_coco_eval_bbox"][0] for line in (folder / "log.txt").read_text().splitlines()]
+    return [
+        json.loads(line)["test_coco_eval_bbox"][0]
+        for line in (folder / "log.txt").read_text().splitlines()
+    ]
 
 
 def main():
@@ -76,8 +106,15 @@ def main():
     if not data.exists():
         write(data, {"train": 4000, "val": 200})
     quarter = options.epochs // 4
-    tuned = train(options.folder.resolve() / "finetuned", data, quarter, "--lr_drop", str(quarter - 1), "--finetune",
-                  str(options.weights.resolve()))
+    tuned = train(
+        options.folder.resolve() / "finetuned",
+        data,
+        quarter,
+        "--lr_drop",
+        str(quarter - 1),
+        "--finetune",
+        str(options.weights.resolve()),
+    )
     scratch = train(options.folder.resolve() / "from_nothing", data, options.epochs)
     for name, values in (("from nothing", scratch), ("fine-tuned", tuned)):
         print(f"{name}: AP after each epoch {' '.join(f'{value:.3f}' for value in values)}")

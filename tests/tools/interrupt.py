@@ -1,11 +1,14 @@
-"""Interrupts a training again and again, resumes it each time, and compares its end with that of an undisturbed one:
+"""Interrupts a training again and again, resumes it each time, and compares its end with that of an
+undisturbed one:
 
     python -m tests.tools.interrupt [--times 100] [--signal KILL] [--seed N] [--model tiny|resnet18]
 
-The whole process group gets the signal, at a random moment; a third of the moments are within a save. A training that comes
-to its end is compared to the last bit (weights, optimizer, log.txt), and another one starts until all interruptions are spent.
-resnet18 spends most of its time in matrix products, where a signal has once overwritten memory (see HandlerStack).
+The whole process group gets the signal, at a random moment; a third of the moments are within a
+save. A training that comes to its end is compared to the last bit (weights, optimizer, log.txt),
+and another one starts until all interruptions are spent. resnet18 spends most of its time in matrix
+products, where a signal has once overwritten memory (see HandlerStack).
 """
+
 import argparse
 import collections
 import contextlib
@@ -22,19 +25,38 @@ from models.weights.checkpoint import load_checkpoint
 from tests.helpers.same import assert_same
 
 REPO = Path(__file__).resolve().parents[2]
-FLAGS = """--dataset_file shapes --shapes_train 48 --shapes_val 6 --shapes_size 32 --backbone tiny --backbone_norm batch
-           --backbone_weights none --enc_layers 1 --dec_layers 2 --hidden_dim 128 --nheads 8 --dim_feedforward 128 --num_queries 8
-           --batch_size 4 --epochs 4 --lr_drop 2 --device cpu --checkpoint_interval 2""".split()
-RESNET18 = """--shapes_train 16 --shapes_val 2 --shapes_size 160 --backbone resnet18 --backbone_norm frozen --batch_size 2
-              --epochs 3""".split()
+FLAGS = """
+    --dataset_file shapes --shapes_train 48 --shapes_val 6 --shapes_size 32
+    --backbone tiny --backbone_norm batch --backbone_weights none --enc_layers 1 --dec_layers 2
+    --hidden_dim 128 --nheads 8 --dim_feedforward 128 --num_queries 8
+    --batch_size 4 --epochs 4 --lr_drop 2 --device cpu --checkpoint_interval 2
+""".split()
+RESNET18 = """
+    --shapes_train 16 --shapes_val 2 --shapes_size 160
+    --backbone resnet18 --backbone_norm frozen --batch_size 2 --epochs 3
+""".split()
 
 
 def start(folder, shapes, log, *flags):
-    """A training, or the rest of it, as a process group of its own. flags: more of main.py's, which win."""
+    """A training, or the rest of it, as a process group of its own. flags: more of main.py's, which
+    win.
+    """
     checkpoint = folder / "checkpoint.pkl"
     resume = ["--resume", str(checkpoint)] if checkpoint.exists() else []
-    command = [sys.executable, "main.py", *FLAGS, "--coco_path", str(shapes), "--output_dir", str(folder), *resume, *flags]
-    return subprocess.Popen(command, cwd=REPO, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    command = [
+        sys.executable,
+        "main.py",
+        *FLAGS,
+        "--coco_path",
+        str(shapes),
+        "--output_dir",
+        str(folder),
+        *resume,
+        *flags,
+    ]
+    return subprocess.Popen(
+        command, cwd=REPO, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 def wait(process, seconds):
@@ -44,14 +66,18 @@ def wait(process, seconds):
 
 
 def wait_for_save(process, folder, after):
-    """Returns when a file is being written in folder, some time `after` (seconds) has passed; or when the process has ended."""
+    """Returns when a file is being written in folder, some time `after` (seconds) has passed; or
+    when the process has ended.
+    """
     wait(process, after)
     while process.poll() is None and not any(folder.rglob(".*.part")):
         time.sleep(0.0005)
 
 
 def interrupt(folder, shapes, number, rng, longest, *flags):
-    """One interrupted run. Returns how it ended: its exit code, and whether it was within a save. A crash prints its output."""
+    """One interrupted run. Returns how it ended: its exit code, and whether it was within a save. A
+    crash prints its output.
+    """
     with tempfile.TemporaryFile("w+") as log:
         process = start(folder, shapes, log, *flags)
         aimed, moment = rng.random() < 1 / 3, rng.uniform(0, longest)
@@ -71,7 +97,9 @@ def interrupt(folder, shapes, number, rng, longest, *flags):
     if code not in (0, -number, 128 + number):
         print(f"exit code {code}: {output[-2000:]}", flush=True)
     if code == 128 + number:
-        assert output.splitlines()[-1].startswith(f"stopped by {signal.Signals(number).name}: go on with python main.py"), output
+        assert output.splitlines()[-1].startswith(
+            f"stopped by {signal.Signals(number).name}: go on with python main.py"
+        ), output
     return code, saving
 
 
@@ -98,7 +126,10 @@ def finish(folder, shapes, *flags):
 def main(times, number, seed, root, *flags):
     """Returns a Counter of what happened, and how many trainings crashed or ended differently."""
     rng, shapes, expected = random.Random(seed), root / "shapes", root / "undisturbed"
-    for folder in (root / "compiling", expected):  # compiled once, a training takes a tenth of the time: that of the others
+    for folder in (
+        root / "compiling",
+        expected,
+    ):  # compiled once, a training takes a tenth of the time: that of the others
         begin = time.time()
         finish(folder, shapes, *flags)
         longest = time.time() - begin
@@ -136,7 +167,16 @@ if __name__ == "__main__":
     flags = RESNET18 if options.model == "resnet18" else []
     with tempfile.TemporaryDirectory() as folder:
         begin = time.time()
-        seen, faults = main(options.times, signal.Signals[f"SIG{options.signal}"], options.seed, Path(folder), *flags)
-    print(f"{options.times} x SIG{options.signal} in {time.time() - begin:.0f} s: {dict(seen)}; {faults} crashes, or trainings that did "
-          "not end as the undisturbed one to the last bit")
+        seen, faults = main(
+            options.times,
+            signal.Signals[f"SIG{options.signal}"],
+            options.seed,
+            Path(folder),
+            *flags,
+        )
+    print(
+        f"{options.times} x SIG{options.signal} in {time.time() - begin:.0f} s: "
+        f"{dict(seen)}; {faults} crashes, or trainings that did "
+        "not end as the undisturbed one to the last bit"
+    )
     sys.exit(faults > 0)

@@ -1,11 +1,15 @@
 """Signals while oneDNN multiplies: every product has to stay right.
 
-    python -m tests.tools.signal_damage [--seconds 600] [--how process|thread|both|child] [--threads 2] [--rate 2000] [--product bmm]
+    python -m tests.tools.signal_damage [--seconds 600] [--how process|thread|both|child] [--threads
+    2] [--rate 2000] [--product bmm]
 
-oneDNN 2.6 keeps an address of the heap in the stack pointer while it multiplies (its issue 4845), so the frame of a signal handler
-can land in arrays. A second process sends signals to this process, to its main thread, or to both in turn; or it has children whose
-end this process hears of. A handler in Python takes them. Beside the products there are small arrays, which a frame would hit, too.
+oneDNN 2.6 keeps an address of the heap in the stack pointer while it multiplies (its issue 4845),
+so the frame of a signal handler can land in arrays. A second process sends signals to this process,
+to its main thread, or to both in turn; or it has children whose end this process hears of. A
+handler in Python takes them. Beside the products there are small arrays, which a frame would hit,
+too.
 """
+
 import argparse
 import ctypes
 import os
@@ -14,7 +18,8 @@ import subprocess
 import sys
 import time
 
-# Sends signals until its standard input closes. A child of a child belongs to the process that adopts orphans.
+# Sends signals until its standard input closes. A child of a child belongs to the process that
+# adopts orphans.
 SENDER = """
 import ctypes, os, select, signal, sys, time
 pid, how, period = int(sys.argv[1]), sys.argv[2], 1 / float(sys.argv[3])
@@ -24,7 +29,7 @@ while not select.select([0], [], [], 0)[0]:
     if how in ("thread", "both"):
         syscall(tgkill, pid, pid, signal.SIGALRM)  # the main thread's number is that of the process
     if how in ("process", "both"):
-        os.kill(pid, signal.SIGUSR2)  # goes to another thread where the main one has yet to take a signal
+        os.kill(pid, signal.SIGUSR2)  # to another thread if the main one is taking one
     if how == "child":
         if os.fork() == 0:
             os.fork()
@@ -37,7 +42,8 @@ while not select.select([0], [], [], 0)[0]:
 def main(seconds, how, rate, product):
     """product: "bmm" or "linear" of util/ops, or "matmul", Jittor's own.
 
-    Returns (products, signals heard, products that differ from the first one)."""
+    Returns (products, signals heard, products that differ from the first one).
+    """
     import numpy as np
 
     from util import ops
@@ -49,7 +55,10 @@ def main(seconds, how, rate, product):
     a, b = (jt.array(rng.standard_normal(shape).astype("float32")) for shape in shapes)
 
     def start_beside():
-        return sum((jt.array(rng.standard_normal(300).astype("float32")) * 2).sum() for _ in range(20))
+        return sum(
+            (jt.array(rng.standard_normal(300).astype("float32")) * 2).sum() for _ in range(20)
+        )
+
     first = multiply(a, b).numpy()
     start_beside().numpy()  # compiles
     heard = 0
@@ -59,12 +68,15 @@ def main(seconds, how, rate, product):
         heard += 1
         while number == signal.SIGCHLD and os.waitpid(-1, os.WNOHANG)[0]:
             pass
+
     for number in (signal.SIGALRM, signal.SIGUSR2, signal.SIGCHLD):
         signal.signal(number, hear)
         signal.siginterrupt(number, False)  # as StopRequest does
     adopt_orphans = 36  # PR_SET_CHILD_SUBREAPER in sys/prctl.h
     ctypes.CDLL(None).prctl(adopt_orphans, 1)
-    sender = subprocess.Popen([sys.executable, "-c", SENDER, str(os.getpid()), how, str(rate)], stdin=subprocess.PIPE)
+    sender = subprocess.Popen(
+        [sys.executable, "-c", SENDER, str(os.getpid()), how, str(rate)], stdin=subprocess.PIPE
+    )
     begin, products, wrong = time.time(), 0, 0
     while time.time() < begin + seconds:
         total = start_beside()
@@ -89,5 +101,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     products, heard, wrong = main(options.seconds, options.how, options.rate, options.product)
-    print(f"{options.product}, {options.how}, {options.threads} threads: {products} products, {heard} signals, {wrong} products wrong")
+    print(
+        f"{options.product}, {options.how}, {options.threads} threads: "
+        f"{products} products, {heard} signals, {wrong} products wrong"
+    )
     sys.exit(wrong > 0)

@@ -1,32 +1,38 @@
-"""Operators that Jittor lacks in a fast form on the CPU. With CUDA, and without oneDNN, Jittor's own run instead of most.
+"""Operators that Jittor lacks in a fast form on the CPU. With CUDA, and without oneDNN, Jittor's
+own run instead of most.
 
-In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R50's training on two cores
-(`python -m tests.oracle.benchmark --rows operators`).
+In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R50's training on two
+cores (`python -m tests.oracle.benchmark --rows operators`).
 
-- `bmm`, `bmm_transpose`: Jittor computes batched matrix products and their gradients on the CPU in a plain loop on one
-  core. Here each product is a call of oneDNN's sgemm, the products of a batch spread over the cores (5 : 499, 7 : 143).
-- `linear`: the call of sgemm that Jittor makes, too, but on threads that have a stack for signal handlers (HandlerStack in
-  kernels.h).
-- `conv2d`: Jittor's convolution reorders image and weights into oneDNN's layout and back at every call. Here a 1x1
-  convolution is a matrix product (41 : 64), a 3x3 one with stride 1 Winograd's F(4x4, 3x3) (41 : 79), any other the product
-  of its weights and the pixels under its window (3x3 with stride 2: 86 : 89), and what follows (bias, residual, ReLU) is
-  done while the result is in the cache.
+- `bmm`, `bmm_transpose`: Jittor computes batched matrix products and their gradients on the CPU in
+  a plain loop on one core. Here each product is a call of oneDNN's sgemm, the products of a batch
+  spread over the cores (5 : 499, 7 : 143).
+- `linear`: the call of sgemm that Jittor makes, too, but on threads that have a stack for signal
+  handlers (HandlerStack in kernels.h).
+- `conv2d`: Jittor's convolution reorders image and weights into oneDNN's layout and back at every
+  call. Here a 1x1 convolution is a matrix product (41 : 64), a 3x3 one with stride 1 Winograd's
+  F(4x4, 3x3) (41 : 79), any other the product of its weights and the pixels under its window (3x3
+  with stride 2: 86 : 89), and what follows (bias, residual, ReLU) is done while the result is in
+  the cache.
 - `relu` (6 : 10), `max_pool` (35 : 98): on all cores, in one pass.
 - `softmax`: mask, exponential and sum in one pass over each row (5 : 57).
-- `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they are a hash of a seed and
-  the element's place, drawn again for the gradient (1.2 : 10.7).
-- `LayerNorm` (0.3 : 2.1), `norm` (0.4 : 5.2): statistics, normalisation and what follows in one operator instead of ten.
+- `Dropout`: Jittor draws the random numbers on one core and keeps them for the gradient. Here they
+  are a hash of a seed and the element's place, drawn again for the gradient (1.2 : 10.7).
+- `LayerNorm` (0.3 : 2.1), `norm` (0.4 : 5.2): statistics, normalisation and what follows in one
+  operator instead of ten.
 - `norm_of_all`, `adamw`: Jittor's optimizer makes several passes over the weights; here it is one.
 
 With CUDA these have kernels of their own, too:
 
-- `softmax`: Jittor's has the length of a row in its source, so Jittor would compile it again for every size of images.
+- `softmax`: Jittor's has the length of a row in its source, so Jittor would compile it again for
+  every size of images.
 - `transpose`: Jittor's needs cutt, which it downloads.
 - `norm_of_all`, `adamw`: one kernel for each weight instead of several.
 
-The kernels are in kernels.h and kernels.cuh. `tests/test_ops.py` compares each with Jittor's plain operators, and
-`tests/test_cuda_kernels.py` those for CUDA with NumPy.
+The kernels are in kernels.h and kernels.cuh. `tests/test_ops.py` compares each with Jittor's plain
+operators, and `tests/test_cuda_kernels.py` those for CUDA with NumPy.
 """
+
 import numpy as np
 
 from util.backend import jt, nn
@@ -34,7 +40,8 @@ from util.backend import jt, nn
 from . import convolution, functions
 from .code import code, codes
 
-# Fewer channels make matrices too small for sgemm: with 1 instead of 32 a step of the demo takes 72 ms instead of 65.
+# Fewer channels make matrices too small for sgemm: with 1 instead of 32 a step of the demo takes 72
+# ms instead of 65.
 MIN_CHANNELS = 32
 SUM_BLOCKS = 32  # partial sums of each array in norm_of_all with CUDA
 
@@ -45,23 +52,37 @@ def bmm(a, b):
 
 
 def bmm_transpose(a, b):
-    """float32 [N, m, k], [N, n, k] -> [N, m, n]: the product of each matrix with the transpose of its partner."""
+    """float32 [N, m, k], [N, n, k] -> [N, m, n]: the product of each matrix with the transpose of
+    its partner.
+    """
     return functions.Product("T")(a, b) if _on_onednn() else nn.bmm_transpose(a, b)
 
 
 def linear(x, weight, bias=None):
-    """x [..., K], weight [N, K], bias [N] -> [..., N], float32: x times the transpose of weight, plus bias."""
+    """x [..., K], weight [N, K], bias [N] -> [..., N], float32: x times the transpose of weight,
+    plus bias.
+    """
     return functions.Linear()(x, weight, bias) if _on_onednn() else nn.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):
-
     def execute(self, x):
         return linear(x, self.weight, self.bias)
 
 
-def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), scale=None, residual=None, relu=False):
-    """x [B, C, H, W], weight [O, C, kh, kw], scale and bias [O], residual [B, O, h, w] -> [B, O, h, w], float32.
+def conv2d(
+    x,
+    weight,
+    bias=None,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    scale=None,
+    residual=None,
+    relu=False,
+):
+    """x [B, C, H, W], weight [O, C, kh, kw], scale and bias [O], residual [B, O, h, w] -> [B, O, h,
+    w], float32.
 
     The convolution times scale (which has no gradient), plus bias, plus residual, then ReLU.
     """
@@ -74,7 +95,8 @@ def conv2d(x, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1),
         if place == (3, 1, 1, 1) and channels >= MIN_CHANNELS:
             return convolution.Conv3x3(relu)(x, weight, scale, bias, residual)
         if place == (3, 1, place[3], place[3]) and channels >= MIN_CHANNELS:
-            # Every n-th pixel of every n-th row is an image of its own, of a convolution without dilation.
+            # Every n-th pixel of every n-th row is an image of its own, of a convolution without
+            # dilation.
             step = place[3]
             residual = None if residual is None else convolution.split(residual, step)
             y = convolution.Conv3x3(relu)(convolution.split(x, step), weight, scale, bias, residual)
@@ -94,17 +116,22 @@ def relu(x):
 
 
 def max_pool(x):
-    """The maximum of 3x3 pixels, stride 2, padding 1: [B, C, H, W] -> [B, C, H / 2, W / 2], rounded up."""
-    return functions.MaxPool()(x) if _on_onednn() else nn.Pool(3, stride=2, padding=1, op="maximum")(x)
+    """The maximum of 3x3 pixels, stride 2, padding 1: [B, C, H, W] -> [B, C, H / 2, W / 2], rounded
+    up.
+    """
+    return (
+        functions.MaxPool()(x) if _on_onednn() else nn.Pool(3, stride=2, padding=1, op="maximum")(x)
+    )
 
 
 def softmax(x, mask=None):
     """Softmax over the last dimension of x float32 [N, m, n].
 
-    mask: bool [B, n], N a multiple of B, for N / B neighbours each: True gives a column no share. A row needs one
-    column that is not masked.
+    mask: bool [B, n], N a multiple of B, for N / B neighbours each: True gives a column no share. A
+    row needs one column that is not masked.
     """
-    # Jittor compiles with -Ofast, which does not honour infinities: exp(-1e30 - max) is an exact zero too.
+    # Jittor compiles with -Ofast, which does not honour infinities: exp(-1e30 - max) is an exact
+    # zero too.
     penalty = None if mask is None else mask.float32() * -1e30
     if _on_onednn() or jt.flags.use_cuda:
         return functions.Softmax()(x, penalty)
@@ -120,14 +147,18 @@ def transpose(x):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d, but its running variance is PyTorch's: n / (n - 1) times that of the batch of n values per channel."""
+    """nn.BatchNorm2d, but its running variance is PyTorch's: n / (n - 1) times that of the batch of
+    n values per channel.
+    """
 
     def execute(self, x):
         if not self.is_train:
             return super().execute(x)
         before = self.running_var.clone()
         y = super().execute(x)
-        batch_share = self.running_var - before * (1 - self.momentum)  # the batch's variance times the momentum
+        batch_share = self.running_var - before * (
+            1 - self.momentum
+        )  # the batch's variance times the momentum
         self.running_var.update(self.running_var + batch_share * (unbiased(x) - 1))
         return y
 
@@ -151,24 +182,40 @@ class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the last dimension."""
 
     def execute(self, x):
-        return functions.LayerNorm(self.eps)(x, self.weight, self.bias) if _on_onednn() else super().execute(x)
+        return (
+            functions.LayerNorm(self.eps)(x, self.weight, self.bias)
+            if _on_onednn()
+            else super().execute(x)
+        )
 
 
 def norm(x, layer, residual=None, relu=False):
-    """A normalisation layer of x [B, C, H, W], the sum with the residual, ReLU; one operator for BatchNorm2d in training."""
+    """A normalisation layer of x [B, C, H, W], the sum with the residual, ReLU; one operator for
+    BatchNorm2d in training.
+    """
     if _on_onednn() and isinstance(layer, BatchNorm2d) and layer.is_train and not jt.in_mpi:
-        y, mean, variance = functions.BatchNorm(layer.eps, relu)(x, layer.weight, layer.bias, residual)
-        for running, now in ((layer.running_mean, mean), (layer.running_var, variance * unbiased(x))):
+        y, mean, variance = functions.BatchNorm(layer.eps, relu)(
+            x, layer.weight, layer.bias, residual
+        )
+        for running, now in (
+            (layer.running_mean, mean),
+            (layer.running_var, variance * unbiased(x)),
+        ):
             running.update(running + (now.detach() - running) * layer.momentum)
         return y
     return _add_and_relu(layer(x), residual, relu)
 
 
 def norm_of_all(arrays):
-    """The 2-norm [1] of all numbers in a list of float32 arrays, without the digits that one float32 loop over all would lose."""
+    """The 2-norm [1] of all numbers in a list of float32 arrays, without the digits that one
+    float32 loop over all would lose.
+    """
     if jt.flags.use_cuda:
-        sums = "".join(f"detr::square_sums<<<out0_shape1, detr::ROW_THREADS>>>(in{i}_p, in{i}->num, out0_p + {i} * out0_shape1);"
-                       for i in range(len(arrays)))
+        sums = "".join(
+            f"detr::square_sums<<<out0_shape1, detr::ROW_THREADS>>>(in{i}_p, "
+            f"in{i}->num, out0_p + {i} * out0_shape1);"
+            for i in range(len(arrays))
+        )
         return code([len(arrays), SUM_BLOCKS], arrays, "", sums).sum(1).sum().sqrt()
     if _on_onednn():
         squares = [code([1], [x], "out0_p[0] = detr::square_sum(in0_p, in0->num);") for x in arrays]
@@ -178,18 +225,24 @@ def norm_of_all(arrays):
 
 
 def adamw(params, squares, averages, grads, scale, keep, b0, b1, rate, root, eps):
-    """A step of AdamW. Takes lists, and gives for each weight its new value and averages of squares and of gradients.
+    """A step of AdamW. Takes lists, and gives for each weight its new value and averages of squares
+    and of gradients.
 
     The gradients count times scale [1]; the numbers are those of `util.optim.AdamW`.
     """
     if _on_onednn() or jt.flags.use_cuda:
         settings = jt.array(np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]))
         for arrays in zip(params, squares, averages, grads):
-            yield codes([arrays[0].shape] * 3, [*arrays, scale, settings],
-                         "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p[0], in5_p, out0_p, out1_p, out2_p, in0->num);", """
+            yield codes(
+                [arrays[0].shape] * 3,
+                [*arrays, scale, settings],
+                "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p[0], in5_p, out0_p, "
+                "out1_p, out2_p, in0->num);",
+                """
                 detr::adamw<<<(in0->num - 1) / detr::ELEMENT_THREADS + 1, detr::ELEMENT_THREADS>>>(
                     in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, out0_p, out1_p, out2_p, in0->num);
-            """)
+            """,
+            )
         return
     for p, v, m, g in zip(params, squares, averages, grads):
         g = g * scale

@@ -1,4 +1,5 @@
 """Operators from C++ and CUDA source, float32."""
+
 import hashlib
 from pathlib import Path
 
@@ -6,7 +7,9 @@ from util.backend import jt
 
 
 def _include(name):
-    """Jittor copies the header at each call, so it is short; the digest makes Jittor compile again when the file changes."""
+    """Jittor copies the header at each call, so it is short; the digest makes Jittor compile again
+    when the file changes.
+    """
     source = Path(__file__).with_name(name)
     return f'#include "{source}"  // {hashlib.sha1(source.read_bytes()).hexdigest()}'
 
@@ -26,4 +29,6 @@ def codes(shapes, inputs, source, cuda_source=""):
 
 def _sources(cpu, cuda):
     # A change of kernels.cuh leaves operators without CUDA as they are compiled.
-    return dict(cpu_header=HEADER, cpu_src=cpu, cuda_header=CUDA_HEADER if cuda else "", cuda_src=cuda)
+    return dict(
+        cpu_header=HEADER, cpu_src=cpu, cuda_header=CUDA_HEADER if cuda else "", cuda_src=cuda
+    )

@@ -1,4 +1,5 @@
-"""Convolutions on the CPU, with what follows them, as jt.Functions; their kernels are in kernels.h."""
+"""Convolutions on the CPU, with what follows them, as jt.Functions (kernels in kernels.h)."""
+
 from util.backend import jt, nn
 
 from .code import code
@@ -26,9 +27,13 @@ class Conv(jt.Function):
     def grad(self, d):
         d = relu_backward(d, self.y) if self.relu else d
         inputs, scale = ([], "nullptr") if self.scale is None else ([self.scale], "in2_p")
-        return (code(self.x.shape, [d, self.weight, *inputs], self.backward_x(scale)),
-                code(self.weight.shape, [d, self.x, *inputs], self.backward_w(scale)), None,
-                d.sum((0, 2, 3)) if self.has_bias else None, d if self.has_residual else None)
+        return (
+            code(self.x.shape, [d, self.weight, *inputs], self.backward_x(scale)),
+            code(self.weight.shape, [d, self.x, *inputs], self.backward_w(scale)),
+            None,
+            d.sum((0, 2, 3)) if self.has_bias else None,
+            d if self.has_residual else None,
+        )
 
     def shape(self, x, weight):
         return [x.shape[0], weight.shape[0], *x.shape[2:]]
@@ -38,13 +43,16 @@ class Conv(jt.Function):
         return f"{x}_shape0, {x}_shape1, {y}_shape1, {x}_shape2, {x}_shape3"
 
     def forward(self, after):
-        return f"{self.kernels}::conv(in1_p, in0_p, {after}, out0_p, {self.sizes('in0', 'out0', 'in1')});"
+        sizes = self.sizes("in0", "out0", "in1")
+        return f"{self.kernels}::conv(in1_p, in0_p, {after}, out0_p, {sizes});"
 
     def backward_x(self, scale):
-        return f"{self.kernels}::conv_input(in1_p, {scale}, in0_p, out0_p, {self.sizes('out0', 'in0', 'in1')});"
+        sizes = self.sizes("out0", "in0", "in1")
+        return f"{self.kernels}::conv_input(in1_p, {scale}, in0_p, out0_p, {sizes});"
 
     def backward_w(self, scale):
-        return f"{self.kernels}::conv_weight(in0_p, {scale}, in1_p, out0_p, {self.sizes('in1', 'in0', 'out0')});"
+        sizes = self.sizes("in1", "in0", "out0")
+        return f"{self.kernels}::conv_weight(in0_p, {scale}, in1_p, out0_p, {sizes});"
 
 
 class Conv1x1(Conv):
@@ -56,6 +64,7 @@ class Conv1x1(Conv):
 
 class Conv3x3(Conv):
     """Stride and padding 1."""
+
     kernels = "detr::winograd"
 
 
@@ -67,21 +76,28 @@ class ConvAny(Conv):
         self.stride, self.padding, self.dilation = stride, padding, dilation
 
     def shape(self, x, weight):
-        sides = [(side + 2 * self.padding - self.dilation * (kernel - 1) - 1) // self.stride + 1
-                 for side, kernel in zip(x.shape[2:], weight.shape[2:])]
+        sides = [
+            (side + 2 * self.padding - self.dilation * (kernel - 1) - 1) // self.stride + 1
+            for side, kernel in zip(x.shape[2:], weight.shape[2:])
+        ]
         return [x.shape[0], weight.shape[0], *sides]
 
     def sizes(self, x, y, weight):
         sides = f"{x}_shape2, {x}_shape3, {weight}_shape2, {weight}_shape3"
-        window = f"detr::Window{{{x}_shape1, {y}_shape1, {sides}, {self.stride}, {self.padding}, {self.dilation}}}"
+        place = f"{self.stride}, {self.padding}, {self.dilation}"
+        window = f"detr::Window{{{x}_shape1, {y}_shape1, {sides}, {place}}}"
         return f"{x}_shape0, {window}"
 
 
 def split(x, step):
-    """[B, C, H, W] -> [step * step * B, C, H / step, W / step], rounded up; what is missing is zero."""
+    """[B, C, H, W] -> [step * step * B, C, H / step, W / step], rounded up; what is missing is
+    zero.
+    """
     batch, channels, height, width = x.shape
     x = nn.pad(x, (0, -width % step, 0, -height % step))
-    x = x.reshape(batch, channels, x.shape[2] // step, step, x.shape[3] // step, step).permute(3, 5, 0, 1, 2, 4)
+    x = x.reshape(batch, channels, x.shape[2] // step, step, x.shape[3] // step, step).permute(
+        3, 5, 0, 1, 2, 4
+    )
     return x.reshape(-1, channels, *x.shape[4:])
 
 

@@ -1,4 +1,5 @@
 """The other operators as jt.Functions; their kernels are in kernels.h and kernels.cuh."""
+
 from util.backend import jt
 
 from .code import code, codes
@@ -24,36 +25,41 @@ class Product(jt.Function):
 def _sgemm(a, b, ta, tb):
     batch, m, k = a.shape if ta == "N" else (a.shape[0], a.shape[2], a.shape[1])
     n = b.shape[2] if tb == "N" else b.shape[1]
-    return code([batch, m, n], [a, b], f"""
-        const int64_t batch = out0_shape0, m = out0_shape1, n = out0_shape2, k = in0_shape{2 if ta == "N" else 1};
+    source = f"""
+        const int64_t m = out0_shape1, n = out0_shape2, k = in0_shape{2 if ta == "N" else 1};
         #pragma omp parallel for
-        for (int64_t i = 0; i < batch; i++)
-            detr::sgemm('{ta}', '{tb}', m, n, k, in0_p + i * m * k, in0_shape2, in1_p + i * k * n, in1_shape2, 0.f,
-                        out0_p + i * m * n, n);
-    """)
+        for (int64_t i = 0; i < out0_shape0; i++)
+            detr::sgemm('{ta}', '{tb}', m, n, k, in0_p + i * m * k, in0_shape2,
+                        in1_p + i * k * n, in1_shape2, 0.f, out0_p + i * m * n, n);
+    """
+    return code([batch, m, n], [a, b], source)
 
 
 class Linear(jt.Function):
-
     def execute(self, x, weight, bias):
         self.saved, self.has_bias = (x, weight), bias is not None
-        inputs, added = ([x, weight, bias], "in2_p") if self.has_bias else ([x, weight], "nullptr")
-        return code([*x.shape[:-1], weight.shape[0]], inputs, f"""
+        inputs = [x, weight, bias] if self.has_bias else [x, weight]
+        source = f"""
             const int64_t n = in1_shape0, k = in1_shape1;
-            detr::linear(in0_p, in1_p, {added}, out0_p, in0->num / k, n, k);
-        """)
+            detr::linear(in0_p, in1_p, {"in2_p" if self.has_bias else "nullptr"}, out0_p,
+                         in0->num / k, n, k);
+        """
+        return code([*x.shape[:-1], weight.shape[0]], inputs, source)
 
     def grad(self, d):
         x, weight = self.saved
-        dx = code(x.shape, [d, weight], """
+        source_x = """
             const int64_t n = in1_shape0, k = in1_shape1;
             detr::sgemm('N', 'N', in0->num / n, k, n, in0_p, n, in1_p, k, 0.f, out0_p, k);
-        """)
-        dw = code(weight.shape, [d, x], """
+        """
+        source_weight = """
             const int64_t n = out0_shape0, k = out0_shape1;
             detr::sgemm('T', 'N', n, k, in0->num / n, in0_p, n, in1_p, k, 0.f, out0_p, k);
-        """)
-        return dx, dw, d.reshape(-1, d.shape[-1]).sum(0) if self.has_bias else None
+        """
+        d_x = code(x.shape, [d, weight], source_x)
+        d_weight = code(weight.shape, [d, x], source_weight)
+        d_bias = d.reshape(-1, d.shape[-1]).sum(0) if self.has_bias else None
+        return d_x, d_weight, d_bias
 
 
 def relu_backward(d, y):
@@ -61,7 +67,6 @@ def relu_backward(d, y):
 
 
 class Relu(jt.Function):
-
     def execute(self, x):
         self.y = code(x.shape, [x], "detr::relu(in0_p, out0_p, in0->num);")
         return self.y
@@ -71,36 +76,46 @@ class Relu(jt.Function):
 
 
 class MaxPool(jt.Function):
-
     def execute(self, x):
         batch, channels, height, width = x.shape
+        source = """
+            detr::max_pool(in0_p, out0_p, in0_shape0 * in0_shape1, in0_shape2, in0_shape3);
+        """
         self.x = x
-        self.y = code([batch, channels, (height + 1) // 2, (width + 1) // 2], [x],
-                       "detr::max_pool(in0_p, out0_p, in0_shape0 * in0_shape1, in0_shape2, in0_shape3);")
+        self.y = code([batch, channels, (height + 1) // 2, (width + 1) // 2], [x], source)
         return self.y
 
     def grad(self, d):
-        return code(self.x.shape, [d, self.x, self.y], """
-            detr::max_pool_backward(in0_p, in1_p, in2_p, out0_p, in1_shape0 * in1_shape1, in1_shape2, in1_shape3);
-        """)
+        source = """
+            detr::max_pool_backward(in0_p, in1_p, in2_p, out0_p, in1_shape0 * in1_shape1,
+                                    in1_shape2, in1_shape3);
+        """
+        return code(self.x.shape, [d, self.x, self.y], source)
 
 
 class Softmax(jt.Function):
     def execute(self, x, penalty):
-        inputs, row, added = ([x], "nullptr", "nullptr, 1") if penalty is None else (
-            [x, penalty], "in1_p + i / (in0_shape0 * in0_shape1 / in1_shape0) * in0_shape2",
-            "in1_p, in0_shape0 * in0_shape1 / in1_shape0")
-        self.y = code(x.shape, inputs, f"""
+        inputs, penalty_row, cuda_penalty = [x], "nullptr", "nullptr, 1"
+        if penalty is not None:
+            inputs.append(penalty)
+            rows_of_penalty = "in0_shape0 * in0_shape1 / in1_shape0"  # that share one of its rows
+            penalty_row = f"in1_p + i / ({rows_of_penalty}) * in0_shape2"
+            cuda_penalty = f"in1_p, {rows_of_penalty}"
+        source = f"""
+            const int64_t n = in0_shape2;
             #pragma omp parallel for
             for (int64_t i = 0; i < in0_shape0 * in0_shape1; i++)
-                detr::softmax_row(in0_p + i * in0_shape2, {row}, out0_p + i * in0_shape2, in0_shape2);
-        """, f"""
-            detr::softmax<<<in0_shape0 * in0_shape1, detr::ROW_THREADS>>>(in0_p, {added}, out0_p, in0_shape2);
-        """)
+                detr::softmax_row(in0_p + i * n, {penalty_row}, out0_p + i * n, n);
+        """
+        cuda_source = f"""
+            detr::softmax<<<in0_shape0 * in0_shape1, detr::ROW_THREADS>>>(
+                in0_p, {cuda_penalty}, out0_p, in0_shape2);
+        """
+        self.y = code(x.shape, inputs, source, cuda_source)
         return self.y
 
     def grad(self, d):
-        dx = code(d.shape, [d, self.y], """
+        source = """
             const int64_t n = in0_shape2;
             #pragma omp parallel for
             for (int64_t i = 0; i < in0_shape0 * in0_shape1; i++) {
@@ -109,10 +124,12 @@ class Softmax(jt.Function):
                 for (int64_t j = 0; j < n; j++) sum += d[j] * y[j];
                 for (int64_t j = 0; j < n; j++) out0_p[i * n + j] = y[j] * (d[j] - sum);
             }
-        """, """
-            detr::softmax_backward<<<in0_shape0 * in0_shape1, detr::ROW_THREADS>>>(in0_p, in1_p, out0_p, in0_shape2);
-        """)
-        return dx, None
+        """
+        cuda_source = """
+            detr::softmax_backward<<<in0_shape0 * in0_shape1, detr::ROW_THREADS>>>(
+                in0_p, in1_p, out0_p, in0_shape2);
+        """
+        return code(d.shape, [d, self.y], source, cuda_source), None
 
 
 class Transpose(jt.Function):
@@ -120,10 +137,13 @@ class Transpose(jt.Function):
 
     def execute(self, x):
         batch, m, n = x.shape
-        return code([batch, n, m], [x], "", """
-            dim3 tiles((in0_shape2 - 1) / detr::TILE + 1, (in0_shape1 - 1) / detr::TILE + 1, in0_shape0);
-            detr::transpose<<<tiles, dim3(detr::TILE, detr::TILE_ROWS)>>>(in0_p, out0_p, in0_shape1, in0_shape2);
-        """)
+        cuda_source = """
+            const int columns = (in0_shape2 - 1) / detr::TILE + 1;
+            const int rows = (in0_shape1 - 1) / detr::TILE + 1;
+            detr::transpose<<<dim3(columns, rows, in0_shape0), dim3(detr::TILE, detr::TILE_ROWS)>>>(
+                in0_p, out0_p, in0_shape1, in0_shape2);
+        """
+        return code([batch, n, m], [x], "", cuda_source)
 
     def grad(self, d):
         return self.execute(d)
@@ -147,14 +167,18 @@ class LayerNorm(jt.Function):
 
     def execute(self, x, weight, bias):
         self.saved = x, weight
-        source = f"const int64_t n = in1->num; detr::layer_norm(in0_p, in1_p, in2_p, {self.eps}, out0_p, in0->num / n, n);"
+        source = f"""
+            const int64_t n = in1->num;
+            detr::layer_norm(in0_p, in1_p, in2_p, {self.eps}, out0_p, in0->num / n, n);
+        """
         return code(x.shape, [x, weight, bias], source)
 
     def grad(self, d):
         x, weight = self.saved
         source = f"""
             const int64_t n = in2->num;
-            detr::layer_norm_backward(in0_p, in1_p, in2_p, {self.eps}, out0_p, out1_p, out2_p, in0->num / n, n);
+            detr::layer_norm_backward(in0_p, in1_p, in2_p, {self.eps}, out0_p, out1_p, out2_p,
+                                      in0->num / n, n);
         """
         return codes([x.shape, weight.shape, weight.shape], [d, x, weight], source)
 
@@ -166,19 +190,26 @@ class BatchNorm(jt.Function):
         self.eps, self.relu = eps, relu
 
     def execute(self, x, weight, bias, residual):
-        inputs, added = ([x, weight, bias], "nullptr") if residual is None else ([x, weight, bias, residual], "in3_p")
-        outputs = codes([x.shape, weight.shape, weight.shape], inputs, f"""
-            detr::batch_norm(in0_p, in1_p, in2_p, {self.eps}, {added}, {str(self.relu).lower()}, out0_p, out1_p, out2_p,
-                             {self.sizes});
-        """)
         self.has_residual = residual is not None
-        self.saved = [x, weight, *outputs[1:]] + ([outputs[0]] if self.relu else [])
-        return outputs
+        inputs = [x, weight, bias, residual] if self.has_residual else [x, weight, bias]
+        source = f"""
+            detr::batch_norm(in0_p, in1_p, in2_p, {self.eps},
+                             {"in3_p" if self.has_residual else "nullptr"},
+                             {"true" if self.relu else "false"},
+                             out0_p, out1_p, out2_p, {self.sizes});
+        """
+        y, mean, variance = codes([x.shape, weight.shape, weight.shape], inputs, source)
+        self.saved = [x, weight, mean, variance, y] if self.relu else [x, weight, mean, variance]
+        return y, mean, variance
 
     def grad(self, d, *_):
         x, weight = self.saved[:2]
-        dx, dw, db, masked = codes([x.shape, weight.shape, weight.shape, x.shape], [d, *self.saved], f"""
-            detr::batch_norm_backward(in0_p, in1_p, in2_p, in3_p, in4_p, {"in5_p" if self.relu else "nullptr"}, {self.eps},
+        source = f"""
+            detr::batch_norm_backward(in0_p, in1_p, in2_p, in3_p, in4_p,
+                                      {"in5_p" if self.relu else "nullptr"}, {self.eps},
                                       out0_p, out1_p, out2_p, out3_p, {self.sizes});
-        """)
-        return dx, dw, db, masked if self.has_residual else None
+        """
+        d_x, d_weight, d_bias, d_residual = codes(
+            [x.shape, weight.shape, weight.shape, x.shape], [d, *self.saved], source
+        )
+        return d_x, d_weight, d_bias, d_residual if self.has_residual else None
