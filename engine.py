@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from collections import defaultdict
 from contextlib import nullcontext
 
 import numpy as np
@@ -37,18 +38,16 @@ def train_one_epoch(
     after_step=None,
     accum_steps=1,
 ):
-    """Trains for one pass over `data_loader` and returns the epoch's averages, a dictionary of
-    floats.
+    """Trains for one pass over `data_loader` and returns the averages, a dictionary of floats.
 
     max_norm: clip the global norm of the gradients to it; 0 does not clip.
-    start_step, meters: steps of this epoch that were trained before, and the meters' state after
-    them.
+    start_step, meters: steps of this epoch that were trained before, and the meters' state then.
     after_step: called with the number of steps done and the MetricLogger after each step.
-    accum_steps: batches that make one step, by the definition of as many processes: the mean of the
-    batches' losses, whose number of boxes is the mean over the batches.
-    What is logged is the mean over batches and processes. A step for which one of them has no
-    sample is left out by all.
-    Raises InputError when the loss is not finite, before the weights are touched.
+    accum_steps: batches in each step. Its gradient is the one that as many processes would have:
+    the mean over the batches, with the mean number of boxes.
+    What is logged is the mean over batches and processes. A step for which one of the processes has
+    no sample is left out by all.
+    Raises InputError when the loss is not finite, before the weights change.
     """
     model.train()
     logger = MetricLogger()
@@ -57,39 +56,25 @@ def train_one_epoch(
     logger.load_state_dict(meters or {})
     memory = StepMemory()
     data_loader.set_epoch(epoch, start_step * accum_steps)
-    for step, batches in enumerate(
-        logger.log_every(
-            Steps(data_loader, accum_steps), PRINT_FREQ, f"Epoch: [{epoch}]", start_step
-        ),
-        start_step,
-    ):
-        if not all(
-            dist.all_gather(all(targets for _, targets in batches))
-        ):  # bad samples were skipped, and nothing is left
+    steps = logger.log_every(
+        Steps(data_loader, accum_steps), PRINT_FREQ, f"Epoch: [{epoch}]", start_step
+    )
+    for step, batches in enumerate(steps, start_step):
+        has_samples = all(targets for _, targets in batches)  # not where all were bad and skipped
+        if not all(dist.all_gather(has_samples)):
             continue
-        num_boxes = criterion.average_boxes(*[targets for _, targets in batches])
-        scalars_of_batches = []
-        for share, (samples, targets) in enumerate(
-            batches, accum_steps * (step * dist.get_world_size() + dist.get_rank())
-        ):
-            # Dropout depends on seed, epoch and batch only, so that a resumed run continues as if
-            # it had never stopped.
-            jt.set_seed(random.Random(f"{seed}/{epoch}/{share}").getrandbits(31))
-            losses = criterion(model(samples.to_jittor()), targets, num_boxes)
-            loss, scalars = weighted_sum(losses, criterion.weight_dict)
-            scalars_of_batches.append(scalars)
-            optimizer.backward(loss if accum_steps == 1 else loss / accum_steps)
-            if accum_steps > 1:
-                # the gradients now, so that no more than one batch's activations take memory
-                jt.sync_all()
-        scalars = dist.reduce_dict(
-            {name: sum(each[name] for each in scalars_of_batches) / accum_steps for name in scalars}
-        )
+        first_batch = accum_steps * (step * dist.get_world_size() + dist.get_rank())
+        # Dropout depends on seed, epoch and batch only: a resumed run continues as if it had never
+        # stopped.
+        seeds = [
+            random.Random(f"{seed}/{epoch}/{first_batch + i}").getrandbits(31)
+            for i in range(len(batches))
+        ]
+        scalars = dist.reduce_dict(backward(model, criterion, optimizer, batches, seeds))
         if not math.isfinite(scalars["loss"]):
             raise InputError(
-                f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the "
-                f"last checkpoint is "
-                "intact; resume from it with a smaller --lr, or check the annotations"
+                f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last "
+                "checkpoint is intact; resume from it with a smaller --lr, or check the annotations"
             )
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)
@@ -104,6 +89,26 @@ def train_one_epoch(
             after_step(step + 1, logger)
     print("Averaged stats:", logger)
     return logger.averages()
+
+
+def backward(model, criterion, optimizer, batches, seeds):
+    """Computes the gradient of the mean of the batches' losses.
+
+    batches: list of (samples, targets); seeds: of the randomness in each.
+    Returns what to log, the means over the batches, see `weighted_sum`.
+    """
+    num_boxes = criterion.average_boxes(*[targets for _, targets in batches])
+    sums = defaultdict(float)
+    for (samples, targets), seed in zip(batches, seeds):
+        jt.set_seed(seed)
+        losses = criterion(model(samples.to_jittor()), targets, num_boxes)
+        loss, scalars = weighted_sum(losses, criterion.weight_dict)
+        for name, value in scalars.items():
+            sums[name] += value
+        optimizer.backward(loss if len(batches) == 1 else loss / len(batches))
+        if len(batches) > 1:
+            jt.sync_all()  # frees this batch's activations before the next one's take memory
+    return {name: value / len(batches) for name, value in sums.items()}
 
 
 class Steps:
@@ -147,43 +152,31 @@ def evaluate(
     logger = MetricLogger()
     logger.add_meter("class_error", SmoothedValue(window_size=1, fmt="{value:.2f}"))
     memory = StepMemory()
-    evaluator = CocoEvaluator(
-        coco_gt, [name for name in ("bbox", "segm") if name in postprocessors]
-    )
+    iou_types = [name for name in ("bbox", "segm") if name in postprocessors]
+    evaluator = CocoEvaluator(coco_gt, iou_types)
     with jt.no_grad():
         for samples, targets in logger.log_every(data_loader, PRINT_FREQ, "Test:"):
             if not targets:
-                criterion.average_boxes(
-                    targets
-                )  # as the other processes, which have a batch, do in the criterion
+                # The other processes, which have a batch, do it in the criterion.
+                criterion.average_boxes(targets)
                 if after_step:
                     after_step()
                 continue
             outputs = model(samples.to_jittor())
             _, scalars = weighted_sum(criterion(outputs, targets), criterion.weight_dict)
             logger.update(**scalars)
-            orig_sizes, sizes = (
-                [target[key] for target in targets] for key in ("orig_size", "size")
-            )
+            orig_sizes = [target["orig_size"] for target in targets]
+            sizes = [target["size"] for target in targets]
+            image_ids = [target["image_id"] for target in targets]
             results = postprocessors["bbox"](outputs, orig_sizes)
             if "segm" in postprocessors:
                 results = postprocessors["segm"](results, outputs, orig_sizes, sizes)
-            evaluator.update(
-                {target["image_id"]: result for target, result in zip(targets, results)}
-            )
+            evaluator.update(dict(zip(image_ids, results)))
             if panoptic_evaluator is not None:
-                panoptic_evaluator.update(
-                    [
-                        {
-                            **segments,
-                            "image_id": target["image_id"],
-                            "file_name": f"{target['image_id']:012}.png",
-                        }
-                        for target, segments in zip(
-                            targets, postprocessors["panoptic"](outputs, sizes, orig_sizes)
-                        )
-                    ]
-                )
+                panoptic = postprocessors["panoptic"](outputs, sizes, orig_sizes)
+                for image_id, segments in zip(image_ids, panoptic):
+                    segments.update(image_id=image_id, file_name=f"{image_id:012}.png")
+                panoptic_evaluator.update(panoptic)
             memory.tidy()
             if after_step:
                 after_step()
@@ -211,18 +204,22 @@ def evaluate(
 def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, attention=False):
     """What a DETR, with or without masks, detects in pictures of any sizes, one after the other.
 
-    model: set to evaluation mode. images: paths, PIL images, or arrays uint8 [H, W, 3]; those of
-    files and PIL are turned upright as their EXIF orientation says. threshold: least score. size,
-    max_size: of the shorter and the longer side that the model gets, pixels.
+    model: set to evaluation mode.
+    images: paths, PIL images, or arrays uint8 [H, W, 3]; files and PIL images are turned as their
+    EXIF orientation says.
+    threshold: lowest score. size, max_size: shorter and longer side that the model gets, pixels.
+    attention: also return where the model looks, see `watch_attention`.
 
     Returns for each image a dictionary of NumPy arrays, the n detections with the highest score
     first:
-        scores float32 [n], labels int64 [n] (category ids), boxes float32 [n, 4] (x0, y0, x1, y1 in
-        pixels of the image) masks bool [n, H, W], where the model has them
-        decoder_attention float32 [n, h, w] and encoder_attention float32 [h, w, h, w], with
-        `attention`: see `watch_attention`;
-            the latter, where the model has an encoder, as from each position to all
-    Raises InputError: a file that cannot be read.
+        scores: float32 [n]
+        labels: int64 [n], category ids
+        boxes: float32 [n, 4], x0, y0, x1, y1 in pixels of the image
+        masks: bool [n, H, W], where the model has them
+        decoder_attention: float32 [n, h, w], with `attention`
+        encoder_attention: float32 [h, w, h, w], from each position to all, where the model has an
+        encoder
+    Raises InputError for a file that cannot be read.
     """
     model.eval()
     detr = getattr(model, "detr", model)
@@ -230,15 +227,10 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
     results = []
     for image in images:
         image = read_picture(image)
-        array, _ = transform(
-            image,
-            {"boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0, np.float32)},
-            random.Random(0),
-        )
-        with (
-            jt.no_grad(),
-            watch_attention(detr.transformer) if attention else nullcontext({}) as seen,
-        ):
+        no_target = {"boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0, np.float32)}
+        array, _ = transform(image, no_target, random.Random(0))
+        watching = watch_attention(detr.transformer) if attention else nullcontext({})
+        with jt.no_grad(), watching as seen:
             outputs = model([array])
             [result] = PostProcess()(outputs, [(image.height, image.width)])
         best = np.argsort(-result["scores"], kind="stable")
@@ -246,17 +238,12 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
         result = {name: array[best] for name, array in result.items()}
         result["labels"] = result["labels"].astype(np.int64)
         if "pred_masks" in outputs:
-            rles = PostProcessSegm().encode(
-                outputs["pred_masks"].numpy()[0][best],
-                array.shape[1:],
-                array.shape[1:],
-                (image.height, image.width),
-            )
-            result["masks"] = (
-                coco_mask.decode(rles).transpose(2, 0, 1).astype(bool)
-                if rles
-                else np.zeros((0, image.height, image.width), bool)
-            )
+            masks, size_in_batch = outputs["pred_masks"].numpy()[0][best], array.shape[1:]
+            size_in_pixels = (image.height, image.width)
+            rles = PostProcessSegm().encode(masks, size_in_batch, size_in_batch, size_in_pixels)
+            result["masks"] = np.zeros((0, *size_in_pixels), bool)
+            if rles:
+                result["masks"] = coco_mask.decode(rles).transpose(2, 0, 1).astype(bool)
         if attention:
             h, w = shape_of_map(seen["decoder"].shape[2], *array.shape[1:])
             result["decoder_attention"] = seen["decoder"][0][best].reshape(-1, h, w)
@@ -267,8 +254,9 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
 
 
 def shape_of_map(length, height, width):
-    """(h, w) of a feature map with `length` positions, which a backbone of stride 32 or 16 makes of
-    an image [height, width].
+    """(h, w) of a feature map with `length` positions, of an image of height x width pixels.
+
+    The backbone's stride is 32 or 16.
     """
     for stride in (32, 16):
         h, w = math.ceil(height / stride), math.ceil(width / stride)

@@ -1,5 +1,6 @@
-"""Trains DETR, evaluates it and predicts with it. `python main.py --help` lists the flags; the
-README explains them.
+"""Trains DETR, evaluates it and predicts with it.
+
+`python main.py --help` lists the flags; the README explains them.
 """
 
 import math

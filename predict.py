@@ -30,8 +30,7 @@ def faults_of_predict(args):
 
 
 def find_pictures(paths, output_dir):
-    """The files that paths stand for, each once: files, the pictures in folders and what is below
-    them, globs (`**` too).
+    """The files of paths, each once: files, folders with all below them, globs (`**`, too).
 
     Raises InputError for a path that stands for nothing, and for a folder that the results are
     written into.
@@ -68,8 +67,7 @@ def find_pictures(paths, output_dir):
 
 
 def predict_pictures(model, args, names):
-    """Draws what the model detects in each picture into --output_dir, prints a line for each, and
-    writes the detections as JSON.
+    """Predicts on pictures: draws each into --output_dir, prints a line, writes JSON.
 
     names: dictionary category id -> name. A picture that cannot be read, or that fails in any other
     way, costs only itself.
@@ -144,9 +142,7 @@ def predict_pictures(model, args, names):
 
 
 def unique_names(files):
-    """A name for the results of each file: its own without suffix, and a number where several files
-    would have the same.
-    """
+    """A name for each file's results: its stem, with a number where several have the same."""
     names, used = [], set()
     for file in files:
         name, number = file.stem, 2
@@ -163,8 +159,9 @@ def save(picture, path):
 
 
 def list_detections(number, path, result, names):
-    """In COCO's result format, with the file's and the classes' names; the image id is the file's
-    number in this run.
+    """One picture's detections in COCO's result format, with the names of its file and of classes.
+
+    number: the file's number in this run, used as image id.
     """
     return [
         {

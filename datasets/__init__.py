@@ -17,8 +17,9 @@ MAX_CLASSES = 10_000
 
 
 def get_num_classes(args):
-    """The number of classes that the flags fix, highest category id + 1; None for the user's own
-    data, whose annotations decide it.
+    """The number of classes that the flags decide: highest category id + 1.
+
+    None for the user's own data, whose annotations decide it.
     """
     if args.num_classes is not None:
         return args.num_classes
@@ -39,8 +40,9 @@ def get_classes(*datasets):
 
 
 def check_names(classes, source, others, other_source):
-    """Raises InputError where two dictionaries id -> name call an id by different names. source:
-    where each is from.
+    """Raises InputError where two dictionaries id -> name call an id by different names.
+
+    source, other_source: where each is from.
     """
     for class_id in classes.keys() & others.keys():
         if classes[class_id] != others[class_id]:
@@ -52,8 +54,9 @@ def check_names(classes, source, others, other_source):
 
 
 def num_classes_from_ids(classes, source):
-    """Highest id + 1 of a dictionary category id -> name. Raises InputError, which names source,
-    where that is no possible number.
+    """Highest id + 1 of a dictionary category id -> name.
+
+    Raises InputError, which names source, where that is no possible number.
     """
     highest = max(classes, default=-1)
     if not 0 <= highest < MAX_CLASSES:

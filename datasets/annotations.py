@@ -1,5 +1,4 @@
-"""Reading COCO's annotation files, and checking them before any long work: nothing in them is
-trusted.
+"""Reads and checks COCO's annotation files before any long work; nothing in them is trusted.
 
 A fault ends with one line that names file, id and remedy, or with --skip_bad_samples leaves out the
 sample.
@@ -24,8 +23,9 @@ MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses an image
 
 
 class BadSamples:
-    """Collects what is wrong with images and annotations that are left out; without `skip` the
-    first one is raised as InputError.
+    """Messages about images and annotations that are left out.
+
+    Without `skip` the first one is raised as InputError.
     """
 
     def __init__(self, skip):
@@ -48,8 +48,9 @@ class BadSamples:
 
 
 def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
-    """Reads and checks the annotation file, fills in what may be missing, and returns pycocotools'
-    index of it.
+    """Reads and checks an annotation file, and returns pycocotools' index of it.
+
+    Fills in fields that may be missing.
 
     num_classes: upper bound (exclusive) of the category ids, None for any.
     skip_bad_samples: leave out bad images and annotations, and print how many.
@@ -137,9 +138,7 @@ def check_images(images, img_folder, ann_file, bad_samples):
 
 
 def check_annotations(data, ann_file, return_masks, num_classes, bad_samples):
-    """The annotations with an id of their own, a known image and category, a usable box and, if
-    asked for, a segmentation.
-    """
+    """The annotations that can be used: see `annotation_fault`."""
     check_categories(data["categories"], ann_file)
     images = {image["id"]: image for image in data["images"]}
     categories = {category["id"] for category in data["categories"]}
@@ -179,8 +178,9 @@ def check_categories(categories, ann_file):
 
 
 def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
-    """What is wrong with an annotation, and the remedy; or None. ids: those of the annotations
-    before.
+    """What is wrong with an annotation, and the remedy; or None.
+
+    ids: those of the annotations before.
     """
     if fault := id_fault(ann.get("id"), ids, "annotation"):
         return fault
@@ -263,9 +263,7 @@ def is_box(box):
 
 
 def is_segmentation(segmentation, image):
-    """Whether it is a list of polygons, each x, y, x, y, …, or an RLE, compressed or not, that fits
-    the image's size.
-    """
+    """Whether it is a list of polygons (x, y, x, y, …) or an RLE, of the image's size."""
     width, height = image["width"], image["height"]
     if isinstance(segmentation, list):
         return all(
@@ -292,8 +290,9 @@ def is_segmentation(segmentation, image):
 
 
 def is_short(polygon):
-    """Whether the outline has a possible length: pycocotools walks along it in fifths of pixels and
-    keeps each step.
+    """Whether the outline has a possible length.
+
+    pycocotools walks along it in fifths of pixels and keeps each step.
     """
     if len(polygon) * max(map(abs, polygon)) < MAX_POLYGON_COORDINATE:
         return True
@@ -305,9 +304,7 @@ def is_short(polygon):
 
 
 def rle_runs(counts):
-    """The lengths of the runs that a compressed RLE stands for, or None where it is none (COCO's
-    `rleFrString`).
-    """
+    """The run lengths of a compressed RLE, or None where it is not one (COCO's `rleFrString`)."""
     runs, value, shift = [], 0, 0
     for code in counts.encode("utf-8", "surrogatepass"):
         code -= 48
@@ -332,9 +329,7 @@ def segmentation_to_rle(segmentation, height, width):
 
 
 def fill_in_missing(data, ann_file):
-    """Adds what COCO's own files have but files made by users may lack: info, iscrowd and area (in
-    pixels).
-    """
+    """Fills in info, iscrowd and area (pixels), which files made by users may lack."""
     data.setdefault("info", {})
     images = {image["id"]: image for image in data["images"]}
     areas = crowds = 0
@@ -359,9 +354,7 @@ def fill_in_missing(data, ann_file):
 
 
 def renumber_zero(data, ann_file):
-    """Gives the annotation with the id 0 another one, because pycocotools takes a match with 0 for
-    no match.
-    """
+    """Gives the annotation with id 0 another one: pycocotools takes a match with 0 for no match."""
     for ann in data["annotations"]:
         if ann["id"] == 0:
             ann["id"] = 1 + max(other["id"] for other in data["annotations"])

@@ -1,5 +1,4 @@
-"""COCO detection data: the items of the data set, from images and checked annotations (see
-annotations.py).
+"""COCO detection data: images and targets, from checked annotations (see annotations.py).
 
 Source: `datasets/coco.py` of the original.
 """
@@ -26,8 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
 
 class CocoImages:
-    """What data sets of COCO's layout share: images with targets, in the order of the sorted image
-    ids.
+    """Base of the data sets: images with targets, in the order of the image ids.
 
     A subclass has `target(image_id, image)`, the target before the transforms; `classes`, a
     dictionary category id -> name; and `list_boxes()`, what summary.py counts.
@@ -61,9 +59,7 @@ class CocoImages:
         return len(self.ids)
 
     def read_image(self, image_id):
-        """The image in RGB, in the orientation that its boxes are of. Raises InputError where it
-        cannot be read.
-        """
+        """The image in RGB, in the orientation of its boxes. Raises InputError."""
         image_info = self.images[image_id]
         image = read_image(self.img_folder / image_info["file_name"])
         # COCO's boxes are of the image as it is stored, and its EXIF orientation is not applied.
@@ -159,8 +155,9 @@ class CocoDetection(CocoImages):
 
 
 def read_image(path, upright=False):
-    """An image of a data set in RGB, as it is stored, or `upright`: turned as its EXIF orientation
-    says.
+    """An image of a data set in RGB, as it is stored.
+
+    upright: rotate it as its EXIF orientation says.
 
     Raises:
         InputError: the file is missing, damaged, no image, or one that is too large or too flat.
@@ -183,8 +180,9 @@ def read_picture(image):
 
 
 def to_rgb(image):
-    """A PIL image in RGB. Of 16 bits the upper eight count, where Pillow, and so the original's
-    data sets, make white of nearly all.
+    """A PIL image in RGB; of 16 bits per pixel the upper eight count.
+
+    Pillow's own conversion, which data sets use as the original does, makes nearly all white.
     """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -284,8 +282,9 @@ def make_coco_transforms(image_set, scales=SCALES, eval_size=EVAL_SIZE, max_size
 
 
 def build(image_set, args):
-    """COCO 2017 under `args.coco_path` (train2017/, val2017/, annotations/), or the user's own data
-    in COCO's format.
+    """Builds COCO 2017, or the user's own data in COCO's format.
+
+    COCO 2017 is under `args.coco_path`: train2017/, val2017/, annotations/.
 
     image_set: 'train' or 'val'. The latter's folders and files are `args.train_images`,
     `train_ann`, `val_images`, `val_ann`.

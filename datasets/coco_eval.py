@@ -25,9 +25,8 @@ class CocoEvaluator:
 
     Attributes:
         results: for each IoU type, the detections in COCO's result format.
-        coco_eval: for each IoU type, the `COCOeval`; after `accumulate` its `eval`, after
-        `summarize` its `stats` (12
-            figures) are filled.
+        coco_eval: for each IoU type, the `COCOeval`. `accumulate` fills its `eval`, `summarize` its
+            `stats` (12 figures).
         img_ids: ids of the images seen.
     """
 
@@ -38,8 +37,10 @@ class CocoEvaluator:
         self.img_ids = set()
 
     def update(self, predictions):
-        """Adds predictions, a dictionary image id -> scores float32 [n], labels int [n], boxes
-        float32 [n, 4], and for 'segm' masks, a list of n RLE dictionaries.
+        """Adds predictions, a dictionary image id -> prediction of that image.
+
+        A prediction has scores float32 [n], labels int [n], boxes float32 [n, 4], and for 'segm'
+        masks, a list of n RLE dictionaries.
 
         Boxes are x0, y0, x1, y1 in pixels of the original image. An image seen before is left out:
         it counts once.
@@ -69,9 +70,7 @@ class CocoEvaluator:
         }
 
     def accumulate(self):
-        """Matches all detections with the ground truth of the images seen and accumulates precision
-        and recall.
-        """
+        """Computes precision and recall of all detections in the images seen."""
         for iou_type, coco_eval in self.coco_eval.items():
             with contextlib.redirect_stdout(io.StringIO()):
                 coco_eval.cocoDt = self.load_results(iou_type)
@@ -80,9 +79,7 @@ class CocoEvaluator:
             coco_eval.accumulate()
 
     def summarize(self):
-        """Prints the figures as pycocotools does; they are in `coco_eval[iou_type].stats`
-        afterwards.
-        """
+        """Prints the figures as pycocotools does; `coco_eval[iou_type].stats` holds them."""
         for iou_type, coco_eval in self.coco_eval.items():
             print(f"IoU metric: {iou_type}")
             coco_eval.summarize()
@@ -104,9 +101,10 @@ class CocoEvaluator:
                 print(f"{row['name']:<{width}}  {row['boxes']:>5}  {figures}")
 
     def per_class(self, iou_type):
-        """A list of dictionaries, one for each class, sorted by AP: name, boxes (in the images
-        seen, without crowds), AP, AP50 and AP75 at 100 detections per image. The figures are None
-        where there is no box.
+        """A dictionary for each class, the best AP first: name, boxes, AP, AP50 and AP75.
+
+        boxes: their number in the images seen, without crowds. The figures are those at 100
+        detections per image, and None where there is no box.
         """
         params, precision = (
             self.coco_eval[iou_type].params,
@@ -171,9 +169,7 @@ def prepare_for_coco_segmentation(image_id, prediction):
 
 
 def convert_to_xywh(boxes):
-    """x0, y0, x1, y1 -> x, y, width, height, [n, 4], in the boxes' own precision as the original
-    does.
-    """
+    """x0, y0, x1, y1 -> x, y, width, height, [n, 4], in the boxes' precision."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 

@@ -122,15 +122,12 @@ class CocoPanoptic(CocoImages):
 
 
 def rgb2id(colours):
-    """uint8 [h, w, 3] -> int64 [h, w]: the segment ids that COCO's panoptic format codes as
-    colours.
-    """
+    """uint8 [h, w, 3] -> int64 [h, w], the segment ids of a panoptic PNG's colours."""
     return colours.astype(np.int64) @ np.array([1, 256, 256**2])
 
 
 def masks_to_boxes(masks):
-    """bool [n, h, w], none of them empty -> float32 [n, 4]: first and last column and row of each,
-    x0, y0, x1, y1.
+    """The boxes of masks bool [n, h, w], none of them empty: float32 [n, 4], x0, y0, x1, y1.
 
     As in the original the last pixel's index is taken, not its right edge.
     """
@@ -178,8 +175,9 @@ def check_panoptic_annotations(content, ann_folder, ann_file, num_classes, bad_s
 
 
 def panoptic_annotation_fault(annotation, ann_folder, names, categories):
-    """What is wrong with an image's annotation, and the remedy; or None. names: files in
-    ann_folder.
+    """What is wrong with an image's annotation, and the remedy; or None.
+
+    names: of the files in ann_folder.
     """
     name, segments = annotation.get("file_name"), annotation.get("segments_info")
     if not isinstance(name, str) or name not in names:
@@ -201,8 +199,7 @@ def panoptic_annotation_fault(annotation, ann_folder, names, categories):
 
 
 def build(image_set, args):
-    """Images of COCO 2017 under `args.coco_path`, panoptic annotations under
-    `args.coco_panoptic_path`.
+    """Builds COCO 2017 (`args.coco_path`) with panoptic annotations (`args.coco_panoptic_path`).
 
     For 'val' the instances of COCO are read too: as in the original they give the figures of boxes
     and masks.

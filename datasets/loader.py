@@ -33,9 +33,8 @@ class DataLoader:
 
     Args:
         dataset: has `__len__`, `__getitem__`, `skip_bad_samples` (whether items that raise
-        InputError are left out) and
-            `max_size`, the longer side of its images in pixels, from which the workers' memory
-            follows; `set_epoch` sets its `epoch`.
+            InputError are left out) and `max_size`, the longer side of its images in pixels, from
+            which the workers' memory follows; `set_epoch` sets its `epoch`.
         batch_size: images per batch of each process.
         shuffle: whether each epoch has an order of its own, derived from `seed` and the epoch only.
         drop_last: whether an incomplete last batch, or round of batches, is left out.
@@ -46,7 +45,7 @@ class DataLoader:
 
     Raises:
         InputError: no batch at all; while iterating, what the data set raises, or a worker that
-        died.
+            died.
         RuntimeError: while iterating, another fault in a worker.
     """
 
@@ -89,8 +88,9 @@ class DataLoader:
         return self.world_size * self.accum_steps * self.batch_size
 
     def set_epoch(self, epoch, start=0):
-        """Chooses the epoch of the next pass: its order, and what is random in the data set's
-        items; and its first batch.
+        """Chooses the next pass.
+
+        epoch: decides the order, and all that is random in the items; start: its first batch.
         """
         self.epoch = epoch
         self.dataset.epoch = epoch
@@ -139,8 +139,9 @@ class DataLoader:
 
 
 def load_batch(dataset, indices):
-    """Loads the items and pads them to one batch: (samples, targets, messages about the items that
-    were left out).
+    """Loads items and pads them to one batch.
+
+    Returns (samples, targets, messages about the items that were left out).
     """
     items, skipped = [], []
     for index in indices:
@@ -157,8 +158,9 @@ def load_batch(dataset, indices):
 
 
 def ring_size(batch_size, max_size):
-    """Bytes of a worker's ring buffer (Jittor rounds up to a power of two and touches all of it at
-    the start).
+    """Bytes of a worker's ring buffer.
+
+    Jittor rounds up to a power of two and touches all of it at the start.
 
     Twice the largest batch, because an array that would cross the ring's end is moved to its
     beginning.
@@ -183,8 +185,7 @@ class Message(NamedTuple):
 
 
 class BatchWorkers(jt.dataset.Dataset):
-    """Jittor's data workers for one pass; item `number` is batch `number` of `order`, as a message
-    for the ring.
+    """Jittor's data workers for one pass; item `number` is batch `number` of `order`.
 
     Only the worker side of Jittor's class is used. Its receiving side would take batches in the
     order in which workers announced them, which is not always the order of the batches; start on
@@ -210,8 +211,9 @@ class BatchWorkers(jt.dataset.Dataset):
         self.close = Finalize(self, kill, [self.workers], exitpriority=1)
 
     def __getitem__(self, number):
-        """In the worker: loads a batch. A fault travels as data, since Jittor would interrupt the
-        main process.
+        """Loads a batch, in the worker.
+
+        A fault travels as data, since Jittor would interrupt the main process.
         """
         die_with_parent()
         number = int(number)

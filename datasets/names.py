@@ -4,9 +4,7 @@ from datasets import NUM_CLASSES
 
 
 def published_names(num_classes):
-    """A dictionary category id -> name for a model with as many classes as the original's published
-    ones, else {}.
-    """
+    """COCO's category id -> name for a model with as many classes as a published one, else {}."""
     return {NUM_CLASSES["coco"]: COCO, NUM_CLASSES["coco_panoptic"]: {**COCO, **STUFF}}.get(
         num_classes, {}
     )

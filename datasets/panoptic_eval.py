@@ -12,14 +12,12 @@ from util.errors import InputError
 
 
 class PanopticEvaluator:
-    """The main process writes the predicted PNGs into a folder, then computes and prints PQ, SQ and
-    RQ.
+    """Computes and prints PQ, SQ and RQ; the main process writes the predicted PNGs.
 
     Args:
         ann_file: panoptic JSON with the ground truth.
         ann_folder: folder of its PNGs.
-        output_dir: folder for the predictions, made if missing; None: one that goes away with this
-        object.
+        output_dir: folder for the predictions, made if missing; None: a temporary one.
 
     Raises:
         InputError: the module panopticapi is not installed.
@@ -53,8 +51,9 @@ class PanopticEvaluator:
             self.update(predictions)
 
     def summarize(self):
-        """Prints the figures and returns them: All, Things, Stuff with pq, sq, rq in 0..1 and n,
-        and per_class.
+        """Prints the figures and returns them.
+
+        Keys: All, Things and Stuff, with pq, sq, rq in 0..1 and n; per_class.
         """
         from panopticapi.evaluation import pq_compute
 

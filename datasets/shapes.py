@@ -1,5 +1,4 @@
-"""An embedded data set: coloured shapes on a grey ground, drawn from a seed and written once as a
-COCO folder.
+"""Coloured shapes on a grey ground: a data set that is drawn from a seed, as a COCO folder.
 
 A small DETR learns it from nothing within minutes on a CPU (`python main.py --demo`), so that
 anybody can tell a working installation from a broken one. Afterwards it is an ordinary COCO folder,
@@ -36,12 +35,10 @@ NAME = "shapes"
 
 
 def build(image_set, args):
-    """The shapes under `args.coco_path`, or in the user's cache where none is given, drawn where
-    they are missing.
+    """Builds the shapes in `args.coco_path` or the user's cache, drawn where they are missing.
 
     Raises:
-        InputError: the folder cannot be written, or holds something else than the shapes that the
-        flags ask for.
+        InputError: the folder cannot be written, or holds other things than these shapes.
     """
     counts = {"train": args.shapes_train, "val": args.shapes_val}
     name = f"{NAME}-{args.shapes_size}px-{args.shapes_train}-{args.shapes_val}"

@@ -59,9 +59,7 @@ def print_summary(name, dataset, num_queries):
 
 
 def print_sizes(sizes):
-    """A histogram of the sides of the boxes, or rather of the squares of the same area, in pixels
-    of the original images.
-    """
+    """A histogram of the boxes' sides, the square roots of their areas, in pixels of the images."""
     counts = np.bincount(np.digitize(sizes, SIZE_EDGES), minlength=len(SIZE_EDGES) + 1)
     labels = [
         f"below {SIZE_EDGES[0]}",

@@ -20,8 +20,9 @@ from util.misc import nearest_index
 
 
 def crop(image, target, region):
-    """Cuts out `region` = (top, left, height, width) in pixels and drops the objects that have no
-    area left.
+    """Cuts out `region` = (top, left, height, width) in pixels.
+
+    Objects without any area left are dropped.
     """
     top, left, height, width = region
     image = image.crop((left, top, left + width, top + height))
@@ -52,9 +53,7 @@ def hflip(image, target):
 
 
 def resized_shape(width, height, size, max_size=None):
-    """(height, width) at which the shorter side is `size` pixels and the longer about `max_size` at
-    most.
-    """
+    """(height, width) after resizing: shorter side `size`, longer side at most about `max_size`."""
     short, long = min(width, height), max(width, height)
     if max_size is not None and long / short * size > max_size:
         size = int(round(max_size * short / long))
@@ -94,9 +93,7 @@ class RandomHorizontalFlip:
 
 
 class RandomResize:
-    """Resizes the shorter side to one of `sizes` pixels, the longer side limited by `max_size` if
-    given.
-    """
+    """Resizes the shorter side to one of `sizes` pixels, the longer side limited by `max_size`."""
 
     def __init__(self, sizes, max_size=None):
         self.sizes = sizes
@@ -107,9 +104,7 @@ class RandomResize:
 
 
 class RandomSizeCrop:
-    """Cuts out a random region whose sides are between `min_size` and `max_size` pixels, or the
-    image's own side.
-    """
+    """Cuts out a random region, of `min_size` to `max_size` pixels or the image's own side."""
 
     def __init__(self, min_size, max_size):
         self.min_size = min_size
@@ -148,9 +143,7 @@ class ToTensor:
 
 
 class Normalize:
-    """Image to zero mean and unit deviation by channel, boxes to cx, cy, w, h relative to the
-    image's size.
-    """
+    """Image to zero mean and unit deviation by channel; boxes to cx, cy, w, h in 0..1."""
 
     def __init__(self, mean, std):
         self.mean = np.float32(mean).reshape(3, 1, 1)

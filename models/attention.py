@@ -30,8 +30,10 @@ class MultiheadAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def execute(self, query, key, value, key_padding_mask=None):
-        """query [B, N, E], key and value [B, M, E], key_padding_mask bool [B, M] (True: ignore) ->
-        [B, N, E].
+        """Attention of query to key and value.
+
+        query [B, N, E], key and value [B, M, E], key_padding_mask bool [B, M] (True: ignore)
+        -> [B, N, E]
 
         Every row of the mask must leave at least one key.
         """
@@ -62,8 +64,7 @@ class MultiheadAttention(nn.Module):
 
 @contextmanager
 def watch_attention(transformer):
-    """Within the block the yielded dictionary holds, after each pass, where the last layers look,
-    as NumPy float32.
+    """Yields a dictionary that holds, after each pass, where the last layers look (NumPy float32).
 
     `encoder` [B, N, N]: the encoder's self attention (missing without encoder layers); `decoder`
     [B, Q, N]: the decoder's attention to the encoder's N positions. Both are means over the heads,

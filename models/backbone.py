@@ -1,6 +1,4 @@
-"""ResNet backbones, with frozen BatchNorm or trained normalisation, and the join with the position
-encoding.
-"""
+"""ResNet backbones, and the join with the position encoding."""
 
 from util import ops
 from util.backend import jt, nn, resnet
@@ -11,9 +9,7 @@ from .position_encoding import build_position_encoding
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """BatchNorm2d whose statistics and affine parameters never change (original:
-    `FrozenBatchNorm2d`).
-    """
+    """BatchNorm2d with fixed statistics and affine parameters (original: `FrozenBatchNorm2d`)."""
 
     def __init__(self, num_features):
         super().__init__()
@@ -42,8 +38,9 @@ NORMS = {"frozen": FrozenBatchNorm2d, "batch": ops.BatchNorm2d, "group": group_n
 
 
 def conv_norm(x, conv, norm, residual=None, relu=False):
-    """Convolution, normalisation, the sum with the residual, ReLU. Frozen BatchNorm becomes part of
-    the convolution.
+    """Convolution, normalisation, the sum with the residual, ReLU.
+
+    Frozen BatchNorm becomes part of the convolution.
     """
     place = conv.stride, conv.padding, conv.dilation
     if isinstance(norm, FrozenBatchNorm2d):
@@ -77,16 +74,13 @@ RESNETS = {
 
 
 class TinyResNet(nn.Module):
-    """A narrow ResNet for small images: one basic block per stage, stride 16, parameter names as in
-    a ResNet.
-    """
+    """A narrow ResNet for small images: a basic block per stage, stride 16, a ResNet's names."""
 
     def __init__(self, norm_layer):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
-        jt.init.relu_invariant_gauss_(
-            self.conv1.weight, mode="fan_out"
-        )  # as the blocks initialise theirs
+        # As the blocks initialise theirs.
+        jt.init.relu_invariant_gauss_(self.conv1.weight, mode="fan_out")
         self.bn1 = norm_layer(16)
         self.layer1 = nn.Sequential(BasicBlock(16, 16, norm_layer=norm_layer))
         self.layer2 = self._stage(16, 32, norm_layer, stride=2)
@@ -155,17 +149,16 @@ class Backbone(nn.Module):
 
 
 class Joiner(nn.Sequential):
-    """Backbone and position encoding, in a Sequential for the parameter names `backbone.0.…`,
-    `backbone.1.…`.
-    """
+    """Backbone and position encoding, as a Sequential for the original's parameter names."""
 
     def __init__(self, backbone, position_embedding):
         super().__init__(backbone, position_embedding)
         self.stage_channels = backbone.stage_channels
 
     def execute(self, samples):
-        """NestedTensor -> features (list of NestedTensor), position encoding of the last one [B,
-        hidden_dim, h, w].
+        """Returns features (list of NestedTensor) and the position encoding of the last one.
+
+        The encoding is float32 [B, hidden_dim, h, w].
         """
         features = self[0](samples)
         return features, self[1](features[-1])

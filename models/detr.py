@@ -48,14 +48,15 @@ class DETR(nn.Module):
             self.backbone.eval()
 
     def execute(self, samples):
-        """samples: NestedTensor of Vars, tensors [B, 3, H, W] and mask [B, H, W]; or a list of
-        arrays [3, h, w].
+        """Predictions for images.
+
+        samples: NestedTensor of Vars, tensors [B, 3, H, W] and mask [B, H, W]; or a list of arrays
+        [3, h, w].
 
         Returns a dictionary:
             pred_logits: float32 [B, Q, num_classes + 1]
             pred_boxes: float32 [B, Q, 4], cxcywh in 0..1 relative to each image without its padding
-            aux_outputs (with aux_loss): the same two for each earlier decoder layer, first layer
-            first
+            aux_outputs (with aux_loss): the same two for each earlier decoder layer
         """
         return self.detect(samples)[0]
 
@@ -112,7 +113,9 @@ class SetCriterion(nn.Module):
         self.eos_coef = eos_coef
 
     def execute(self, outputs, targets, num_boxes=None):
-        """outputs: what DETR returns; targets: list of B dictionaries of NumPy arrays, `labels` [n]
+        """The losses of predictions.
+
+        outputs: what DETR returns; targets: list of B dictionaries of NumPy arrays, `labels` [n]
         and `boxes` [n, 4].
 
         num_boxes: what the losses of boxes and masks are divided by; by default that of these
@@ -150,8 +153,7 @@ class SetCriterion(nn.Module):
         return losses
 
     def average_boxes(self, *batches):
-        """Mean over the processes, and over each one's batches of a step, of the number of objects;
-        at least 1.
+        """The number of objects, at least 1: the mean over the processes and each one's batches.
 
         batches: the targets of each. Every process has to take part, with as many batches.
         """
@@ -159,8 +161,9 @@ class SetCriterion(nn.Module):
         return max(np.mean(dist.all_gather(counts)), 1)
 
     def _dense_targets(self, indices, targets, shape):
-        """What each query should predict: classes int32 [L, B, Q], boxes float32 [L, B, Q, 4],
-        matched float32 [L, B, Q].
+        """What each query should predict.
+
+        Returns classes int32 [L, B, Q], boxes float32 [L, B, Q, 4], matched float32 [L, B, Q].
 
         Dense arrays keep shapes independent of the number of objects, so a batch without any is no
         special case. Queries without an object have the class "no object" and the whole image as a
@@ -175,8 +178,9 @@ class SetCriterion(nn.Module):
         return classes, boxes, (classes != self.num_classes).astype(np.float32)
 
     def loss_labels(self, logits, classes):
-        """Cross entropy of logits [L, B, Q, K + 1] and classes [L, B, Q], weighted mean per layer
-        -> [L]
+        """Cross entropy, weighted mean per layer.
+
+        logits [L, B, Q, K + 1], classes [L, B, Q] -> [L]
         """
         weight = np.where(classes == self.num_classes, np.float32(self.eos_coef), np.float32(1))
         weight /= weight.sum((1, 2), keepdims=True)
@@ -187,8 +191,9 @@ class SetCriterion(nn.Module):
         return -(log_prob * chosen * jt.array(weight).broadcast(log_prob, [3])).sum((1, 2, 3))
 
     def loss_boxes(self, boxes, target_boxes, matched, num_boxes):
-        """L1 and generalised IoU loss of the matched boxes [L, B, Q, 4], summed and divided by
-        num_boxes -> [L] each
+        """L1 and generalised IoU loss of the matched boxes, summed and divided by num_boxes.
+
+        boxes and target_boxes [L, B, Q, 4], matched [L, B, Q] -> [L] each
         """
         # Dividing here keeps the number out of the operators: Jittor compiles one for each number
         # of 0, 1, 2.
@@ -203,8 +208,7 @@ class SetCriterion(nn.Module):
         }
 
     def loss_masks(self, pred_masks, pairs, targets, num_boxes):
-        """Focal and Dice loss of the matched masks of the last layer, summed and divided by
-        num_boxes.
+        """Focal and Dice loss of the last layer's matched masks, summed and divided by num_boxes.
 
         pred_masks [B, Q, h, w] are enlarged to the batch's size, in which targets' `masks` bool [n,
         H_i, W_i] are padded. A batch without any object has losses of zero.
@@ -227,15 +231,15 @@ class SetCriterion(nn.Module):
         return {"loss_mask": losses[0], "loss_dice": losses[1]}
 
     def cardinality_error(self, logits, targets):
-        """Mean absolute error of the number of predicted objects per image, logits NumPy [L, B, Q,
-        K + 1] -> [L]
+        """Mean absolute error of the number of predicted objects per image.
+
+        logits NumPy [L, B, Q, K + 1] -> [L]
         """
         predicted = (logits.argmax(-1) != self.num_classes).sum(-1)
         return np.abs(predicted - [len(target["labels"]) for target in targets]).mean(-1)
 
     def class_error(self, logits, classes):
-        """Percentage of matched queries of one layer whose highest logit is not their object's
-        class.
+        """Percentage of a layer's matched queries whose highest logit is not the object's class.
 
         logits NumPy [B, Q, K + 1], classes [B, Q]. A batch without objects counts as 100, as in the
         original.
@@ -249,7 +253,9 @@ class PostProcess:
     """Turns the model's output into detections in pixels."""
 
     def __call__(self, outputs, target_sizes):
-        """outputs: what DETR returns; target_sizes: int [B, 2], height and width of each original
+        """The detections in an image.
+
+        outputs: what DETR returns; target_sizes: int [B, 2], height and width of each original
         image in pixels.
 
         Returns a list of B dictionaries of NumPy arrays: scores float32 [Q], labels int32 [Q],
@@ -269,8 +275,9 @@ class PostProcess:
 
 
 def build(args, num_classes):
-    """model, criterion and postprocessors, a dictionary with bbox and, with masks, segm and
-    panoptic.
+    """Builds model, criterion and postprocessors.
+
+    The latter are a dictionary with bbox and, with masks, segm and panoptic.
     """
     model = DETR(
         build_backbone(args),

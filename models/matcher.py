@@ -21,7 +21,9 @@ class HungarianMatcher:
         self.cost_giou = cost_giou
 
     def __call__(self, logits, boxes, targets):
-        """logits float32 [B, Q, K + 1] and boxes float32 [B, Q, 4] (cxcywh, 0..1) as NumPy arrays;
+        """Matches the predictions of a batch.
+
+        logits float32 [B, Q, K + 1] and boxes float32 [B, Q, 4] (cxcywh, 0..1) as NumPy arrays;
         targets: list of B dictionaries with `labels` int [n] and `boxes` float32 [n, 4].
 
         Returns a list of B pairs (query indices, object indices), int64 [min(Q, n)] each.

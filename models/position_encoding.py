@@ -1,6 +1,4 @@
-"""Position encodings of the backbone's feature map: two-dimensional sine (paper, appendix A.4) or
-learned.
-"""
+"""Position encodings of the backbone's feature map: sine (paper, appendix A.4) or learned."""
 
 import math
 
@@ -13,9 +11,7 @@ from . import LEARNED_CELLS
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Fixed sine encoding; positions count unpadded cells and are scaled to 0..2 pi over each
-    image.
-    """
+    """Fixed sine encoding; positions count unpadded cells, scaled to 0..2 pi over each image."""
 
     def __init__(self, num_pos_feats=64, temperature=10000):
         super().__init__()
@@ -24,8 +20,9 @@ class PositionEmbeddingSine(nn.Module):
         self.wavelength = np.float32(temperature) ** exponent
 
     def execute(self, tensor_list):
-        """NestedTensor with mask [B, h, w] -> float32 [B, 2 * num_pos_feats, h, w], y features
-        before x features.
+        """NestedTensor with mask [B, h, w] -> float32 [B, 2 * num_pos_feats, h, w].
+
+        y features come before x features.
         """
         not_mask = jt.logical_not(tensor_list.mask).float32()
         y = not_mask.cumsum(1)
@@ -53,8 +50,9 @@ class PositionEmbeddingLearned(nn.Module):
         nn.init.uniform_(self.col_embed.weight)
 
     def execute(self, tensor_list):
-        """NestedTensor with tensors [B, C, h, w] -> float32 [B, 2 * num_pos_feats, h, w], x
-        features before y features.
+        """NestedTensor with tensors [B, C, h, w] -> float32 [B, 2 * num_pos_feats, h, w].
+
+        x features come before y features.
 
         Raises ValueError for a feature map of more than 50 rows or columns.
         """

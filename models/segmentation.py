@@ -1,5 +1,4 @@
-"""Masks on top of DETR's detections: the mask head, its losses, and the way to instances and
-panoptic images.
+"""The mask head on top of DETR, its losses, and the way to masks and panoptic images.
 
 Paper, section 4.4. Source: `models/segmentation.py` of the original.
 """
@@ -80,16 +79,13 @@ class MHAttentionMap(nn.Module):
         k = ops.transpose(self.k_linear(ops.transpose(k.reshape(batch, -1, h * w))))
         scores = ops.bmm(q.reshape(-1, queries, width), k.reshape(-1, width, h * w))
         scores = scores.reshape(batch, self.num_heads, queries, h * w).transpose(0, 2, 1, 3)
-        mask = mask.reshape(batch, 1, h * w).broadcast(
-            [batch, self.num_heads, h * w]
-        )  # of each head
+        mask = mask.reshape(batch, 1, h * w).broadcast([batch, self.num_heads, h * w])
         weights = ops.softmax(scores.reshape(batch, queries, -1), mask.reshape(batch, -1))
         return weights.reshape(batch, queries, self.num_heads, h, w)
 
 
 class MaskHeadSmallConv(nn.Module):
-    """Convolutions with GroupNorm that enlarge a query's attention map step by step, with the
-    backbone's stages added.
+    """Enlarges each query's attention map step by step and adds the backbone's stages.
 
     dim: channels of the input, image and attention together; fpn_dims: channels of the stages,
     smallest map first.
@@ -118,8 +114,10 @@ class MaskHeadSmallConv(nn.Module):
                 nn.init.constant_(module.bias, 0.0)
 
     def execute(self, src, attention, fpns):
-        """src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i] -> [B,
-        Q, H/4, W/4]
+        """The mask of each query, logits.
+
+        src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i]
+        -> [B, Q, H/4, W/4]
 
         What comes from the image alone is computed once, not per query. In evaluation on the CPU a
         block of queries is done before the next one starts. With CUDA Jittor would compile the
@@ -170,8 +168,9 @@ def dice_loss(inputs, targets):
 
 
 def sigmoid_focal_loss(inputs, targets, alpha=0.25, gamma=2):
-    """Focal loss (arXiv 1708.02002) of each mask, averaged over its pixels: logits [M, H, W], 0 or
-    1 [M, H, W] -> [M]
+    """Focal loss (arXiv 1708.02002) of each mask, averaged over its pixels.
+
+    inputs: logits [M, H, W], targets: 0 or 1 [M, H, W] -> [M]
     """
     prob = inputs.sigmoid()
     cross_entropy = jt.maximum(inputs, 0) - inputs * targets + jt.log(1 + jt.exp(-inputs.abs()))
@@ -181,9 +180,7 @@ def sigmoid_focal_loss(inputs, targets, alpha=0.25, gamma=2):
 
 
 def _sum_pixels(x):
-    """[M, H, W] -> [M]; row by row, because Jittor adds in one float32 loop, which loses digits
-    over a whole mask.
-    """
+    """[M, H, W] -> [M]. Row by row: Jittor's one float32 loop over a whole mask loses digits."""
     return x.sum(2).sum(1)
 
 
@@ -194,8 +191,10 @@ class PostProcessSegm:
         self.threshold = threshold
 
     def __call__(self, results, outputs, orig_target_sizes, max_target_sizes):
-        """results: list of B dictionaries to add to; outputs: what DETRsegm returns; sizes: int [B,
-        2], height and width.
+        """Adds masks to the results.
+
+        results: list of B dictionaries; outputs: what DETRsegm returns; sizes: int [B, 2], height
+        and width.
 
         orig_target_sizes are those of the original images, max_target_sizes those of the images in
         the batch. Adds `masks`, a list of Q compressed RLE dictionaries of pycocotools.
@@ -209,8 +208,9 @@ class PostProcessSegm:
         return results
 
     def encode(self, masks, padded, size, orig_size):
-        """Logits float32 [n, h, w] of one image -> a list of n RLE dictionaries. Sizes: of the
-        batch, the image in it, the original.
+        """Logits float32 [n, h, w] of one image -> a list of n RLE dictionaries.
+
+        padded, size, orig_size: height and width of the batch, the image in it, and the original.
         """
         # The original enlarges to the padded batch, cuts the image out and resizes that by the
         # nearest pixel: only the rows and columns that are left at the end are computed.
@@ -224,8 +224,9 @@ class PostProcessSegm:
 
 
 def bilinear(masks, size, rows=None, columns=None):
-    """Rows and columns (all where not given) of masks float32 [n, h, w] enlarged to size, as
-    PyTorch does bilinearly.
+    """Masks float32 [n, h, w] enlarged to size bilinearly, as PyTorch does.
+
+    rows, columns: the only ones to compute; all by default.
     """
     rows = np.arange(size[0]) if rows is None else rows
     columns = np.arange(size[1]) if columns is None else columns
@@ -236,9 +237,7 @@ def bilinear(masks, size, rows=None, columns=None):
 
 
 def _neighbours(old, new, wanted):
-    """The two positions in `old` pixels between which each wanted one of `new` pixels lies, and the
-    second one's share.
-    """
+    """The two source positions of each wanted one of `new` pixels, and the second one's weight."""
     place = np.maximum(
         (wanted.astype(np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5), 0
     )
@@ -257,8 +256,10 @@ class PostProcessPanoptic:
         self.threshold = threshold
 
     def __call__(self, outputs, processed_sizes, target_sizes=None):
-        """outputs: what DETRsegm returns; sizes: int [B, 2], height and width in the batch, and
-        wanted (the same if None).
+        """The panoptic images.
+
+        outputs: what DETRsegm returns; sizes: int [B, 2], height and width in the batch, and wanted
+        (the same if None).
 
         Returns a list of B dictionaries: png_string, the bytes of a PNG whose colours are segment
         ids; segments_info, a list of dictionaries with id, isthing, category_id and area in pixels.

@@ -39,8 +39,10 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def execute(self, src, mask, query_embed, pos_embed):
-        """src and pos_embed [B, C, h, w], mask bool [B, h, w] (True on padding), query_embed [Q, C]
-        -> hs [L, B, Q, C] (the normalised output of each decoder layer), memory [B, C, h, w].
+        """Returns the decoder's output hs and the encoder's memory.
+
+        src and pos_embed [B, C, h, w], mask bool [B, h, w] (True on padding), query_embed [Q, C]
+        -> hs [L, B, Q, C] (the normalised output of each decoder layer), memory [B, C, h, w]
         """
         b, c, h, w = src.shape
         src = transpose(src.reshape(b, c, h * w))
@@ -72,8 +74,10 @@ class TransformerDecoder(nn.Module):
         self.norm = norm
 
     def execute(self, tgt, memory, key_padding_mask, pos, query_pos):
-        """tgt and query_pos [B, Q, C], memory and pos [B, N, C], key_padding_mask bool [B, N] ->
-        [L, B, Q, C]
+        """The output of each layer, after the norm.
+
+        tgt and query_pos [B, Q, C], memory and pos [B, N, C], key_padding_mask bool [B, N]
+        -> [L, B, Q, C]
         """
         intermediate = []
         for layer in self.layers:

@@ -1,5 +1,6 @@
-"""The one place where Jittor is imported: the process is prepared for it before, and has its
-signals back after it.
+"""The one place where Jittor is imported.
+
+The process is prepared before, and has its signals back afterwards.
 
 Where CUDA works, Jittor uses the GPU from then on.
 """
@@ -60,8 +61,7 @@ def _use_gpu():
 
 
 def _end_compilers():
-    """Ends the processes that compiled Jittor's core when it was imported, which have nothing more
-    to do.
+    """Ends the processes that compiled Jittor's core and have nothing more to do.
 
     A signal for the whole process group, as Ctrl-C is, would kill them while they hold the lock
     that Python waits for when it ends them at the exit.

@@ -26,8 +26,7 @@ def box_xyxy_to_cxcywh(boxes):
 
 
 def generalized_box_iou(boxes1, boxes2):
-    """Generalised IoU (https://giou.stanford.edu) of xyxy boxes, element by element with
-    broadcasting.
+    """Generalised IoU (https://giou.stanford.edu) of xyxy boxes, elementwise with broadcasting.
 
     [..., 4] and [..., 4] -> [...], in [-1, 1]. For all pairs of [N, 4] and [M, 4] pass `boxes1[:,
     None]` and `boxes2`. The box that encloses both must have an area, or the result is not finite.

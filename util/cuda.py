@@ -1,5 +1,4 @@
-"""Finds a CUDA that Jittor can work with, before Jittor is imported: with one that does not fit,
-the import aborts the process.
+"""Finds a CUDA that Jittor can work with, before its import, which aborts with any other.
 
 Jittor 1.3.11 needs CUDA 11 or 12 and cuDNN 8, in the places where it looks. `prepare` tries all
 toolkits of the machine, tells Jittor of the first that fits, and has it import without CUDA where
@@ -42,8 +41,9 @@ NCCL_SERVER = ("codeload.github.com", 443)
 
 
 class Obstacle(NamedTuple):
-    """Why CUDA is not used. remedy: what to do about it; None where there is no GPU to use, so
-    nobody misses it.
+    """Why CUDA is not used.
+
+    remedy: what to do about it; None where there is no GPU to use, so nobody misses it.
     """
 
     reason: str
@@ -90,17 +90,11 @@ def find_toolkit(jittors_own):
     driver = _driver_version()
     obstacles = []
     if jittors_own.is_dir() and not any(jittors_own.iterdir()):
-        # what a download that failed leaves; where it is, Jittor would download again at the import
+        # A failed download leaves it empty, and where it is, the import downloads again.
         jittors_own.rmdir()
     if jittors_own.is_dir():
-        own = next(
-            (
-                jittors_own / name / "bin" / "nvcc"
-                for least, name in JITTORS_OWN.items()
-                if driver >= least
-            ),
-            None,
-        )
+        names = [name for oldest, name in JITTORS_OWN.items() if driver >= oldest]
+        own = jittors_own / names[0] / "bin" / "nvcc" if names else None
         if own is None or not own.is_file():
             return Obstacle(
                 f"Jittor's own CUDA in {jittors_own} is incomplete, or of another driver",
@@ -130,8 +124,9 @@ def _system_toolkits():
 
 
 def _obstacle(nvcc, driver, install):
-    """What keeps Jittor from using an nvcc (Path), or None. driver: the newest CUDA (major, minor)
-    that the driver supports.
+    """What keeps Jittor from using an nvcc (Path), or None.
+
+    driver: the newest CUDA (major, minor) that the driver supports.
     """
     version = _version(nvcc)
     if version is None:
@@ -192,8 +187,9 @@ def _compiler_obstacle(nvcc, home, number):
 
 
 def _find(name, folders, version=()):
-    """The file (Path) in the first folder that has it, or None. CUDA 11 may have a library with the
-    number of cuDNN 8 only.
+    """The file (Path) in the first folder that has it, or None.
+
+    CUDA 11 may have only files whose names end with the number of cuDNN 8.
     """
     names = [f"{name}.8", name] if version[:1] == (11,) and "cudnn" in name else [name]
     return next(
@@ -238,9 +234,7 @@ def _driver_version():
 
 
 def _compute_capabilities():
-    """Of each GPU of the machine, 80 for 8.0; [] where the driver's library for that (NVML) is
-    missing.
-    """
+    """Compute capability of each GPU, 80 for 8.0; [] where the driver's NVML library is missing."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -258,9 +252,7 @@ def _compute_capabilities():
 
 
 def _embed_ptx(version):
-    """Has kernels hold code that the driver translates, where a GPU is newer than any that Jittor
-    compiles for.
-    """
+    """Adds PTX, which the driver compiles, for a GPU newer than all that Jittor compiles for."""
     newest = 90 if version >= (11, 8) else 86 if version >= (11, 1) else 80
     gpus = _compute_capabilities()
     if max(gpus, default=0) > newest and "nvcc_flags" not in os.environ:
@@ -268,8 +260,7 @@ def _embed_ptx(version):
 
 
 def prepare_processes(folder, is_reachable):
-    """Gives each of several processes its GPU: by NCCL where it is there or can be had, else by
-    CUDA_VISIBLE_DEVICES.
+    """Gives each of several processes its GPU: by NCCL if possible, else by CUDA_VISIBLE_DEVICES.
 
     folder: where Jittor keeps NCCL (Path). is_reachable: tells of an address (host, port) whether
     it answers.

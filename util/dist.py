@@ -1,5 +1,6 @@
-"""Communication between the processes of one training, which Open MPI's `mpirun` starts. With one
-process nothing happens here.
+"""Communication between the processes of a training, which Open MPI's `mpirun` starts.
+
+With one process nothing happens here.
 
 Jittor averages the gradients itself, in `Optimizer.backward`. Everything else goes through Jittor's
 MPI broadcast of arrays. All functions but the getters have to be called by all processes, in the
@@ -21,9 +22,7 @@ from util.errors import InputError
 
 
 def get_world_size():
-    """Number of processes. mpirun tells it in the environment: Jittor, which may compile for
-    minutes, need not be imported.
-    """
+    """Number of processes, from the environment: Jittor need not be imported."""
     return int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
 
 
@@ -84,8 +83,9 @@ def all_gather(value):
 
 
 def gather(value):
-    """In the main process the list of all processes' values, anything that pickles, by rank; None
-    in the others.
+    """The list of all processes' values by rank, in the main process; None in the others.
+
+    value: anything that pickles.
     """
     if get_world_size() == 1:
         return [value]
@@ -98,8 +98,9 @@ def gather(value):
 
 
 def reduce_dict(values):
-    """The means over the processes of a dictionary of floats that has the same keys everywhere
-    (original: `reduce_dict`).
+    """Means over the processes of a dictionary of floats with the same keys in each.
+
+    Source: `reduce_dict` of the original.
     """
     gathered = all_gather(values)
     return {name: sum(each[name] for each in gathered) / len(gathered) for name in values}
@@ -122,8 +123,7 @@ def check_same(value, what):
 
 @contextmanager
 def main_process_first():
-    """The others enter the block when the main process has left it, and of them first one on each
-    machine.
+    """The main process runs the block first, then the first one of each machine, then the others.
 
     For what only one has to do, because the others find it done: downloads, files that are drawn.
     """
@@ -173,9 +173,8 @@ def _check_mpi():
 
 def _leave(message):
     if not is_main_process():
-        time.sleep(
-            2
-        )  # most faults are everyone's; then the main process ends the job here, and says it once
+        # Most faults are everyone's: the main process ends the job meanwhile, and says it once.
+        time.sleep(2)
         message = f"process {get_rank()}: {message}"
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)

@@ -25,8 +25,7 @@ def user_cache():
 
 
 def download(url, folder):
-    """The Path of url's file in folder, downloaded unless it is there already with the right
-    checksum.
+    """The Path of url's file in folder, downloaded unless it is there with the right checksum.
 
     url: `https://…/name-<8 or more hex digits of the SHA-256>.ext`. `http://` is accepted for this
     very machine (127.0.0.1 or localhost) only. Of several processes one downloads and the others

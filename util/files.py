@@ -13,8 +13,7 @@ OUR_FOLDERS = (".", "eval", "panoptic_eval")  # where below --output_dir this pr
 
 @contextmanager
 def replacing(path):
-    """A binary file that takes the place of path when the block ends without an exception, and else
-    disappears.
+    """A binary file that replaces path when the block ends without an exception, else disappears.
 
     It is a hidden neighbour of path until it is complete on the disk, so that an earlier file at
     path survives a full disk, a killed process and a power cut. Raises InputError where it cannot
@@ -42,8 +41,9 @@ def replacing(path):
 
 
 def claim(folder):
-    """Makes folder (Path) if need be, keeps other runs out of it until this process ends, and
-    removes what `replacing` left there when a process was killed.
+    """Locks an output folder (Path) for this process, and makes it if it is missing.
+
+    Removes what `replacing` left there when a process was killed.
 
     Raises InputError where the folder cannot be written or another run has it.
     """
@@ -74,7 +74,5 @@ def claim(folder):
 
 
 def training_files(folder):
-    """What a training wrote into folder (Path) and another one would replace: checkpoints, log.txt
-    and eval/.
-    """
+    """The files of a training in folder (Path): checkpoints, log.txt and eval/."""
     return [*folder.glob("checkpoint*.pkl"), *folder.glob("log.txt"), *folder.glob("eval/*.pkl")]

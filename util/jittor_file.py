@@ -1,5 +1,6 @@
-"""Files as `jt.save` writes them, of plain containers, numbers, strings and NumPy arrays. Reading
-one never executes what it says.
+"""Files as `jt.save` writes them: plain containers, numbers, strings and NumPy arrays.
+
+Reading one never executes what it says.
 """
 
 import hashlib
@@ -33,8 +34,9 @@ def write_jittor_file(obj, path):
 
 
 def read_jittor_file(path):
-    """What the file at path (Path) holds. Raises InputError where it is damaged, or would need code
-    to be run.
+    """What the file at path (Path) holds.
+
+    Raises InputError where it is damaged, or would need code to be run.
     """
     if fault := _checksum_fault(path):
         raise InputError(
@@ -137,16 +139,10 @@ def _checksum_fault(path):
 
 
 def _newest_intact(path):
-    """The end of a sentence that names the newest other checkpoint in the folder whose checksum is
-    right; or ''.
-    """
+    """The end of a sentence that names the newest intact checkpoint beside path, or ''."""
     others = [other for other in path.parent.glob("checkpoint*.pkl") if other.name != path.name]
     others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
-    return next(
-        (
-            f", or take {other}, the newest intact one there"
-            for other in others
-            if not _checksum_fault(other)
-        ),
-        "",
-    )
+    for other in others:
+        if not _checksum_fault(other):
+            return f", or take {other}, the newest intact one there"
+    return ""

@@ -83,8 +83,9 @@ class MetricLogger:
         }
 
     def load_state_dict(self, state):
-        """Puts back what `state_dict` returned. Meters with another window or format must have been
-        added before.
+        """Puts back what `state_dict` returned.
+
+        Meters with another window or format have to be added before.
         """
         for name, values in state.items():
             meter = self.meters[name]
@@ -97,8 +98,7 @@ class MetricLogger:
         )
 
     def log_every(self, iterable, print_freq, header, start=0):
-        """Yields the items of `iterable` and shows progress; it goes on at item `start` of
-        `len(iterable)`.
+        """Yields the items of `iterable`, from number `start` on, and shows progress.
 
         On a terminal this is a bar with eta and losses; elsewhere, and with several processes, a
         line every `print_freq` items, as the original's.

@@ -1,15 +1,11 @@
-"""Memory that a process holds: what the C library keeps of what is freed, and what Jittor's
-allocator does.
-"""
+"""The memory that a process holds: freed memory in the C library and in Jittor's allocator."""
 
 import ctypes
 import platform
 
 
 def keep_freed_memory():
-    """Lets glibc keep what a training step frees, instead of giving it back and fetching it page by
-    page in the next.
-    """
+    """Lets glibc keep freed memory for the next step, instead of fetching it again page by page."""
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         libc = ctypes.CDLL(None)

@@ -42,18 +42,14 @@ def nested_tensor_from_arrays(images):
 
 
 def nearest_index(size, new_size):
-    """Source positions, int64 [new_size], of PyTorch's nearest interpolation from `size` to
-    `new_size` pixels.
-    """
+    """Source positions, int64 [new_size], of PyTorch's nearest interpolation of `size` pixels."""
     scale = np.float32(size) / np.float32(new_size)
     index = np.floor(np.arange(new_size, dtype=np.float32) * scale).astype(np.int64)
     return np.minimum(index, size - 1)
 
 
 def resize_nearest(x, size):
-    """Var [..., h, w] at another size (height, width), each pixel taken from its nearest as PyTorch
-    does.
-    """
+    """Var [..., h, w] resized to size (height, width) by PyTorch's nearest interpolation."""
     rows, columns = (jt.array(nearest_index(old, new)) for old, new in zip(x.shape[-2:], size))
     *dims, rows_in, columns_in = (f"i{i}" for i in range(x.ndim))
     # Indexing would do, too, but with CUDA Jittor compiles that again for some sizes.

@@ -1,6 +1,4 @@
-"""Two pieces of training that Jittor's own versions do not do as PyTorch does: AdamW with gradient
-clipping, step decay.
-"""
+"""AdamW with gradient clipping, and step decay, as PyTorch computes them."""
 
 import math
 
@@ -17,14 +15,12 @@ class AdamW(jt.optim.AdamW):
     def backward(self, loss, retain_graph=False):
         """Adds the loss's gradients to those since the last step, which takes them together."""
         super().backward(loss, retain_graph)
-        self.n_step -= (
-            self.pending
-        )  # Jittor counts every call, where the averages need the number of steps
+        if self.pending:
+            self.n_step -= 1  # Jittor counts every call, but the averages need the steps
         self.pending = True
 
     def clip_grad_norm(self, max_norm):
-        """Has the next step scale the gradients that `backward` left so that their global norm is
-        at most `max_norm`.
+        """Makes the next step scale the gradients to a global norm of at most `max_norm`.
 
         Jittor's own adds all squares in one float32 loop, which loses 5% of the norm of DETR-R50's
         41 million numbers.
@@ -59,8 +55,7 @@ class AdamW(jt.optim.AdamW):
 
 
 class StepLR:
-    """Multiplies the learning rate of every parameter group by `gamma` each `step_size` epochs
-    (torch's `StepLR`).
+    """Multiplies each group's learning rate by `gamma` every `step_size` epochs (torch's `StepLR`).
 
     Jittor's own misses the drop after the first epoch when `step_size` is 1, and its state cannot
     be saved.

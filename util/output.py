@@ -11,8 +11,7 @@ from util.plot_utils import plot_curves, read_log
 
 
 class OutputFolder:
-    """The folder given as --output_dir; an empty path, or another process than the main one, writes
-    nothing.
+    """The folder of --output_dir. Nothing is written where it is empty, or by other processes.
 
     Raises InputError for a log.txt that is there and cannot be continued.
     """
@@ -28,8 +27,9 @@ class OutputFolder:
         self.logs = read_log(self.path) if (self.path / "log.txt").exists() else []
 
     def save_training(self, make_state, lr_drop):
-        """Writes checkpoint.pkl, and checkpointNNNN.pkl before each drop of the learning rate and
-        every 100 epochs.
+        """Writes checkpoint.pkl, and some as checkpointNNNN.pkl, too.
+
+        Those before each drop of the learning rates, and every 100 epochs.
 
         make_state: gives what to save, a dictionary of plain containers and arrays. Its `epoch` is
         the last one that was trained to its end, its `step` the number of batches of the next one
@@ -46,8 +46,9 @@ class OutputFolder:
         dist.barrier()  # nobody goes on, or ends the run, before the checkpoint is there
 
     def save_evaluation(self, evaluator, dataset, names):
-        """Writes the detections in COCO's result format, pycocotools' precision and recall arrays
-        under `names`, and predictions.png with the first images of the data set.
+        """Writes the detections in COCO's result format, figures, and predictions.png.
+
+        names: of the files for pycocotools' precision and recall arrays.
         """
         if not self.active:
             return
@@ -67,9 +68,7 @@ class OutputFolder:
         return self.path / "panoptic_eval" if self.active else None
 
     def lacks(self, epoch):
-        """Whether log.txt should have a line of this epoch and has none: the main process's answer,
-        in all.
-        """
+        """Whether log.txt lacks this epoch; the main process's answer, in all processes."""
         return dist.broadcast(self.active and all(line["epoch"] != epoch for line in self.logs))
 
     def log_epoch(self, train_stats, test_stats, epoch, n_parameters):

@@ -33,8 +33,9 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Pending:
-    """An object that a pickle makes in two steps: a call, and `build` with a state, which returns
-    what takes its place.
+    """An object that a pickle makes in two steps: a call, and `build` with a state.
+
+    What `build` returns takes its place.
     """
 
     def __init__(self):
@@ -53,9 +54,7 @@ def check_keys(items):
 
 
 class OrderedDict(dict):
-    """Stands for the one of `collections`; what is set on it beside its items (a state dict's
-    `_metadata`) is left out.
-    """
+    """Stands for that of `collections`; attributes (a state dict's `_metadata`) are left out."""
 
     memo_keys = ()
 

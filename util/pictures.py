@@ -50,8 +50,9 @@ def plot_predictions(coco, read_image, results, path):
 
 
 def draw_detections(image, result, names):
-    """The picture with the masks, frames, names and scores of its detections; small ones are
-    enlarged.
+    """The picture with the masks, boxes, names and scores of its detections.
+
+    Small pictures are enlarged.
 
     image: PIL, RGB; result: what `engine.predict` returns for it; names: dictionary category id ->
     name.
@@ -88,8 +89,9 @@ def draw_detections(image, result, names):
 
 
 def draw_attention(image, result, names):
-    """A page for one picture, as figures 3 and 6 of the paper: where the encoder looks from some
-    points, and for each detection where the decoder looks.
+    """A page for one picture with attention maps, as figures 3 and 6 of the paper.
+
+    They show where the encoder looks from some points, and the decoder for each detection.
 
     The brightest place of each map is its largest weight. Arguments as in `draw_detections`.
     """
@@ -140,15 +142,15 @@ def draw_attention(image, result, names):
 
 
 def unreadable_names(names):
-    """Those of the dictionary's names for which no font of this machine has the characters; their
-    ids are drawn instead.
-    """
+    """The names that no font of this machine can show; their ids are drawn instead."""
     return [name for name in names.values() if _font(name, TEXT_HEIGHT) is None]
 
 
 def _points(boxes, size):
-    """Up to MAX_POINTS places (x, y) in 0..1 that are not close to each other: the centres of the
-    detections with the highest scores, and then places between the middle and the corners.
+    """Up to MAX_POINTS places (x, y) in 0..1 that are not close to each other.
+
+    The centres of the detections with the highest scores come first, then places between the middle
+    and the corners.
     """
     centres = [
         ((x0 + x1) / 2 / size[0], (y0 + y1) / 2 / size[1]) for x0, y0, x1, y1 in boxes.tolist()
@@ -204,9 +206,8 @@ def _draw_cell(coco, read_image, image_id, detections):
     draw = ImageDraw.Draw(image)
     for annotation in coco.imgToAnns[image_id]:
         left, top, right, bottom = _corners(annotation["bbox"], scale)
-        draw.rectangle(
-            (left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3
-        )  # seen on any ground
+        # White on black is seen on any ground.
+        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3)
         draw.rectangle((left, top, right, bottom), outline="white", width=1)
     kept = sorted((d for d in detections if d["score"] >= MIN_SCORE), key=lambda d: -d["score"])
     for detection in reversed(kept):  # the highest score on top
@@ -248,8 +249,7 @@ def _frame(draw, box, colour, line):
 
 
 def _label(draw, size, box, name, score, colour, height, label_boxes):
-    """Name and score on their colour at a corner of the box: above it, in it, below it, where no
-    label is yet; always in the image.
+    """Draws name and score at a corner of the box, where no label is yet; always in the image.
 
     A name that is too long for the image is cut. label_boxes: the rectangles of the labels drawn so
     far; the new one is added.
@@ -309,9 +309,7 @@ def _colour(category_id):
 
 
 def _font(text, size):
-    """DejaVu Sans, or where that lacks characters of the text, a font of the machine that has them;
-    None without any.
-    """
+    """DejaVu Sans, or another font of the machine if that has the characters; None without any."""
     path = _font_for("".join(sorted(set(text))))
     return path and ImageFont.truetype(path, size)
 
@@ -327,9 +325,7 @@ def _font_for(characters):
 
 
 def _has(path, characters):
-    """Whether the font has the characters: whether it draws something else than the box that stands
-    for a missing one.
-    """
+    """Whether the font has the characters: it does not draw the box of a missing one for them."""
     try:
         font = ImageFont.truetype(path, TEXT_HEIGHT)
         missing = bytes(font.getmask("\U0010ffff"))

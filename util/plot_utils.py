@@ -26,8 +26,7 @@ FIGURES = {"AP": 0, "AP50": 1, "AP75": 2}  # places among COCO's 12 figures
 
 
 def read_log(run):
-    """The lines of a run, a folder with log.txt or such a file, as a list of dictionaries in the
-    order of the epochs.
+    """The lines of a run, a folder with log.txt or such a file, sorted by epoch.
 
     A last line that was cut off while it was written is left out. Raises InputError.
     """
@@ -99,8 +98,9 @@ def _name_axes(axes, title, unit, first, last):
 
 
 def table(runs):
-    """Markdown: epochs, last and best AP, AP50 and AP75 of each run; from the second run on, the
-    difference from the first.
+    """A Markdown table of each run's epochs, last and best AP, AP50 and AP75.
+
+    From the second run on with the difference from the first.
     """
     lines = [
         "| run | epochs | "

@@ -30,8 +30,9 @@ JITTOR_SERVER = ("cg.cs.tsinghua.edu.cn", 443)
 
 
 def prepare():
-    """Choose a CUDA that works, or none, and put oneDNN where Jittor looks. Does nothing once
-    Jittor is imported.
+    """Chooses a CUDA that works, or none, and puts oneDNN where Jittor looks.
+
+    Does nothing once Jittor is imported.
 
     May set these variables in `os.environ`, and prints a line on stderr where that costs speed.
     Ends the program with one line (SystemExit) where Jittor cannot work. Raises OSError where the
@@ -52,8 +53,9 @@ def prepare():
 
 
 def prepare_device(name):
-    """`prepare` for a device, before anything imports Jittor. Says what Jittor will compile, and
-    why a GPU is not used.
+    """`prepare` for a device, before anything imports Jittor.
+
+    Prints what Jittor will compile, and why a GPU is not used.
 
     name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda"
     where CUDA cannot work.
@@ -73,9 +75,7 @@ def prepare_device(name):
 
 
 def jittor_home():
-    """The folder (Path) under which Jittor keeps `.cache/jittor`, found as Jittor finds it, but
-    without creating it.
-    """
+    """The folder (Path) of Jittor's `.cache/jittor`, as Jittor finds it; it is not created."""
     config = Path.home() / ".cache" / "jittor" / "config.json"
     remembered = json.loads(config.read_text()).get("JITTOR_HOME") if config.exists() else None
     return Path(os.environ.get("JITTOR_HOME") or remembered or Path.home()).absolute()
@@ -132,8 +132,9 @@ def _check_numpy():
 
 
 def _find_compiler():
-    """Tells Jittor of a python3.X-config that is not where it looks. Ends the program where what it
-    compiles with is missing.
+    """Tells Jittor of a python3.X-config that is not where it looks.
+
+    Ends the program where Python's headers or a compiler are missing.
     """
     name = f"python3.{sys.version_info.minor}-config"
     jittors = (
@@ -209,9 +210,7 @@ def _is_complete(staged):
 
 
 def _onednn_files():
-    """The installed wheels' files as {place in the staged folder: Path}, {} where no fitting wheel
-    is installed.
-    """
+    """The wheels' files, {place in the staged folder: Path}; {} without a fitting wheel."""
     from importlib import metadata  # 30 ms that a process with oneDNN in place need not spend
 
     found = {}

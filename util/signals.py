@@ -1,5 +1,4 @@
-"""Signals: ending a run in good order when the machine is taken away, as Slurm and Ctrl-C announce
-it; and crashes.
+"""Signals: the orderly end of a run, as Slurm and Ctrl-C ask for it; and crashes.
 
 While oneDNN multiplies, a handler must not run on the stack of its thread (see HandlerStack in
 util/ops/kernels.h). Handlers set with Python's `signal.signal` run on a stack of their own, where
@@ -31,8 +30,7 @@ TAKEN_BY_JITTOR = (
 
 
 def take_back_from_jittor():
-    """Undoes what the import of Jittor did to this process's signals. To be called after it; only
-    the main thread can.
+    """Undoes what the import of Jittor did to this process's signals. In the main thread only.
 
     Jittor's handlers run on the stack of the thread that a signal interrupts. They quit the process
     at Ctrl-C and when a child is killed. At a crash they call `exit`, which under MPI waits for the
@@ -43,16 +41,14 @@ def take_back_from_jittor():
         return
     faulthandler.disable()
     for number in TAKEN_BY_JITTOR:
-        signal.signal(
-            number, signal.getsignal(number) or signal.SIG_DFL
-        )  # Python does not know of Jittor's
+        python_handler = signal.getsignal(number)  # Python does not know of Jittor's
+        signal.signal(number, python_handler or signal.SIG_DFL)
     standard_error = 2  # sys.stderr may have been replaced by something that is not a file
     faulthandler.enable(standard_error)
 
 
 class StopRequest:
-    """Inside its `with` block the first of SIGNALS only asks the run to stop; a second one acts at
-    once, as usual.
+    """In its `with` block, the first of SIGNALS asks the run to stop; a second one acts at once.
 
     Processes forked within the block do not take part: signals act on them as before the block.
 
@@ -68,9 +64,8 @@ class StopRequest:
         StopRequest.active = self
         self.before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         for number in SIGNALS:
-            signal.siginterrupt(
-                number, False
-            )  # where Jittor waits for another process that compiles, it takes EINTR for a fault
+            # Where Jittor waits for another process that compiles, it takes EINTR for a fault.
+            signal.siginterrupt(number, False)
         return self
 
     def __exit__(self, *_):
@@ -83,22 +78,17 @@ class StopRequest:
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if dist.is_main_process():
-            os.write(
-                2, f"{self.received.name}: the run stops after this step\n".encode()
-            )  # print may be interrupted in print
+            # Not print: the signal may have interrupted another print.
+            os.write(2, f"{self.received.name}: the run stops after this step\n".encode())
 
     def agree(self):
-        """The signal that any of the processes has received, or None: the same answer in all, which
-        have to ask together.
-        """
+        """The signal that any process has received, or None. All processes have to call it."""
         agreed = next(filter(None, dist.all_gather(self.received)), None)
         self.received = agreed or self.received
         return agreed
 
     def exit(self, message):
-        """Ends the process with one line and the exit code that shells give to the signal, 128 +
-        its number.
-        """
+        """Ends the process with one line and the exit code of the signal, 128 + its number."""
         if dist.is_main_process():
             print(f"stopped by {self.received.name}: {message}", file=sys.stderr, flush=True)
         sys.exit(128 + self.received)
@@ -116,9 +106,7 @@ os.register_at_fork(after_in_child=_leave_stop_request)
 
 @contextmanager
 def children_ignore():
-    """Processes forked within the block are deaf to SIGNALS, which a terminal and Slurm send to all
-    of a run's processes.
-    """
+    """Processes forked within the block ignore SIGNALS, which Slurm and terminals send to all."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

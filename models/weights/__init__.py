@@ -1,6 +1,4 @@
-"""Files of weights and checkpoints, and what goes from them into a model. Reading and converting
-them needs no compiled Jittor.
-"""
+"""Files of weights and checkpoints, and loading them. Reading and converting needs no Jittor."""
 
 from .checkpoint import load_checkpoint
 from .model import load_model_state

@@ -1,6 +1,4 @@
-"""`python -m models.weights IN OUT.pth` writes a checkpoint's model as a PyTorch file for the
-original DETR.
-"""
+"""`python -m models.weights IN OUT.pth`: a checkpoint's model as a file for the original DETR."""
 
 import argparse
 import sys

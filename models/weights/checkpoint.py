@@ -49,8 +49,7 @@ def load_checkpoint(source):
 
 
 def class_names(checkpoint, source):
-    """The classes that a loaded checkpoint was saved with, a dictionary category id -> name; {}
-    where it has none.
+    """A checkpoint's classes, a dictionary category id -> name; {} where it has none.
 
     Raises InputError, which names source, where they are something else.
     """
@@ -66,9 +65,7 @@ def class_names(checkpoint, source):
 
 
 def num_classes_of(checkpoint):
-    """The number of classes of a loaded checkpoint's class head, highest category id + 1; 0 where
-    it has no such head.
-    """
+    """Highest category id + 1 of a checkpoint's class head; 0 where it has none."""
     head = checkpoint["model"].get(
         "class_embed.bias", checkpoint["model"].get("detr.class_embed.bias")
     )

@@ -90,9 +90,7 @@ def load_array(name, array, old, old_ids):
 
 
 def add_or_remove_prefix(state, new_state):
-    """The state with the names of a DETR with masks, `detr.…`, or of one without, as new_state has
-    them.
-    """
+    """The state with the names of new_state: with `detr.` as of a model with masks, or without."""
     if any(name.startswith("detr.") for name in new_state):
         prefix = "" if any(name.startswith("detr.") for name in state) else "detr."
         return {prefix + name: array for name, array in state.items()}
@@ -109,9 +107,7 @@ def classes_with_a_row(classes, head):
 
 
 def match_classes(classes, old_classes):
-    """A dictionary id -> old id of the class of the same name, where there is one; of several that
-    with the same id.
-    """
+    """Category id -> old id of the class with the same name; of several, of the same id."""
     matched = {}
     for class_id, name in classes.items():
         same = [old_id for old_id, old_name in old_classes.items() if old_name == name]

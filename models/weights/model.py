@@ -8,9 +8,7 @@ from util.errors import InputError
 
 
 def model_state(model):
-    """The model's parameters and buffers as a dict of name -> NumPy array (copies), in the model's
-    order.
-    """
+    """The model's parameters and buffers, name -> NumPy array (a copy), in the model's order."""
     return {name: var.numpy() for name, var in model.named_parameters()}
 
 
@@ -22,8 +20,7 @@ def weights_digest(model):
 
 
 def load_model_state(model, state, source):
-    """Copy state (name -> float array) into the model's Vars in place; which of them train does not
-    change.
+    """Copies state (name -> float array) into the model; which weights train does not change.
 
     PyTorch's `num_batches_tracked` entries are ignored, as in the original. Raises InputError,
     which names source and lists the names that are missing, unexpected, or whose shape or type does

@@ -1,5 +1,4 @@
-"""Reads and writes PyTorch's file formats without PyTorch, and without running anything a file
-says.
+"""Reads and writes PyTorch's files without PyTorch, and without running anything in them.
 
 A PyTorch file is a pickle of Python containers in which each tensor is a call with a storage, an
 offset, a size and strides. The zip format (PyTorch 1.6 and later) keeps each storage as an entry of
@@ -36,9 +35,7 @@ _STORAGE_NAMES = {dtype: name for name, dtype in _STORAGE_DTYPES.items()}
 
 
 def is_torch_file(path):
-    """Whether the file begins as a PyTorch file of either format does (any zip file counts). Raises
-    OSError.
-    """
+    """Whether the file begins as a PyTorch file of either format does. Raises OSError."""
     with open(path, "rb") as file:
         start = file.read(len(_LEGACY_START))
     return start == _LEGACY_START or start.startswith(_ZIP_START)
@@ -94,9 +91,7 @@ def write_torch_file(obj, file):
 
 
 class _Storage:
-    """The elements that tensors are views of; data (1-D array) is None while a legacy file's pickle
-    is first read.
-    """
+    """The elements that tensors are views of; data (1-D array) is None until it is read."""
 
     def __init__(self, data=None):
         self.data = data
@@ -141,7 +136,9 @@ _GLOBALS = {
 
 
 def _load(file, path, storage=None):
-    """storage: function of (dtype name, key, number of elements, view or None) that returns a
+    """The object in a pickle of PyTorch.
+
+    storage: function of (dtype name, key, number of elements, view or None) that returns a
     _Storage.
     """
 

@@ -1,6 +1,4 @@
-"""What a resumed training needs beside the model: the optimizer's state, and the position in the
-schedule.
-"""
+"""The state of a training beside the model's weights: the optimizer's, and the schedule's."""
 
 import numpy as np
 
@@ -69,8 +67,9 @@ def load_optimizer_state(optimizer, state, source):
 
 
 def check_training_state(checkpoint, source):
-    """Raises InputError, which names source, unless all that a resumed training needs beside
-    weights is there and of its type.
+    """Checks that a checkpoint has the state that a resumed training needs.
+
+    Raises InputError, which names source, where something is missing or of another type.
     """
     number = (int, float)
     moments = {"step": int, "exp_avg": np.ndarray, "exp_avg_sq": np.ndarray}
@@ -105,8 +104,9 @@ def check_training_state(checkpoint, source):
 
 
 def _misform(value, form, place="checkpoint"):
-    """Where value differs from form, or None. form: a type or types; [form of each item]; {key:
-    form}; {str: form of each}.
+    """Where value differs from form, or None.
+
+    form: a type or types; [form of each item]; {key: form}; {str: form of each value}.
     """
     if isinstance(form, list):
         if not isinstance(value, list):

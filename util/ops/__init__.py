@@ -1,5 +1,6 @@
-"""Operators that Jittor lacks in a fast form on the CPU. With CUDA, and without oneDNN, Jittor's
-own run instead of most.
+"""Operators that Jittor lacks in a fast form on the CPU.
+
+With CUDA, and without oneDNN, Jittor's own run instead of most.
 
 In brackets: milliseconds forward and back against Jittor's, at sizes of DETR-R50's training on two
 cores (`python -m tests.oracle.benchmark --rows operators`).
@@ -52,16 +53,12 @@ def bmm(a, b):
 
 
 def bmm_transpose(a, b):
-    """float32 [N, m, k], [N, n, k] -> [N, m, n]: the product of each matrix with the transpose of
-    its partner.
-    """
+    """float32 [N, m, k], [N, n, k] -> [N, m, n]: each matrix times the transpose of its partner."""
     return functions.Product("T")(a, b) if _on_onednn() else nn.bmm_transpose(a, b)
 
 
 def linear(x, weight, bias=None):
-    """x [..., K], weight [N, K], bias [N] -> [..., N], float32: x times the transpose of weight,
-    plus bias.
-    """
+    """x [..., K], weight [N, K], bias [N] -> [..., N], float32: x times weight^T, plus bias"""
     return functions.Linear()(x, weight, bias) if _on_onednn() else nn.linear(x, weight, bias)
 
 
@@ -81,10 +78,10 @@ def conv2d(
     residual=None,
     relu=False,
 ):
-    """x [B, C, H, W], weight [O, C, kh, kw], scale and bias [O], residual [B, O, h, w] -> [B, O, h,
-    w], float32.
+    """The convolution times scale (which has no gradient), plus bias, plus residual, then ReLU.
 
-    The convolution times scale (which has no gradient), plus bias, plus residual, then ReLU.
+    x [B, C, H, W], weight [O, C, kh, kw], scale and bias [O], residual [B, O, h, w]
+    -> [B, O, h, w], float32
     """
     outputs, channels, *kernel = weight.shape
     square = all(a == b for a, b in (kernel, stride, padding, dilation))
@@ -116,12 +113,10 @@ def relu(x):
 
 
 def max_pool(x):
-    """The maximum of 3x3 pixels, stride 2, padding 1: [B, C, H, W] -> [B, C, H / 2, W / 2], rounded
-    up.
-    """
-    return (
-        functions.MaxPool()(x) if _on_onednn() else nn.Pool(3, stride=2, padding=1, op="maximum")(x)
-    )
+    """Maximum of 3x3, stride 2, padding 1: [B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]"""
+    if _on_onednn():
+        return functions.MaxPool()(x)
+    return nn.Pool(3, stride=2, padding=1, op="maximum")(x)
 
 
 def softmax(x, mask=None):
@@ -147,18 +142,15 @@ def transpose(x):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d, but its running variance is PyTorch's: n / (n - 1) times that of the batch of
-    n values per channel.
-    """
+    """nn.BatchNorm2d, but its running variance is PyTorch's, the unbiased one."""
 
     def execute(self, x):
         if not self.is_train:
             return super().execute(x)
         before = self.running_var.clone()
         y = super().execute(x)
-        batch_share = self.running_var - before * (
-            1 - self.momentum
-        )  # the batch's variance times the momentum
+        # The batch's variance times the momentum.
+        batch_share = self.running_var - before * (1 - self.momentum)
         self.running_var.update(self.running_var + batch_share * (unbiased(x) - 1))
         return y
 
@@ -182,33 +174,33 @@ class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the last dimension."""
 
     def execute(self, x):
-        return (
-            functions.LayerNorm(self.eps)(x, self.weight, self.bias)
-            if _on_onednn()
-            else super().execute(x)
-        )
+        if _on_onednn():
+            return functions.LayerNorm(self.eps)(x, self.weight, self.bias)
+        return super().execute(x)
 
 
 def norm(x, layer, residual=None, relu=False):
-    """A normalisation layer of x [B, C, H, W], the sum with the residual, ReLU; one operator for
-    BatchNorm2d in training.
+    """A normalisation layer of x [B, C, H, W], the sum with the residual, ReLU.
+
+    One operator for BatchNorm2d in training.
     """
     if _on_onednn() and isinstance(layer, BatchNorm2d) and layer.is_train and not jt.in_mpi:
-        y, mean, variance = functions.BatchNorm(layer.eps, relu)(
-            x, layer.weight, layer.bias, residual
-        )
-        for running, now in (
-            (layer.running_mean, mean),
-            (layer.running_var, variance * unbiased(x)),
-        ):
-            running.update(running + (now.detach() - running) * layer.momentum)
+        batch_norm = functions.BatchNorm(layer.eps, relu)
+        y, mean, variance = batch_norm(x, layer.weight, layer.bias, residual)
+        update_average(layer.running_mean, mean, layer.momentum)
+        update_average(layer.running_var, variance * unbiased(x), layer.momentum)
         return y
     return _add_and_relu(layer(x), residual, relu)
 
 
+def update_average(average, value, momentum):
+    average.update(average + (value.detach() - average) * momentum)
+
+
 def norm_of_all(arrays):
-    """The 2-norm [1] of all numbers in a list of float32 arrays, without the digits that one
-    float32 loop over all would lose.
+    """The 2-norm [1] of all numbers in a list of float32 arrays.
+
+    Added up in parts: one float32 loop over all would lose digits.
     """
     if jt.flags.use_cuda:
         sums = "".join(
@@ -225,24 +217,24 @@ def norm_of_all(arrays):
 
 
 def adamw(params, squares, averages, grads, scale, keep, b0, b1, rate, root, eps):
-    """A step of AdamW. Takes lists, and gives for each weight its new value and averages of squares
-    and of gradients.
+    """A step of AdamW. Yields for each weight its new value, average of squares, and average.
 
-    The gradients count times scale [1]; the numbers are those of `util.optim.AdamW`.
+    params, squares, averages, grads: lists of arrays. The gradients count times scale [1]; the
+    numbers are those of `util.optim.AdamW`.
     """
     if _on_onednn() or jt.flags.use_cuda:
         settings = jt.array(np.float32([keep, b0, 1 - b0, b1, 1 - b1, rate, root, eps]))
+        source = """
+            detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p[0], in5_p, out0_p, out1_p, out2_p,
+                        in0->num);
+        """
+        cuda_source = """
+            detr::adamw<<<(in0->num - 1) / detr::ELEMENT_THREADS + 1, detr::ELEMENT_THREADS>>>(
+                in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, out0_p, out1_p, out2_p, in0->num);
+        """
         for arrays in zip(params, squares, averages, grads):
-            yield codes(
-                [arrays[0].shape] * 3,
-                [*arrays, scale, settings],
-                "detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p[0], in5_p, out0_p, "
-                "out1_p, out2_p, in0->num);",
-                """
-                detr::adamw<<<(in0->num - 1) / detr::ELEMENT_THREADS + 1, detr::ELEMENT_THREADS>>>(
-                    in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, out0_p, out1_p, out2_p, in0->num);
-            """,
-            )
+            inputs = [*arrays, scale, settings]
+            yield codes([arrays[0].shape] * 3, inputs, source, cuda_source)
         return
     for p, v, m, g in zip(params, squares, averages, grads):
         g = g * scale

@@ -7,8 +7,11 @@ from util.backend import jt
 
 
 def _include(name):
-    """Jittor copies the header at each call, so it is short; the digest makes Jittor compile again
-    when the file changes.
+    """An include of a header of this folder, with its digest.
+
+    The digest makes Jittor compile again when the file changes. Jittor copies this text at each
+    call:
+    it is short.
     """
     source = Path(__file__).with_name(name)
     return f'#include "{source}"  // {hashlib.sha1(source.read_bytes()).hexdigest()}'

@@ -90,9 +90,7 @@ class ConvAny(Conv):
 
 
 def split(x, step):
-    """[B, C, H, W] -> [step * step * B, C, H / step, W / step], rounded up; what is missing is
-    zero.
-    """
+    """[B, C, H, W] -> [step * step * B, C, ceil(H / step), ceil(W / step)], padded with zeros."""
     batch, channels, height, width = x.shape
     x = nn.pad(x, (0, -width % step, 0, -height % step))
     x = x.reshape(batch, channels, x.shape[2] // step, step, x.shape[3] // step, step).permute(
