@@ -197,22 +197,32 @@ def demo(folder):
 
 def sizes(_):
     """Training of DETR-R50 at random sizes: memory held by Jittor, kernels compiled."""
+    import tiny
+
+    from arguments import parse_args
+    from engine import train_one_epoch
+    from main import build_optimizer
     from util.backend import jt
 
-    step = trainer("resnet50")
+    args = parse_args(["--backbone", "resnet50", "--backbone_weights", "none", "--device", "cuda"])
+    network, criterion, _ = tiny.build(args)
+    optimizer = build_optimizer(network, args)
+    batches = RandomBatches(STEPS)
     jit = Path(jt.flags.cache_path) / "jit"
-    held = []
-    for number, batch in enumerate(random_batches(STEPS)):
-        step(*batch)
-        if number == 1:
-            before = len(list(jit.glob("*.so")))
+    held, kernels = [], []
+
+    def after_step(_step, _logger):
         held.append(jt.get_mem_info().total_cuda_used)
-    compiled = len(list(jit.glob("*.so"))) - before
+        kernels.append(len(list(jit.glob("*.so"))))
+
+    train_one_epoch(
+        network, criterion, batches, optimizer, 0, 0, args.clip_max_norm, after_step=after_step
+    )
+    compiled = kernels[-1] - kernels[1]
     settled, most = max(held[:SETTLED]), max(held)
     return (
-        f"{STEPS} steps of 2 images: {compiled} kernels compiled after the "
-        f"second step; held {settled / 2**30:.2f} GB after {SETTLED} "
-        f"steps, {most / 2**30:.2f} GB at the end"
+        f"{STEPS} steps of 2 images: {compiled} kernels compiled after the second step; held "
+        f"{settled / 2**30:.2f} GB after {SETTLED} steps, {most / 2**30:.2f} GB at the end"
     ), compiled == 0 and most <= MAX_GROWTH * settled
 
 
@@ -232,21 +242,11 @@ def speed(_):
     return "; ".join(found), True
 
 
+CASES = "resnet18 resnet50 resnet50-dc5 resnet101 masks group-norm tiny".split()
 ROWS = {
     "device": device,
     "operators": operators,
-    **{
-        f"model {case}": model(case)
-        for case in (
-            "resnet18",
-            "resnet50",
-            "resnet50-dc5",
-            "resnet101",
-            "masks",
-            "group-norm",
-            "tiny",
-        )
-    },
+    **{f"model {case}": model(case) for case in CASES},
     "training": training,
     "sizes": sizes,
     "speed": speed,
@@ -273,79 +273,45 @@ def on_both(function, shapes, gradients=True):
         inputs = [jt.array(random.standard_normal(shape, np.float32)) for shape in shapes]
         result = function(*inputs)
         weight = jt.array(random.standard_normal(result.shape, np.float32))
-        found.append(
-            [
-                var.numpy()
-                for var in (
-                    result,
-                    *(jt.grad((result * weight).sum(), inputs) if gradients else ()),
-                )
-            ]
-        )
+        outputs = [result]
+        if gradients:
+            outputs += jt.grad((result * weight).sum(), inputs)
+        found.append([var.numpy() for var in outputs])
     return max(
         float(np.abs(cpu - gpu).max() / max(np.abs(cpu).max(), 1e-6)) for cpu, gpu in zip(*found)
     )
 
 
-def trainer(backbone):
-    """A function for a training step of (images, targets), which returns when it is done."""
-    import tiny
+class RandomBatches:
+    """In place of a data loader: batches of two images, of sizes as COCO's have in training."""
 
-    from arguments import parse_args
-    from engine import weighted_sum
-    from main import build_optimizer
-    from util.backend import jt
-    from util.memory import StepMemory
-    from util.misc import nested_tensor_from_arrays
+    def __init__(self, count):
+        self.count = count
 
-    args = parse_args(["--backbone", backbone, "--backbone_weights", "none", "--device", "cuda"])
-    network, criterion, _ = tiny.build(args)
-    optimizer = build_optimizer(network, args)
-    memory = StepMemory()
+    def __len__(self):
+        return self.count
 
-    def step(images, targets):
-        network.train()
-        loss, _ = weighted_sum(
-            criterion(network(nested_tensor_from_arrays(images).to_jittor()), targets),
-            criterion.weight_dict,
-        )
-        optimizer.backward(loss)
-        optimizer.clip_grad_norm(0.1)
-        optimizer.step()
-        memory.tidy()
-        jt.sync_all(True)
+    def set_epoch(self, epoch, start=0):
+        pass
 
-    return step
+    def __iter__(self):
+        import numpy as np
 
+        from util.misc import nested_tensor_from_arrays
 
-def random_batches(count, short=(480, 800), long=1333):
-    """(images, targets) of two images each, of the sizes that the original's training transforms
-    give COCO's pictures.
-    """
-    import numpy as np
-
-    random = np.random.default_rng(0)
-    for _ in range(count):
-        images, targets = [], []
-        for _ in range(2):
-            side = random.integers(*short, endpoint=True)
-            size = (
-                side,
-                min(long, int(side * random.uniform(1.2, 1.6))) if short[0] < short[1] else long,
-            )
-            images.append(
-                random.standard_normal(
-                    (3, *(size if random.random() < 0.7 else size[::-1])), np.float32
-                )
-            )
-            objects = random.integers(0, 15)
-            targets.append(
-                {
-                    "labels": random.integers(1, 91, objects),
-                    "boxes": random.uniform(0.2, 0.4, (objects, 4)).astype(np.float32),
-                }
-            )
-        yield images, targets
+        random = np.random.default_rng(0)
+        for _ in range(len(self)):
+            images, targets = [], []
+            for _ in range(2):
+                short = random.integers(480, 800, endpoint=True)
+                size = [short, min(1333, int(short * random.uniform(1.2, 1.6)))]
+                if random.random() > 0.7:
+                    size.reverse()
+                images.append(random.standard_normal((3, *size), np.float32))
+                objects = random.integers(0, 15)
+                boxes = random.uniform(0.2, 0.4, (objects, 4)).astype(np.float32)
+                targets.append({"labels": random.integers(1, 91, objects), "boxes": boxes})
+            yield nested_tensor_from_arrays(images), targets
 
 
 # ---- the table

@@ -315,12 +315,11 @@ def test_without_a_network_the_imagenet_weights_say_what_to_do(tmp_path, monkeyp
     for part in (
         "https://download.pytorch.org/models/resnet50-0676ba61.pth",
         str(tmp_path / "detr-jittor"),
-        "--backbone_weights none",
-        "--backbone_weights PATH",
+        "download it by hand and put it there",
     ):
         assert part in message
     assert "\n" not in message
-    with pytest.raises(InputError, match="there are none for resnet20"):
+    with pytest.raises(ValueError, match="backbone_name is resnet20"):
         load_backbone(Net(), "imagenet", "resnet20")
 
 

@@ -1,5 +1,5 @@
 """Hostile checkpoints: none runs, each is an InputError of one line, in little time and memory (see
-hostile.py).
+helpers/hostile_files.py).
 """
 
 import os
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import hostile
 import pytest
+from hostile_files import files, special
 
 from models.weights.checkpoint import load_checkpoint
 from models.weights.training import check_training_state
 from util.errors import InputError
 
 MARK = Path(tempfile.gettempdir()) / f"mark-{os.getpid()}"  # what runs makes this file
-KINDS = hostile.files(MARK)
+KINDS = files(MARK)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -37,7 +38,7 @@ def test_the_program_ends_with_one_line_and_little_memory(kind, tmp_path):
         path.write_bytes(next(iter(KINDS[kind].values())))
         paths = [path]
     else:
-        paths = hostile.special(tmp_path).values()
+        paths = special(tmp_path).values()
     for path in paths:
         code, said, seconds, memory = hostile.read(path, tmp_path)
         assert code == 1 and said.startswith("error: ") and said.rstrip("\n").isprintable(), said

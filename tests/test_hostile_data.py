@@ -4,76 +4,38 @@ that keep the contract.
 DETR_CASES=10000 python -m pytest tests/test_hostile_data.py     tries more cases
 """
 
-import io
 import json
 import os
-import random
 import struct
 import tempfile
 import warnings
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
+from hostile_data import (
+    HOSTILE_PICTURES,
+    PICTURES,
+    PLAIN,
+    entry,
+    make_images,
+    read_items,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from datasets import transforms as T
-from datasets.coco import NORMALIZE, CocoDetection, make_coco_transforms
+from datasets.coco import CocoDetection, make_coco_transforms
 from datasets.loader import DataLoader
 from main import main
 from util.errors import InputError
 
 CASES = int(os.environ.get("DETR_CASES", 300))
-SIZE = (30, 20)
-PLAIN = T.Compose([T.RandomHorizontalFlip(), NORMALIZE])
 
 
-def picture(form, mode="RGB", size=SIZE, **options):
-    file = io.BytesIO()
-    Image.effect_noise(size, 50).convert(mode).save(file, form, **options)
-    return file.getvalue()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("hostile"))
 
-
-def bomb(side):
-    """A PNG of a few bytes whose header claims side x side pixels."""
-    content = bytearray(picture("PNG", "L", (1, 1)))
-    content[16:24] = side.to_bytes(4, "big") * 2
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    return bytes(content)
-
-
-EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
-%%BoundingBox: 0 0 30 20
-%%EndComments
-(mark) (w) file closefile
-showpage
-"""
-PICTURES = {
-    "good.jpg": picture("JPEG"),
-    "cmyk.jpg": picture("JPEG", "CMYK"),
-    "grey.png": picture("PNG", "L"),
-    "palette.gif": picture("GIF", "P"),
-    "bits.tif": picture("TIFF", "1"),
-    "good.webp": picture("WEBP"),
-    "good.bmp": picture("BMP"),
-    "good.ppm": picture("PPM"),
-    "flat.png": picture("PNG", size=(300, 1)),
-    "flat2.png": picture("PNG", size=(1, 90)),
-    "pixel.png": picture("PNG", size=(1, 1)),
-}
-HOSTILE_PICTURES = {
-    "empty.jpg": b"",
-    "text.jpg": b"<html>",
-    "bomb.png": bomb(2**31 - 1),
-    "bomb2.png": bomb(50_000),
-    "zero.png": bomb(0),
-    "cut.jpg": PICTURES["good.jpg"][:300],
-    "postscript.jpg": EPS,
-}
 
 # Any double, by its bits: hypothesis refuses to draw floats where subnormal ones are flushed to
 # zero (see util/runtime.py).
@@ -192,48 +154,6 @@ FILES = st.fixed_dictionaries(
 )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("hostile")
-    (root / "images" / "sub").mkdir(parents=True)
-    (root / "secret.png").write_bytes(PICTURES["grey.png"])
-    os.mkfifo(root / "images" / "fifo.png")
-    for name, content in {**PICTURES, **HOSTILE_PICTURES}.items():
-        (root / "images" / name).write_bytes(content)
-    return root
-
-
-def use(folder, data, masks, skip, transforms, annotations="annotations.json"):
-    """Builds the data set and loads every item; checks what comes. Returns how many items came."""
-    (folder / annotations).write_text(json.dumps(data))
-    dataset = CocoDetection(
-        folder / "images", folder / annotations, transforms, masks, 4, skip_bad_samples=skip
-    )
-    dataset.seed, count = random.random(), 0
-    for index in range(len(dataset)):
-        try:
-            image, target = dataset[index]
-        except InputError as error:
-            assert str(error).isprintable()
-            continue
-        check(image, target, masks)
-        count += 1
-    return count
-
-
-def check(image, target, masks):
-    n = len(target["boxes"])
-    assert image.dtype == np.float32 and image.ndim == 3 and np.isfinite(image).all()
-    assert tuple(target["size"]) == image.shape[1:]
-    assert target["boxes"].shape == (n, 4) and np.isfinite(target["boxes"]).all()
-    assert n == 0 or (target["boxes"].min() >= 0 and target["boxes"].max() <= 1)
-    assert (
-        target["labels"].shape == target["area"].shape == (n,) and np.isfinite(target["area"]).all()
-    )
-    assert not n or set(target["labels"]) <= {0, 1, 2, 3}
-    assert not masks or target["masks"].shape == (n, *image.shape[1:])
-
-
 QUICK = settings(
     max_examples=CASES,
     deadline=None,
@@ -249,7 +169,9 @@ def test_any_annotation_file_gives_one_line_or_items(folder, capsys, data, masks
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about sizes
         try:
-            use(folder, data, masks, skip, make_coco_transforms("train") if coco == 0 else PLAIN)
+            read_items(
+                folder, data, masks, skip, make_coco_transforms("train") if coco == 0 else PLAIN
+            )
         except InputError as error:
             assert str(error).isprintable() and str(folder) in str(error)
     capsys.readouterr()
@@ -266,94 +188,8 @@ def test_any_damage_to_an_image_gives_one_line_or_an_image(folder, capsys, name,
     listed = {"images": [{"id": 1, "file_name": "damaged"}], "annotations": [], "categories": []}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        use(folder, listed, False, False, PLAIN, "damaged.json")
+        read_items(folder, listed, False, False, PLAIN, "damaged.json")
     capsys.readouterr()
-
-
-GOOD = {
-    "images": [
-        {"id": i, "file_name": name, "width": SIZE[0], "height": SIZE[1]}
-        for i, name in enumerate(("good.jpg", "grey.png"), 1)
-    ],
-    "annotations": [
-        {
-            "id": i,
-            "image_id": 1 + i % 2,
-            "bbox": [1, 2, 5, 6],
-            "category_id": 1,
-            "segmentation": [tiny.rectangle(1, 2, 5, 6)],
-        }
-        for i in range(4)
-    ],
-    "categories": [{"id": 1, "name": "a"}],
-}
-
-
-def entry(key, **values):
-    """GOOD with one more image or annotation, the values changed."""
-    new = {**GOOD[key][0], "id": 77, **values}
-    return {**GOOD, key: [*GOOD[key], new]}
-
-
-FAULTS = [
-    (
-        entry("images", file_name="/etc/passwd"),
-        "image 77: file_name '/etc/passwd' leaves the folder",
-    ),
-    (
-        entry("images", file_name="../secret.png"),
-        "image 77: file_name '../secret.png' leaves the folder",
-    ),
-    (entry("images", width=0, height=0), "image 77: width and height [0, 0] are not"),
-    (
-        entry("images", width=10**6, height=10**6),
-        "image 77: width and height [1000000, 1000000] are more than",
-    ),
-    (entry("images", id="77"), "image '77': image id '77' is not a whole number"),
-    (entry("images", id=77.0), "image id 77.0 is not a whole number"),
-    (entry("images", id=2**64), f"image id {2**64} is not a whole number"),
-    (entry("images", id=1), "image id 1 is there twice"),
-    (entry("annotations", image_id=[1]), "annotation 77 of image [1]: no image with this id"),
-    (entry("annotations", image_id=9), "annotation 77 of image 9: no image with this id"),
-    (entry("annotations", image_id=True), "annotation 77 of image True: no image with this id"),
-    (entry("annotations", category_id=2), "category 2 is not listed"),
-    (entry("annotations", category_id={}), "category {} is not listed"),
-    (entry("annotations", area="big"), "area 'big' is not a number"),
-    (entry("annotations", iscrowd="no"), "iscrowd 'no' is neither"),
-    (entry("annotations", bbox=[10**400, 0, 1, 1]), "is not x, y, width, height"),
-    (entry("annotations", segmentation=[[1, 2, 3, 4, 5]]), "its segmentation is neither"),
-    (
-        entry("annotations", segmentation=[[1, 2, 3, 4, 5, float("nan")]]),
-        "its segmentation is neither",
-    ),
-    (entry("annotations", segmentation=[[0, 0, 1e6, 0] * 1000]), "its segmentation is neither"),
-    (
-        entry("annotations", segmentation={"size": [20, 30], "counts": [700]}),
-        "its segmentation is neither",
-    ),
-    (
-        entry("annotations", segmentation={"size": [20, 30], "counts": [10**12]}),
-        "its segmentation is neither",
-    ),
-    (
-        entry("annotations", segmentation={"size": [20, 30], "counts": "oooooooooo"}),
-        "its segmentation is neither",
-    ),
-    (
-        entry("annotations", segmentation={"size": [20, 30], "counts": "PPYo1"}),
-        "its segmentation is neither",
-    ),
-]
-
-
-@pytest.mark.parametrize("data, message", FAULTS, ids=[message for _, message in FAULTS])
-def test_a_fault_is_named_or_skipped(folder, capsys, data, message):
-    with pytest.raises(InputError) as error:
-        use(folder, data, True, False, PLAIN)
-    assert message in str(error.value) and "annotations.json" in str(error.value)
-    assert use(folder, data, True, True, PLAIN) == 2
-    printed = capsys.readouterr().out
-    assert "left out 1 bad images and annotations:" in printed and message in printed
 
 
 @pytest.mark.parametrize(

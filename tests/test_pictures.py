@@ -8,6 +8,7 @@ import tiny
 from PIL import Image
 from pycocotools.coco import COCO
 
+from util import pictures
 from util.pictures import CELL_SIZE, HEADER_HEIGHT, plot_predictions
 
 
@@ -97,3 +98,119 @@ def test_images_of_all_shapes_fit(tmp_path):
         (coco, folder / "val2017"), tmp_path, [detection(i, [0, 0, 9, 9], 1) for i in coco.imgs]
     )
     assert picture.shape == (HEADER_HEIGHT + CELL_SIZE, 4 * CELL_SIZE, 3)
+
+
+def detections(boxes, labels, size=None):
+    boxes = np.float32(boxes).reshape(-1, 4)
+    result = {
+        "boxes": boxes,
+        "labels": np.array(labels),
+        "scores": np.linspace(0.99, 0.7, len(boxes)).astype(np.float32),
+    }
+    if size:
+        result["masks"] = np.ones((len(boxes), size[1], size[0]), bool)
+    return result
+
+
+@pytest.mark.parametrize("size", [(100, 100), (1, 1), (640, 480), (6000, 400), (90, 2000)])
+@pytest.mark.parametrize(
+    "name",
+    ["cat", "a name that is much longer than any picture of ordinary size is wide, and then some"],
+)
+def test_labels_stay_in_the_picture_and_apart(size, name, monkeypatch):
+    placed = []
+    original = pictures._label
+
+    def label(draw, image_size, *rest):
+        original(draw, image_size, *rest)
+        placed.append((image_size, rest[-1][-1]))
+
+    monkeypatch.setattr(pictures, "_label", label)
+    w, h = size
+    boxes = [
+        [0, 0, w, h],
+        [-5, -5, w / 2, h / 2],
+        [w - 3, h - 3, w + 9, h + 9],
+        [w / 3, h / 3, w / 2, h / 2],
+    ]
+    names = dict.fromkeys((1, 2, 3), name)
+    picture = pictures.draw_detections(
+        Image.new("RGB", size, "grey"), detections(boxes, [1, 2, 3, 1], size), names
+    )
+    assert (
+        max(picture.size) >= 600
+        and abs(picture.width / picture.height - w / h) <= 0.02 * w / h + 1 / picture.height
+    )
+    for (width, height), (x0, y0, x1, y1) in placed:
+        assert x0 >= 0 and y0 >= 0 and y1 <= height
+        assert x1 <= width or width < 60, "a picture a few pixels wide has no room for a score"
+    assert len(placed) == 4
+
+
+def test_labels_of_neighbours_do_not_cover_each_other():
+    boxes = [[200, 200, 400, 400], [202, 202, 400, 400], [204, 200, 398, 402]]
+    draw, taken = pictures.ImageDraw.Draw(Image.new("RGB", (640, 480))), []
+    for box in boxes:
+        pictures._label(draw, (640, 480), box, "cat", " 0.90", (255, 255, 255), 15, taken)
+    assert not any(
+        a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+        for i, a in enumerate(taken)
+        for b in taken[:i]
+    )
+
+
+def test_colours_of_classes_are_their_own():
+    assert len({pictures._colour(number) for number in range(250)}) == 250
+    neighbours = [
+        np.abs(np.subtract(pictures._colour(i), pictures._colour(i + 1))).max() for i in range(249)
+    ]
+    assert min(neighbours) > 60, "neighbouring ids"
+    assert min(max(pictures._colour(number)) for number in range(250)) > 200, (
+        "black text is legible"
+    )
+
+
+def test_names_without_a_font_become_ids(monkeypatch):
+    monkeypatch.setattr(pictures.font_manager, "findSystemFonts", lambda: [])
+    pictures._font_for.cache_clear()
+    names = {1: "cat", 2: "猫", 3: "naïve"}
+    assert pictures.unreadable_names(names) == ["猫"]
+    assert [pictures._name(names, i) for i in (1, 2, 3, 4)] == [
+        "cat",
+        "class 2",
+        "naïve",
+        "class 4",
+    ]
+    picture = pictures.draw_detections(
+        Image.new("RGB", (50, 50)), detections([[1, 1, 40, 40]], [2]), names
+    )
+    assert picture.size == (600, 600)
+    pictures._font_for.cache_clear()
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_a_page_of_attention(count):
+    result = detections([[10, 10, 40, 40]] * count, [1] * count)
+    result.update(
+        decoder_attention=np.random.default_rng(0).random((count, 3, 4), np.float32),
+        encoder_attention=np.random.default_rng(1).random((3, 4, 3, 4), np.float32),
+    )
+    page = pictures.draw_attention(Image.new("RGB", (400, 300)), result, {1: "cat"})
+    cells = 5 + min(count, 20)
+    assert page.size == (5 * 408, -(-cells // 5) * 332)
+    del result["encoder_attention"]
+    assert pictures.draw_attention(Image.new("RGB", (400, 300)), result, {1: "cat"}).width in (
+        240,
+        408,
+        5 * 408,
+    )
+
+
+def test_points_are_apart():
+    boxes = np.float32([[0, 0, 100, 100], [2, 2, 100, 100], [200, 200, 300, 300], [-50, -50, 2, 2]])
+    assert pictures._points(boxes, (400, 400)) == [
+        (0.125, 0.125),
+        (0.625, 0.625),
+        (0.75, 0.25),
+        (0.25, 0.75),
+    ]

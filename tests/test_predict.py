@@ -3,8 +3,6 @@ can be read.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +10,15 @@ import pytest
 import tiny
 from interrupt import FLAGS
 from PIL import Image
-from processes import REPO
 
 from arguments import parse_args
 from datasets.coco import read_picture
 from engine import predict
 from main import main
-from models import hub
-from models.weights.model import model_state
 from predict import find_pictures, unique_names
 from util import pictures
 from util.backend import jt
 from util.errors import InputError
-from util.jittor_file import write_jittor_file
 
 
 @pytest.fixture(scope="module")
@@ -286,184 +280,9 @@ def test_masks():
     pictures.draw_detections(Image.new("RGB", (50, 30)), result, {})
 
 
-def detections(boxes, labels, size=None):
-    boxes = np.float32(boxes).reshape(-1, 4)
-    result = {
-        "boxes": boxes,
-        "labels": np.array(labels),
-        "scores": np.linspace(0.99, 0.7, len(boxes)).astype(np.float32),
-    }
-    if size:
-        result["masks"] = np.ones((len(boxes), size[1], size[0]), bool)
-    return result
-
-
-@pytest.mark.parametrize("size", [(100, 100), (1, 1), (640, 480), (6000, 400), (90, 2000)])
-@pytest.mark.parametrize(
-    "name",
-    ["cat", "a name that is much longer than any picture of ordinary size is wide, and then some"],
-)
-def test_labels_stay_in_the_picture_and_apart(size, name, monkeypatch):
-    placed = []
-    original = pictures._label
-
-    def label(draw, image_size, *rest):
-        original(draw, image_size, *rest)
-        placed.append((image_size, rest[-1][-1]))
-
-    monkeypatch.setattr(pictures, "_label", label)
-    w, h = size
-    boxes = [
-        [0, 0, w, h],
-        [-5, -5, w / 2, h / 2],
-        [w - 3, h - 3, w + 9, h + 9],
-        [w / 3, h / 3, w / 2, h / 2],
-    ]
-    names = dict.fromkeys((1, 2, 3), name)
-    picture = pictures.draw_detections(
-        Image.new("RGB", size, "grey"), detections(boxes, [1, 2, 3, 1], size), names
-    )
-    assert (
-        max(picture.size) >= 600
-        and abs(picture.width / picture.height - w / h) <= 0.02 * w / h + 1 / picture.height
-    )
-    for (width, height), (x0, y0, x1, y1) in placed:
-        assert x0 >= 0 and y0 >= 0 and y1 <= height
-        assert x1 <= width or width < 60, "a picture a few pixels wide has no room for a score"
-    assert len(placed) == 4
-
-
-def test_labels_of_neighbours_do_not_cover_each_other():
-    boxes = [[200, 200, 400, 400], [202, 202, 400, 400], [204, 200, 398, 402]]
-    draw, taken = pictures.ImageDraw.Draw(Image.new("RGB", (640, 480))), []
-    for box in boxes:
-        pictures._label(draw, (640, 480), box, "cat", " 0.90", (255, 255, 255), 15, taken)
-    assert not any(
-        a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-        for i, a in enumerate(taken)
-        for b in taken[:i]
-    )
-
-
-def test_colours_of_classes_are_their_own():
-    assert len({pictures._colour(number) for number in range(250)}) == 250
-    neighbours = [
-        np.abs(np.subtract(pictures._colour(i), pictures._colour(i + 1))).max() for i in range(249)
-    ]
-    assert min(neighbours) > 60, "neighbouring ids"
-    assert min(max(pictures._colour(number)) for number in range(250)) > 200, (
-        "black text is legible"
-    )
-
-
-def test_names_without_a_font_become_ids(monkeypatch):
-    monkeypatch.setattr(pictures.font_manager, "findSystemFonts", lambda: [])
-    pictures._font_for.cache_clear()
-    names = {1: "cat", 2: "猫", 3: "naïve"}
-    assert pictures.unreadable_names(names) == ["猫"]
-    assert [pictures._name(names, i) for i in (1, 2, 3, 4)] == [
-        "cat",
-        "class 2",
-        "naïve",
-        "class 4",
-    ]
-    picture = pictures.draw_detections(
-        Image.new("RGB", (50, 50)), detections([[1, 1, 40, 40]], [2]), names
-    )
-    assert picture.size == (600, 600)
-    pictures._font_for.cache_clear()
-
-
-@pytest.mark.parametrize("count", [0, 1, 30])
-def test_a_page_of_attention(count):
-    result = detections([[10, 10, 40, 40]] * count, [1] * count)
-    result.update(
-        decoder_attention=np.random.default_rng(0).random((count, 3, 4), np.float32),
-        encoder_attention=np.random.default_rng(1).random((3, 4, 3, 4), np.float32),
-    )
-    page = pictures.draw_attention(Image.new("RGB", (400, 300)), result, {1: "cat"})
-    cells = 5 + min(count, 20)
-    assert page.size == (5 * 408, -(-cells // 5) * 332)
-    del result["encoder_attention"]
-    assert pictures.draw_attention(Image.new("RGB", (400, 300)), result, {1: "cat"}).width in (
-        240,
-        408,
-        5 * 408,
-    )
-
-
-def test_points_are_apart():
-    boxes = np.float32([[0, 0, 100, 100], [2, 2, 100, 100], [200, 200, 300, 300], [-50, -50, 2, 2]])
-    assert pictures._points(boxes, (400, 400)) == [
-        (0.125, 0.125),
-        (0.625, 0.625),
-        (0.75, 0.25),
-        (0.25, 0.75),
-    ]
-
-
 def test_16_bits_are_not_white(tmp_path):
     """Pillow's own conversion, which data sets use because the original does, clips them."""
     values = np.linspace(0, 65535, 300).astype(np.uint16).reshape(15, 20)
     Image.fromarray(values).save(tmp_path / "deep.png")
     image = np.asarray(read_picture(tmp_path / "deep.png"))
     np.testing.assert_array_equal(image[:, :, 0], values >> 8)
-
-
-HUB = {
-    "detr_resnet50": [],
-    "detr_resnet50_dc5": ["--dilation"],
-    "detr_resnet101": ["--backbone", "resnet101"],
-    "detr_resnet101_dc5": ["--backbone", "resnet101", "--dilation"],
-    "detr_resnet50_panoptic": ["--masks", "--dataset_file", "coco_panoptic"],
-    "detr_resnet50_dc5_panoptic": ["--masks", "--dataset_file", "coco_panoptic", "--dilation"],
-    "detr_resnet101_panoptic": "--masks --dataset_file coco_panoptic --backbone resnet101".split(),
-}
-
-
-@pytest.mark.parametrize("name", HUB)
-def test_models_by_name(name):
-    """Have the flags' weights, and dilation where the name says so."""
-    model = getattr(hub, name)()
-    other = tiny.build(parse_args(HUB[name]))[0]
-    assert [(n, p.shape) for n, p in model.named_parameters()] == [
-        (n, p.shape) for n, p in other.named_parameters()
-    ]
-    body, other_body = ((getattr(m, "detr", m)).backbone[0].body for m in (model, other))
-    assert (body.layer4[0].conv2.stride, body.layer4[1].conv2.dilation) == (
-        other_body.layer4[0].conv2.stride,
-        other_body.layer4[1].conv2.dilation,
-    )
-
-
-def test_the_readmes_program_runs(tmp_path):
-    """In a process of its own, where its imports are the first; without the download."""
-    blocks = (REPO / "README.md").read_text().split("```python\n")[1:]
-    [program] = [block.split("```")[0] for block in blocks]
-    Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
-    program = program.replace("pretrained=True", "").replace(
-        "photo.jpg", str(tmp_path / "photo.jpg")
-    )
-    program = program.replace("threshold=0.7", "threshold=0, size=64")
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("["), "the labels"
-
-
-def test_published_weights_load_by_name(tmp_path, monkeypatch):
-    """From a local folder in place of the original's address; the loading is strict."""
-    model = hub.detr_resnet50(num_classes=4)
-    write_jittor_file({"model": model_state(model)}, tmp_path / "detr-r50-e632da11.pth")
-    monkeypatch.setattr(hub, "WEIGHTS", f"{tmp_path}/")
-    again = hub.detr_resnet50(pretrained=True, num_classes=4)
-    assert (again.class_embed.weight.numpy() == model.class_embed.weight.numpy()).all()
-    with pytest.raises(
-        InputError,
-        match="detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed",
-    ):
-        hub.detr_resnet50(pretrained=True)
-
-
-def test_the_panoptic_postprocessor_knows_things_and_stuff():
-    _, postprocessor = hub.detr_resnet50_panoptic(return_postprocessor=True)
-    assert postprocessor.is_thing_map[90] and not postprocessor.is_thing_map[92]

@@ -155,6 +155,17 @@ def test_the_middle_of_an_epoch_needs_the_same_flags(coco, tmp_path, loading, fl
         run(coco, tmp_path, "--resume", tmp_path / "checkpoint.pkl", *flags)
 
 
+def test_a_rate_that_is_given_wins_in_the_middle_of_an_epoch_too(coco, tmp_path, loading, capsys):
+    loading(1, signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        run(coco, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pkl")["step"] == 1
+    resume = ["--resume", tmp_path / "checkpoint.pkl"]
+    run(coco, tmp_path, *resume, "--lr", "7e-5", "--epochs", 1, "--lr_drop", 5)
+    groups = load_checkpoint(tmp_path / "checkpoint.pkl")["optimizer"]["groups"]
+    assert groups[0]["lr"] == 7e-5 != groups[1]["lr"]
+
+
 def test_flags_that_are_given_win_and_others_come_from_the_checkpoint(coco, tmp_path, capsys):
     flags = (
         "--lr",
@@ -249,8 +260,8 @@ def test_a_folder_with_a_training_is_not_overwritten(coco, whole, tmp_path):
     ):
         with pytest.raises(
             InputError,
-            match=f"--overwrite would remove {flags[1]}, which {flags[0]} needs: give "
-            f"another --output_dir",
+            match=f"--overwrite would remove {flags[1]}, which {flags[0]} needs: change "
+            "--output_dir",
         ):
             run(coco, whole, *flags, "--overwrite")
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}

@@ -47,14 +47,8 @@ MODULES = (
 
 
 def run(*command, **options):
-    return subprocess.run(
-        [str(word) for word in command],
-        check=True,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        **options,
-    ).stdout
+    options = {"check": True, "cwd": ROOT, "stdout": subprocess.PIPE, "text": True, **options}
+    return subprocess.run([str(word) for word in command], **options).stdout
 
 
 def train(folder, *options):
@@ -66,11 +60,8 @@ def train(folder, *options):
     processes = []
     for run_folder, (python, script) in zip(runs.values(), FRAMEWORKS.values()):
         command = [python, "-W", "ignore", HERE / script, *options, folder, run_folder]
-        processes.append(
-            subprocess.Popen(
-                [str(word) for word in command], cwd=ROOT, stdout=subprocess.DEVNULL, env=env
-            )
-        )
+        command = [str(word) for word in command]
+        processes.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=env))
     codes = [process.wait() for process in processes]
     if any(codes):
         raise RuntimeError(f"{folder}: exit codes {dict(zip(FRAMEWORKS, codes))}")
@@ -81,10 +72,8 @@ def oracle_table():
     """The section of what the alignment tests measured, the largest of all configurations."""
     output = run(sys.executable, "-m", "pytest", "-q", "tests/oracle")
     parts = {}
-    for row in [
-        line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("|")
-    ][2:]:
-        part, configuration, difference, tolerance = row
+    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("|")]
+    for part, configuration, difference, tolerance in rows[2:]:
         parts.setdefault((part, tolerance), []).append((float(difference), configuration))
     lines = [
         "| part | configurations | largest difference | of | tolerance |",

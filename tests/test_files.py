@@ -1,0 +1,88 @@
+"""Files that appear whole or not at all, and folders that one run has for itself."""
+
+import subprocess
+import sys
+
+import pytest
+from processes import REPO
+
+from util.errors import InputError
+from util.files import PARTIAL, claim, replacing, training_files
+
+CLAIM = """
+import sys
+from pathlib import Path
+from util.files import claim
+claim(Path(sys.argv[1]))
+print("claimed", flush=True)
+input()
+"""
+
+
+def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with replacing(path) as file:
+        file.write(b"after")
+        assert path.read_bytes() == b"before"
+    assert path.read_bytes() == b"after"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_exception_leaves_the_file_of_before_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere/file: cannot be written \(No such file"):
+        with replacing(tmp_path / "nowhere" / "file") as file:
+            file.write(b"")
+
+
+def test_claim_makes_the_folder_and_removes_what_a_killed_run_left(tmp_path):
+    folder = tmp_path / "deep" / "out"
+    (folder / "eval").mkdir(parents=True)
+    leftovers = [folder / f".checkpoint.pkl{PARTIAL}", folder / "eval" / f".latest.pkl{PARTIAL}"]
+    users = [folder / ".checkpoint.pkl.part", folder / "notes", folder / f"notes{PARTIAL}"]
+    for path in leftovers + users:
+        path.touch()
+    claim(folder)
+    assert not any(path.exists() for path in leftovers)
+    assert all(path.exists() for path in users), "only its own names are removed"
+
+
+def test_one_process_has_a_folder_until_it_ends(tmp_path):
+    command = [sys.executable, "-c", CLAIM, str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"claimed\n"
+        with pytest.raises(InputError, match="is in use by another run"):
+            claim(tmp_path)
+        process.kill()
+    claim(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, is_training",
+    [
+        ("checkpoint.pkl", True),
+        ("checkpoint0099.pkl", True),
+        ("log.txt", True),
+        ("eval/latest.pkl", True),
+        ("eval.pkl", False),
+        ("mycheckpoint.pkl", False),
+        ("eval/notes.txt", False),
+        ("log.txt.bak", False),
+    ],
+)
+def test_files_of_a_training_are_known_by_their_names(tmp_path, name, is_training):
+    (tmp_path / "eval").mkdir()
+    (tmp_path / name).touch()
+    assert training_files(tmp_path) == ([tmp_path / name] if is_training else [])

@@ -1,0 +1,73 @@
+"""The original's models by name, and programs that use them."""
+
+import subprocess
+import sys
+
+import pytest
+import tiny
+from PIL import Image
+from processes import REPO
+
+from arguments import parse_args
+from models import hub
+from models.weights.model import model_state
+from util.errors import InputError
+from util.jittor_file import write_jittor_file
+
+HUB = {
+    "detr_resnet50": [],
+    "detr_resnet50_dc5": ["--dilation"],
+    "detr_resnet101": ["--backbone", "resnet101"],
+    "detr_resnet101_dc5": ["--backbone", "resnet101", "--dilation"],
+    "detr_resnet50_panoptic": ["--masks", "--dataset_file", "coco_panoptic"],
+    "detr_resnet50_dc5_panoptic": ["--masks", "--dataset_file", "coco_panoptic", "--dilation"],
+    "detr_resnet101_panoptic": "--masks --dataset_file coco_panoptic --backbone resnet101".split(),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_models_by_name(name):
+    """Have the flags' weights, and dilation where the name says so."""
+    model = getattr(hub, name)()
+    other = tiny.build(parse_args(HUB[name]))[0]
+    assert [(n, p.shape) for n, p in model.named_parameters()] == [
+        (n, p.shape) for n, p in other.named_parameters()
+    ]
+    body, other_body = ((getattr(m, "detr", m)).backbone[0].body for m in (model, other))
+    assert (body.layer4[0].conv2.stride, body.layer4[1].conv2.dilation) == (
+        other_body.layer4[0].conv2.stride,
+        other_body.layer4[1].conv2.dilation,
+    )
+
+
+def test_the_readmes_program_runs(tmp_path):
+    """In a process of its own, where its imports are the first; without the download."""
+    blocks = (REPO / "README.md").read_text().split("```python\n")[1:]
+    [program] = [block.split("```")[0] for block in blocks]
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
+    program = program.replace("pretrained=True", "").replace(
+        "photo.jpg", str(tmp_path / "photo.jpg")
+    )
+    program = program.replace("threshold=0.7", "threshold=0, size=64")
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("["), "the labels"
+
+
+def test_published_weights_load_by_name(tmp_path, monkeypatch):
+    """From a local folder in place of the original's address; the loading is strict."""
+    model = hub.detr_resnet50(num_classes=4)
+    write_jittor_file({"model": model_state(model)}, tmp_path / "detr-r50-e632da11.pth")
+    monkeypatch.setattr(hub, "WEIGHTS", f"{tmp_path}/")
+    again = hub.detr_resnet50(pretrained=True, num_classes=4)
+    assert (again.class_embed.weight.numpy() == model.class_embed.weight.numpy()).all()
+    with pytest.raises(
+        InputError,
+        match="detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed",
+    ):
+        hub.detr_resnet50(pretrained=True)
+
+
+def test_the_panoptic_postprocessor_knows_things_and_stuff():
+    _, postprocessor = hub.detr_resnet50_panoptic(return_postprocessor=True)
+    assert postprocessor.is_thing_map[90] and not postprocessor.is_thing_map[92]
