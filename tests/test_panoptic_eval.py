@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from panoptic_files import panoptic_args
+from panoptic_files import make_panoptic, panoptic_args
 from PIL import Image
 
 from datasets.coco_panoptic import rgb2id
