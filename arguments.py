@@ -349,6 +349,9 @@ OWN_DATA = ["train_images", "train_ann", "val_images", "val_ann"]
 
 
 def faults_of_data(args):
+    for name in ("attention", "threshold"):
+        if name in args.given:
+            yield f"--{name} is for --predict: give pictures with it"
     given = [name for name in OWN_DATA if getattr(args, name)]
     if given:
         needed = OWN_DATA[2:] if args.eval else OWN_DATA
@@ -375,9 +378,6 @@ def faults_of_data(args):
         )
     if args.dataset_file == "coco_panoptic" and not args.coco_panoptic_path:
         yield "--coco_panoptic_path is missing: give the folder with panoptic_val2017 and so on"
-    for name in ("attention", "threshold"):
-        if name in args.given:
-            yield f"--{name} is for --predict: give pictures with it"
 
 
 def faults_of_output_dir(args, folder):
