@@ -74,7 +74,8 @@ def train_one_epoch(
         if not math.isfinite(scalars["loss"]):
             raise InputError(
                 f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last "
-                "checkpoint is intact; resume from it with a smaller --lr, or check the annotations"
+                "checkpoint is intact; resume from it with a smaller --lr, or check the "
+                "annotations"
             )
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)

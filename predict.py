@@ -40,9 +40,8 @@ def find_pictures(paths, output_dir):
         if Path(path).is_dir():
             if Path(output_dir).resolve().is_relative_to(Path(path).resolve()):
                 raise InputError(
-                    f"--output_dir {output_dir} lies in {path}, where its pictures would be "
-                    f"found the next time: give "
-                    "another folder"
+                    f"--output_dir {output_dir} lies in {path}, where its pictures would be found "
+                    "the next time: give another folder"
                 )
             matches = sorted(
                 file
@@ -79,9 +78,8 @@ def predict_pictures(model, args, names):
 
     if missing := unreadable_names(names):
         print(
-            f"no font of this machine has the characters of "
-            f"{', '.join(missing[:5])}: ids are drawn instead; install one, for "
-            "example fonts-noto-cjk"
+            f"no font of this machine has the characters of {', '.join(missing[:5])}: ids are "
+            "drawn instead; install one, for example fonts-noto-cjk"
         )
     # The shapes are not resized in their training.
     size = args.shapes_size if args.dataset_file == "shapes" else args.eval_size
@@ -131,13 +129,13 @@ def predict_pictures(model, args, names):
                 file.write(json.dumps(content).encode())
     succeeded = len(files) - len(bad)
     print(
-        f"{len(boxes)} detections in {succeeded} pictures, "
-        f"{time.time() - begin:.1f} s; the results are in {folder}"
+        f"{len(boxes)} detections in {succeeded} pictures, {time.time() - begin:.1f} s; the "
+        f"results are in {folder}"
     )
     if bad:
         raise InputError(
-            f"{len(bad)} of {len(files)} pictures failed, the other {succeeded} are "
-            f"done; the first: {bad[0]}"
+            f"{len(bad)} of {len(files)} pictures failed, the other {succeeded} are done; the "
+            f"first: {bad[0]}"
         )
 
 

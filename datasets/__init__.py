@@ -48,8 +48,7 @@ def check_names(classes, source, others, other_source):
         if classes[class_id] != others[class_id]:
             raise InputError(
                 f"{source}: class {class_id} is '{classes[class_id]}' there and "
-                f"'{others[class_id]}' in {other_source}; "
-                "give the same classes the same ids"
+                f"'{others[class_id]}' in {other_source}; give the same classes the same ids"
             )
 
 
@@ -61,9 +60,8 @@ def num_classes_from_ids(classes, source):
     highest = max(classes, default=-1)
     if not 0 <= highest < MAX_CLASSES:
         raise InputError(
-            f"{source}: its highest category id is {highest}, where the number of "
-            f"classes, which is that id + 1, should "
-            f"be 1 to {MAX_CLASSES}; renumber the categories"
+            f"{source}: its highest category id is {highest}, where the number of classes, which "
+            f"is that id + 1, should be 1 to {MAX_CLASSES}; renumber the categories"
         )
     return highest + 1
 

@@ -80,10 +80,8 @@ def read_json(ann_file):
         raise InputError(f"{ann_file}: no such file; put the COCO annotations there")
     try:
         data = json.loads(ann_file.read_bytes())
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # broken syntax, broken UTF-8, or lists in lists without end
+    except (ValueError, RecursionError) as error:
+        # Broken syntax, broken UTF-8, or lists in lists without end.
         raise InputError(
             f"{ann_file}: not a JSON file ({error}); get or export it again"
         ) from error
@@ -91,8 +89,8 @@ def read_json(ann_file):
         entries = data.get(key) if isinstance(data, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise InputError(
-                f"{ann_file}: '{key}' should be a list of objects; export it in COCO's "
-                f"detection format"
+                f"{ann_file}: '{key}' should be a list of objects; export it in COCO's detection "
+                "format"
             )
     return data
 
@@ -112,22 +110,21 @@ def check_images(images, img_folder, ann_file, bad_samples):
             bad_samples.add(f"{ann_file}: image {short(image.get('id'))}: {fault}")
             continue
         folder, name = os.path.split(image["file_name"])
-        if (
-            folder not in present
-        ):  # one listing per folder: asking for every file takes minutes on network drives
+        # One listing per folder: asking for every file takes minutes on network drives.
+        if folder not in present:
             path = img_folder / folder
             present[folder] = set(os.listdir(path)) if path.is_dir() else set()
         (good if name in present[folder] else missing).append(image)
     if missing and not bad_samples.skip:
         raise InputError(
-            f"{img_folder / missing[0]['file_name']}: no such image; {len(missing)} "
-            f"of the {len(images)} images in "
-            f"{ann_file} are missing: add them, or remove them from the annotation file"
+            f"{img_folder / missing[0]['file_name']}: no such image; {len(missing)} of the "
+            f"{len(images)} images in {ann_file} are missing: add them, or remove them from the "
+            "annotation file"
         )
     for image in missing:
         bad_samples.add(
-            f"{img_folder / image['file_name']}: no such image; add it, or remove "
-            f"it from {ann_file}"
+            f"{img_folder / image['file_name']}: no such image; add it, or remove it from "
+            f"{ann_file}"
         )
     if not good:
         raise InputError(
@@ -146,8 +143,8 @@ def check_annotations(data, ann_file, return_masks, num_classes, bad_samples):
         for image in data["images"]:
             if image.get("height") is None or image.get("width") is None:
                 raise InputError(
-                    f"{ann_file}: image {image['id']} has no height and width, which masks "
-                    f"need; add them"
+                    f"{ann_file}: image {image['id']} has no height and width, which masks need; "
+                    "add them"
                 )
     ids, good = set(), []
     for ann in data["annotations"]:
@@ -198,9 +195,8 @@ def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
         )
     if not is_box(ann.get("bbox")):
         return (
-            f"bbox {short(ann.get('bbox'))} is not x, y, width, height with finite "
-            f"numbers and no negative size; "
-            "correct or remove it"
+            f"bbox {short(ann.get('bbox'))} is not x, y, width, height with finite numbers and no "
+            "negative size; correct or remove it"
         )
     if ann.get("area") is not None and not is_number(ann["area"], 0, math.inf):
         return f"area {short(ann['area'])} is not a number of pixels; correct or remove it"
@@ -210,9 +206,8 @@ def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
         return "has no segmentation; add it, or train without --masks"
     if return_masks and not is_segmentation(ann["segmentation"], image):
         return (
-            "its segmentation is neither polygons of three points or more with "
-            "numbers of pixels nor an RLE of the image's size; "
-            "correct or remove it"
+            "its segmentation is neither polygons of three points or more with numbers of pixels "
+            "nor an RLE of the image's size; correct or remove it"
         )
     return None
 
@@ -359,9 +354,8 @@ def renumber_zero(data, ann_file):
         if ann["id"] == 0:
             ann["id"] = 1 + max(other["id"] for other in data["annotations"])
             print(
-                f"{ann_file}: the annotation id 0, with which COCO's evaluation counts "
-                f"a found object as missed, is "
-                f"{ann['id']} here"
+                f"{ann_file}: the annotation id 0, with which COCO's evaluation counts a found "
+                f"object as missed, is {ann['id']} here"
             )
 
 

@@ -145,9 +145,8 @@ class CocoDetection(CocoImages):
         if self.prepare.return_masks and (image_info["width"], image_info["height"]) != image.size:
             raise InputError(
                 f"{self.img_folder / image_info['file_name']}: is of {image.size[0]} x "
-                f"{image.size[1]} pixels, but of "
-                f"{image_info['width']} x {image_info['height']} in {self.ann_file}; "
-                f"correct width and height there"
+                f"{image.size[1]} pixels, but of {image_info['width']} x {image_info['height']} in "
+                f"{self.ann_file}; correct width and height there"
             )
         return self.prepare(
             image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]}
@@ -301,8 +300,8 @@ def build(image_set, args):
         root = Path(args.coco_path)
         if not root.is_dir():
             raise InputError(
-                f"--coco_path {root}: no such folder; it should hold train2017, val2017 "
-                f"and annotations"
+                f"--coco_path {root}: no such folder; it should hold train2017, val2017 and "
+                "annotations"
             )
         images, annotations = (
             root / f"{image_set}2017",

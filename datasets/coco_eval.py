@@ -90,8 +90,8 @@ class CocoEvaluator:
             rows = self.per_class(iou_type)
             width = max([len(row["name"]) for row in rows] + [5])
             print(
-                f"IoU metric of each class: {iou_type}\n{'class':<{width}}  boxes     "
-                f"AP   AP50   AP75"
+                f"IoU metric of each class: {iou_type}\n"
+                f"{'class':<{width}}  boxes     AP   AP50   AP75"
             )
             for row in rows:
                 figures = "  ".join(
@@ -117,9 +117,8 @@ class CocoEvaluator:
         )
         rows = []
         for index, number in enumerate(params.catIds):
-            found = precision[
-                :, :, index, 0, -1
-            ]  # IoU thresholds, recalls; -1 where there is no box
+            # IoU thresholds, recalls; -1 where there is no box.
+            found = precision[:, :, index, 0, -1]
             figures = {
                 name: part.mean() if part.size and part.min() > -1 else None
                 for name, part in (

@@ -88,8 +88,7 @@ class CocoPanoptic(CocoImages):
         if png.size != image.size:
             raise InputError(
                 f"{path}: is of {png.size[0]} x {png.size[1]} pixels and its image of "
-                f"{image.size[0]} x "
-                f"{image.size[1]}; replace one of them"
+                f"{image.size[0]} x {image.size[1]}; replace one of them"
             )
         pixels = rgb2id(np.asarray(png))
         segments = annotation["segments_info"]
@@ -99,9 +98,8 @@ class CocoPanoptic(CocoImages):
         for segment, mask in zip(segments, masks):
             if not mask.any():
                 raise InputError(
-                    f"{path}: holds no pixel of segment {segment['id']}, which "
-                    f"{self.ann_file} lists; "
-                    "remove it there, or replace the PNG"
+                    f"{path}: holds no pixel of segment {segment['id']}, which {self.ann_file} "
+                    "lists; remove it there, or replace the PNG"
                 )
         size = np.array(pixels.shape, np.int64)
         target = {
@@ -148,8 +146,8 @@ def check_panoptic_annotations(content, ann_folder, ann_file, num_classes, bad_s
     categories = {category["id"] for category in content["categories"]}
     if max(categories, default=0) >= num_classes:
         raise InputError(
-            f"{ann_file}: category id {max(categories)} is not in "
-            f"0..{num_classes - 1}; renumber the categories"
+            f"{ann_file}: category id {max(categories)} is not in 0..{num_classes - 1}; renumber "
+            "the categories"
         )
     known = {image["id"] for image in content["images"]}
     names = {path.name for path in ann_folder.iterdir()}

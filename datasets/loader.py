@@ -73,9 +73,8 @@ class DataLoader:
             steps = f" for each of --accum_steps {accum_steps}" if accum_steps > 1 else ""
             processes = f" for each of {world_size} processes" if world_size > 1 else ""
             raise InputError(
-                f"--batch_size {batch_size}: the data set has only {len(dataset)} "
-                f"images, less than one "
-                f"batch{steps}{processes}; use a smaller batch or more images"
+                f"--batch_size {batch_size}: the data set has only {len(dataset)} images, less "
+                f"than one batch{steps}{processes}; use a smaller batch or more images"
             )
 
     def __len__(self):
@@ -280,8 +279,8 @@ class BatchWorkers(jt.dataset.Dataset):
             if not worker.p.is_alive():
                 raise InputError(
                     f"a data worker (process {worker.p.pid}) died with exit code "
-                    f"{worker.p.exitcode}; "
-                    "if memory ran out, use fewer --num_workers or a smaller --batch_size"
+                    f"{worker.p.exitcode}; if memory ran out, use fewer --num_workers or a smaller "
+                    "--batch_size"
                 )
 
 

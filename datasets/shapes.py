@@ -80,15 +80,14 @@ def write_shapes(root, counts, size, seed=SEED):
                 _write_folder(root, counts, size, seed, info)
     except OSError as error:
         raise InputError(
-            f"{root}: the shapes cannot be written there ({error.strerror}); "
-            "give another folder with --coco_path"
+            f"{root}: the shapes cannot be written there ({error.strerror}); give another folder "
+            "with --coco_path"
         ) from error
     if _info(root) != info:
         raise InputError(
-            f"{root}: holds something else than the {sum(counts.values())} shape "
-            f"images of {size} pixels "
-            "that the flags ask for; give another --coco_path, or use "
-            "--dataset_file coco to read it"
+            f"{root}: holds something else than the {sum(counts.values())} shape images of {size} "
+            "pixels that the flags ask for; give another --coco_path, or use --dataset_file coco "
+            "to read it"
         )
 
 

@@ -5,14 +5,8 @@ from collections import Counter
 
 import numpy as np
 
-SIZE_EDGES = (
-    16,
-    32,
-    64,
-    128,
-    256,
-    512,
-)  # of the classes of sizes, pixels; COCO calls below 32 small and from 96 large
+# Of the classes of sizes, pixels; COCO calls below 32 small and from 96 large.
+SIZE_EDGES = (16, 32, 64, 128, 256, 512)
 
 
 def print_summary(name, dataset, num_queries):
@@ -25,9 +19,8 @@ def print_summary(name, dataset, num_queries):
     per_image = Counter(image_id for image_id, _, _ in boxes)
     counts = np.array([per_image[image_id] for image_id in dataset.ids])
     print(
-        f"{name}: {len(counts):,} images, {len(boxes):,} boxes of "
-        f"{len(dataset.classes)} classes, {(counts == 0).sum():,} images "
-        "without a box"
+        f"{name}: {len(counts):,} images, {len(boxes):,} boxes of {len(dataset.classes)} classes, "
+        f"{(counts == 0).sum():,} images without a box"
     )
     per_class = Counter(category for _, category, _ in boxes)
     boxes_of_each_class = ", ".join(
@@ -43,16 +36,14 @@ def print_summary(name, dataset, num_queries):
     ]:
         print(f"  classes without a box: {', '.join(missing)}")
     print(
-        f"  boxes per image: median {np.median(counts):.0f}, 95% of the images "
-        f"have at most {np.percentile(counts, 95):.0f}, "
-        f"most {counts.max()}; --num_queries {num_queries}"
+        f"  boxes per image: median {np.median(counts):.0f}, 95% of the images have at most "
+        f"{np.percentile(counts, 95):.0f}, most {counts.max()}; --num_queries {num_queries}"
     )
     print_sizes(np.sqrt([area for _, _, area in boxes]))
     if many := (counts > num_queries).sum():
         print(
-            f"  warning: {many:,} images have more boxes than --num_queries "
-            f"{num_queries}, and only that many can be found "
-            "in an image: give a larger one"
+            f"  warning: {many:,} images have more boxes than --num_queries {num_queries}, and "
+            "only that many can be found in an image: give a larger one"
         )
     if len(boxes) == 0:
         print("  warning: there is not a single box to learn from or to find")

@@ -1,11 +1,7 @@
 """The model, its loss and its postprocessing."""
 
-# What flags can be checked against before Jittor is imported.
-BASIC_BLOCKS = (
-    "resnet18",
-    "resnet34",
-    "tiny",
-)  # backbones whose blocks have two convolutions and cannot be dilated
+# Backbones whose blocks have two convolutions and cannot be dilated.
+BASIC_BLOCKS = ("resnet18", "resnet34", "tiny")
 LEARNED_CELLS = 50  # rows and columns for which position_embedding "learned" has a vector
 
 

@@ -59,8 +59,8 @@ class PositionEmbeddingLearned(nn.Module):
         b, _, h, w = tensor_list.tensors.shape
         if max(h, w) > LEARNED_CELLS:
             raise ValueError(
-                f"tensor_list has {h} x {w} cells, more than the {LEARNED_CELLS} rows "
-                f"and columns that are learned"
+                f"tensor_list has {h} x {w} cells, more than the {LEARNED_CELLS} rows and columns "
+                "that are learned"
             )
         shape = [b, h, w, self.row_embed.weight.shape[1]]
         x = self.col_embed.weight[:w].broadcast(shape, [0, 1])

@@ -24,10 +24,8 @@ sys.path[:0] = [str(REPO), str(REPO / "tests" / "helpers"), str(REPO / "tests" /
 
 OPERATOR_LIMIT, OUTPUT_LIMIT, GRADIENT_LIMIT, LOSS_LIMIT = 1e-4, 1e-4, 1e-3, 1e-3
 DEMO_AP = 0.70
-STEPS, SETTLED = (
-    300,
-    150,
-)  # of training at random sizes; after SETTLED the memory held grows no more than by MAX_GROWTH
+# Of training at random sizes; after SETTLED steps the memory grows by no more than MAX_GROWTH.
+STEPS, SETTLED = (300, 150)
 MAX_GROWTH = 1.1
 
 

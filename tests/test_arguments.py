@@ -87,8 +87,8 @@ def test_costs_that_are_all_zero_are_refused():
     ):
         check_flags(
             parse_args(
-                "--coco_path /nowhere --set_cost_class 0 --set_cost_bbox 0 "
-                "--set_cost_giou 0".split()
+                "--coco_path /nowhere --set_cost_class 0 --set_cost_bbox 0 --set_cost_giou "
+                "0".split()
             )
         )
 
@@ -131,10 +131,13 @@ def test_wrong_flags_end_before_jittor_and_the_data(tmp_path):
         ([*panoptic, "--resume", str(tmp_path / "w.pkl")], "error: .*panopticapi-lite"),
     ):
         source = (
-            "import sys; sys.modules['panopticapi'] = None\nfrom main import "
-            "*\nwith dist.job():\n    try:\n"
+            "import sys; sys.modules['panopticapi'] = None\n"
+            "from main import *\n"
+            "with dist.job():\n"
+            "    try:\n"
             f"        main(parse_args({['--coco_path', '/nowhere', *wrong]}))\n"
-            "    finally:\n        print('jittor' in sys.modules, 'datasets.coco' in sys.modules)"
+            "    finally:\n"
+            "        print('jittor' in sys.modules, 'datasets.coco' in sys.modules)"
         )
         process = subprocess.run(
             [sys.executable, "-c", source], cwd=REPO, capture_output=True, text=True

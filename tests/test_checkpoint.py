@@ -215,10 +215,9 @@ def test_a_state_that_does_not_fit_is_listed_in_one_line_and_changes_nothing():
     with pytest.raises(InputError) as error:
         load_model_state(net, state, "weights.pth")
     assert str(error.value) == (
-        "weights.pth: does not fit the model: 1 missing (second.bias); "
-        "7 unexpected (extra0, extra1, extra2, extra3, extra4, …); "
-        "1 of another shape (second.weight [2, 5] instead of [2, 4]); 1 not of "
-        "floating point (first.bias)"
+        "weights.pth: does not fit the model: 1 missing (second.bias); 7 unexpected (extra0, "
+        "extra1, extra2, extra3, extra4, …); 1 of another shape (second.weight [2, 5] instead of "
+        "[2, 4]); 1 not of floating point (first.bias)"
     )
     assert_same(model_state(net), before)
 
@@ -326,8 +325,8 @@ def test_without_a_network_the_imagenet_weights_say_what_to_do(tmp_path, monkeyp
 def convert(*arguments):
     # Without Jittor: its import fails, so a conversion that touched it would too.
     code = (
-        "import sys, runpy; sys.modules['jittor'] = None; "
-        "runpy.run_module('models.weights', run_name='__main__')"
+        "import sys, runpy; sys.modules['jittor'] = None; runpy.run_module('models.weights', "
+        "run_name='__main__')"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

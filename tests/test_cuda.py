@@ -49,8 +49,9 @@ def make_toolkit(home, version="12.4", cudnn=8, gcc=13, lacking=(), lib="lib64")
     )
     (home / "include/crt").mkdir()
     (home / "include/crt/host_config.h").write_text(
-        f"#if __GNUC__ > {gcc}\n#error -- unsupported GNU version! gcc versions "
-        f"later than {gcc} are not supported!\n#endif\n"
+        f"#if __GNUC__ > {gcc}\n"
+        f"#error -- unsupported GNU version! gcc versions later than {gcc} are not supported!\n"
+        "#endif\n"
     )
     return make_program(
         home / "bin/nvcc", f"Cuda compilation tools, release {version}, V{version}.99"

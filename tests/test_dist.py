@@ -206,9 +206,13 @@ def test_another_number_of_processes_goes_on_and_says_so(shapes, tmp_path):
 
 def test_a_fault_of_one_process_ends_the_job_with_its_error(trained, shapes, tmp_path):
     source = (
-        "from util import dist\nfrom util import backend\nwith dist.job():\n   "
-        " if dist.get_rank() == 1:\n        raise {}\n"
-        "    dist.barrier()\n    dist.barrier()"
+        "from util import dist\n"
+        "from util import backend\n"
+        "with dist.job():\n"
+        "    if dist.get_rank() == 1:\n"
+        "        raise {}\n"
+        "    dist.barrier()\n"
+        "    dist.barrier()"
     )
     for fault, message in (
         ("dist.InputError('photo.jpg: broken')", "process 1: error: photo.jpg: broken\n"),

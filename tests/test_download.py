@@ -185,9 +185,8 @@ def test_certificates_are_verified_although_jittor_turns_that_off(server, tmp_pa
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    monkeypatch.setattr(
-        ssl, "_create_default_https_context", ssl._create_unverified_context
-    )  # as jittor_utils does
+    # As jittor_utils does.
+    monkeypatch.setattr(ssl, "_create_default_https_context", ssl._create_unverified_context)
     with pytest.raises(InputError, match="certificate verify failed"):
         download(server.url(scheme="https"), tmp_path / "unknown")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))

@@ -41,8 +41,8 @@ def test_rows_of_classes_with_the_same_name_are_kept(source, capsys):
         np.testing.assert_array_equal(found[name], source[name], err_msg=name)
     printed = capsys.readouterr().out
     assert (
-        f"w.pkl: loaded {len(found)} of the model's {len(found)} weights; "
-        f"training starts at epoch 0" in printed
+        f"w.pkl: loaded {len(found)} of the model's {len(found)} weights; training starts at epoch "
+        "0" in printed
     )
     assert (
         "class head: kept dog, cat, no object; newly initialized: wolf; not used: sheep" in printed

@@ -13,14 +13,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from hostile_data import (
-    HOSTILE_PICTURES,
-    PICTURES,
-    PLAIN,
-    entry,
-    make_images,
-    read_items,
-)
+from hostile_data import HOSTILE_PICTURES, PICTURES, PLAIN, entry, make_images, read_items
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -7,12 +7,8 @@ import ast
 import pytest
 from processes import REPO
 
-LAYERS = [
-    "main",
-    "arguments",
-    "predict",
-    "engine",
-]  # each imports only from those behind it, and from the packages
+# Each imports only from those behind it, and from the packages.
+LAYERS = ["main", "arguments", "predict", "engine"]
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -168,11 +168,7 @@ def test_masked_cells_do_not_change_the_decoder(position_embedding, norm):
 
 
 @pytest.mark.parametrize(
-    "flags, channels, stride",
-    [
-        ([], 512, 32),
-        (["--backbone", "resnet50", "--dilation"], 2048, 16),
-    ],
+    "flags, channels, stride", [([], 512, 32), (["--backbone", "resnet50", "--dilation"], 2048, 16)]
 )
 def test_feature_map_and_mask(flags, channels, stride):
     samples, _ = tiny.make_batch(0, sizes=((64, 96), (32, 96), (64, 64)))

@@ -38,9 +38,8 @@ def test_a_restored_schedule_continues(epochs_before):
     begin = rates(optimizer, scheduler, epochs_before)
     resumed, restored = make(7)
     restored.load_state_dict(scheduler.state_dict())
-    for group, before in zip(
-        resumed.param_groups, optimizer.param_groups
-    ):  # the checkpoint has the optimizer's rates
+    # The checkpoint has the optimizer's rates.
+    for group, before in zip(resumed.param_groups, optimizer.param_groups):
         group.update(before)
     assert begin + rates(resumed, restored, 6 - epochs_before) == whole
 

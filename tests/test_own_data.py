@@ -183,9 +183,8 @@ def test_summary(tmp_path, capsys):
     assert [line.split("#")[0].strip() for line in lines[5:-1]] == list(counts)
     assert sum(int(line.split()[-1][:-1]) for line in lines[5:-1]) in (99, 100, 101)
     assert lines[-1] == (
-        "  warning: 1 images have more boxes than --num_queries 2, and only "
-        "that many can be found in an image: "
-        "give a larger one"
+        "  warning: 1 images have more boxes than --num_queries 2, and only that many can be "
+        "found in an image: give a larger one"
     )
 
 

@@ -75,9 +75,8 @@ def test_a_segment_given_to_another_class_and_a_shifted_one_cost_what_they_shoul
     evaluator.update(predictions)
     figures = evaluator.summarize()
     count = len(predictions)
-    assert figures["Things"]["pq"] == pytest.approx(
-        (count - 1) / (count - 1 + 0.5)
-    )  # one false negative
+    # One false negative.
+    assert figures["Things"]["pq"] == pytest.approx((count - 1) / (count - 1 + 0.5))
     assert figures["Stuff"]["pq"] == pytest.approx(count / (count + 0.5))  # one false positive
     assert figures["All"]["sq"] == 1
 

@@ -62,9 +62,8 @@ def test_curves(epochs, runs, tmp_path):
     ):
         assert (np.ptp(panel, axis=2) > 100).any(), "every panel has a curve"
     colours = {tuple(colour) for colour in pixels[np.ptp(pixels, axis=2) > 100]}
-    for i, colour in enumerate(
-        [(31, 119, 180), (255, 127, 14), (44, 160, 44)]
-    ):  # Matplotlib's C0, C1, C2
+    # Matplotlib's C0, C1, C2.
+    for i, colour in enumerate([(31, 119, 180), (255, 127, 14), (44, 160, 44)]):
         assert (colour in colours) == (i < runs)
 
 

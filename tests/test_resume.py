@@ -114,9 +114,13 @@ def test_other_signals(coco, tmp_path, loading, capfd, number):
 
 def test_a_second_signal_acts_at_once(coco, tmp_path):
     source = (
-        "import os, signal\nfrom util.signals import StopRequest\nwith StopRequest() as stop:\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    print(stop.received.name, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('alive')"
+        "import os, signal\n"
+        "from util.signals import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(stop.received.name, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('alive')"
     )
     done = subprocess.run([sys.executable, "-c", source], cwd=REPO, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "SIGTERM\n")

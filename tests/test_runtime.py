@@ -312,8 +312,8 @@ def test_devices_on_a_machine_without_cuda_and_no_threads_that_compile():
         "from util.runtime import prepare_device\n"
         "prepare_device('auto')\n"
         "from util.backend import jt, select_device\n"
-        "found = [select_device('auto'), jt.flags.use_cuda, "
-        "select_device('cpu'), jt.flags.use_parallel_op_compiler]\n"
+        "found = [select_device('auto'), jt.flags.use_cuda, select_device('cpu'), "
+        "jt.flags.use_parallel_op_compiler]\n"
         "try: select_device('cuda')\n"
         "except InputError as error: found.append(str(error))\n"
         "print(found)"
@@ -331,9 +331,11 @@ def test_devices_on_a_machine_without_cuda_and_no_threads_that_compile():
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors are left alone")
 def test_subnormal_numbers_are_zero_in_every_thread_from_the_start():
     source = (
-        "import threading, numpy as np\nfrom util import runtime; runtime.prepare()\n"
+        "import threading, numpy as np\n"
+        "from util import runtime; runtime.prepare()\n"
         "def show(): print(*np.float32([1e-30]) * np.float32([1e-10, 1]))\n"
-        "show(); threading.Thread(target=show).start()\nimport scipy.optimize, matplotlib.figure\n"
+        "show(); threading.Thread(target=show).start()\n"
+        "import scipy.optimize, matplotlib.figure\n"
     )
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0.0 1e-30\n" * 2, "")

@@ -45,13 +45,16 @@ def test_a_program_of_ones_own_keeps_its_signals(module):
     """
     done = run(
         # a shell has what it starts with & ignore it
-        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"import {module}, os, subprocess\n"
         "print(subprocess.run(['sh', '-c', 'kill -9 $$']).returncode)\n"
-        "print(subprocess.run(['grep', 'SigBlk', '/proc/self/status'], "
-        "capture_output=True, text=True).stdout.split()[1])\n"
-        "try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept "
-        "KeyboardInterrupt:\n    print('interrupted')"
+        "print(subprocess.run(['grep', 'SigBlk', '/proc/self/status'], capture_output=True, "
+        "text=True).stdout.split()[1])\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')"
     )
     assert done.stdout.splitlines()[-3:] == ["-9", "0" * 16, "interrupted"], (
         done.stdout + done.stderr
@@ -64,28 +67,38 @@ def test_a_child_of_a_training_ends_at_a_signal(number):
     do.
     """
     done = run(
-        "import os, signal\nfrom util.signals import StopRequest\n"
-        "signal.signal(signal.SIGINT, signal.SIG_DFL)\nreader, writer = "
-        "os.pipe()\nready, told = os.pipe()\n"
-        "with StopRequest() as stop:\n    child = os.fork()\n"
-        "    if child == 0:\n        os.write(told, b'.')\n        "
-        "os.read(reader, 1)\n        os._exit(0)\n"
+        "import os, signal\n"
+        "from util.signals import StopRequest\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        "reader, writer = os.pipe()\n"
+        "ready, told = os.pipe()\n"
+        "with StopRequest() as stop:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        os.write(told, b'.')\n"
+        "        os.read(reader, 1)\n"
+        "        os._exit(0)\n"
         "    os.read(ready, 1)\n"
-        f"    os.kill(child, {int(number)})\n    signal.alarm(20)\n    status = "
-        f"os.waitpid(child, 0)[1]\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    "
-        "print(os.WTERMSIG(status), stop.received.name)"
+        f"    os.kill(child, {int(number)})\n"
+        "    signal.alarm(20)\n"
+        "    status = os.waitpid(child, 0)[1]\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(os.WTERMSIG(status), stop.received.name)"
     )
     assert done.stdout == f"{int(number)} SIGTERM\n", done.stderr
 
 
 def test_handlers_that_were_there_before_are_kept():
     done = run(
-        "import os, signal\nheard = []\nfor number in (signal.SIGCHLD, signal.SIGINT):\n"
+        "import os, signal\n"
+        "heard = []\n"
+        "for number in (signal.SIGCHLD, signal.SIGINT):\n"
         "    signal.signal(number, lambda number, _: heard.append(number))\n"
-        "import models.hub\nheard.clear()\n"
-        "for number in (signal.SIGCHLD, signal.SIGINT):\n    "
-        "os.kill(os.getpid(), number)\nprint(*map(int, heard))"
+        "import models.hub\n"
+        "heard.clear()\n"
+        "for number in (signal.SIGCHLD, signal.SIGINT):\n"
+        "    os.kill(os.getpid(), number)\n"
+        "print(*map(int, heard))"
     )
     assert done.stdout.splitlines()[-1:] == [f"{int(signal.SIGCHLD)} {int(signal.SIGINT)}"], (
         done.stdout + done.stderr
@@ -95,8 +108,10 @@ def test_handlers_that_were_there_before_are_kept():
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL])
 def test_a_crash_ends_the_process_by_its_signal(number):
     done = run(
-        f"import models.hub, atexit, os\natexit.register(print, 'at "
-        f"exit')\nos.kill(os.getpid(), {int(number)})\nprint('alive')"
+        "import models.hub, atexit, os\n"
+        "atexit.register(print, 'at exit')\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+        "print('alive')"
     )
     assert (
         done.returncode == -number and "at exit" not in done.stdout and "alive" not in done.stdout

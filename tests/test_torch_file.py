@@ -148,9 +148,8 @@ def legacy_file(path, content, rest):
 
 
 def test_a_legacy_file_without_one_of_its_storages_is_damaged(tmp_path):
-    content = tensor_pickle(2, 0, (2,), (1,)).replace(
-        b"tQ", b"NtQ"
-    )  # the legacy format also names a view
+    # The legacy format also names a view.
+    content = tensor_pickle(2, 0, (2,), (1,)).replace(b"tQ", b"NtQ")
     data = pickle.dumps(["0"], 2) + struct.pack("<q2f", 2, 1.5, -2)
     np.testing.assert_array_equal(
         read_torch_file(legacy_file(tmp_path / "a.pth", content, data)), [1.5, -2]

@@ -31,18 +31,17 @@ def select_device(name):
     gpus = _count_gpus()
     if name == "cuda" and gpus == 0:
         raise InputError(
-            f"--device cuda: Jittor finds no GPU "
-            f"(nvcc_path={os.environ.get('nvcc_path', '')!r}); use --device cpu"
+            f"--device cuda: Jittor finds no GPU (nvcc_path={os.environ.get('nvcc_path', '')!r}); "
+            "use --device cpu"
         )
     jt.flags.use_cuda = int(gpus > 0 and name != "cpu")
     processes = dist.get_local_size()
     on_the_cpu = jt.flags.use_cuda and processes > gpus and os.environ.get("use_nccl", "1") == "1"
     if on_the_cpu and dist.is_main_process():
         runtime.warn(
-            f"{processes} processes on this machine see {gpus} GPU each, so they "
-            f"average their gradients on the CPU, which is "
-            f"slow; start as many processes as there are GPUs, and show every GPU "
-            f"to each (CUDA_VISIBLE_DEVICES)"
+            f"{processes} processes on this machine see {gpus} GPU each, so they average their "
+            "gradients on the CPU, which is slow; start as many processes as there are GPUs, and "
+            "show every GPU to each (CUDA_VISIBLE_DEVICES)"
         )
     return "cuda" if jt.flags.use_cuda else "cpu"
 

@@ -136,8 +136,8 @@ def _obstacle(nvcc, driver, install):
         return Obstacle(f"{nvcc} is CUDA {number}, and Jittor works with 11 and 12", install)
     if driver[0] < version[0]:
         return Obstacle(
-            f"{nvcc} is CUDA {number}, and the driver supports CUDA "
-            f"{driver[0]}.{driver[1]} at most",
+            f"{nvcc} is CUDA {number}, and the driver supports CUDA {driver[0]}.{driver[1]} at "
+            "most",
             f"update the driver, or {install}",
         )
     home = Path(os.path.realpath(nvcc)).parent.parent

@@ -64,9 +64,8 @@ def broadcast(value, root=0):
 def _broadcast_bytes(content, root):
     from util.backend import jt
 
-    size = np.frombuffer(
-        len(content).to_bytes(8, "little"), np.uint8
-    ).copy()  # Jittor would make int32 of an int64
+    # Jittor would make int32 of an int64.
+    size = np.frombuffer(len(content).to_bytes(8, "little"), np.uint8).copy()
     jt.mpi.broadcast(size, root)
     data = (
         np.frombuffer(content, np.uint8).copy()
@@ -165,9 +164,8 @@ def _check_mpi():
     )
     if get_world_size() > 1 and not usable:
         raise InputError(
-            "mpirun started several processes, but Jittor would have no MPI: "
-            "install libopenmpi-dev, whose mpicc "
-            "it needs, and do not set use_mpi=0"
+            "mpirun started several processes, but Jittor would have no MPI: install "
+            "libopenmpi-dev, whose mpicc it needs, and do not set use_mpi=0"
         )
 
 

@@ -50,8 +50,8 @@ def download(url, folder):
                 _fetch(url, target, checksum[1])
     except (OSError, HTTPException) as error:
         raise InputError(
-            f"{url}: cannot be downloaded to {target.parent} ({error}); "
-            "download it by hand and put it there"
+            f"{url}: cannot be downloaded to {target.parent} ({error}); download it by hand and "
+            "put it there"
         ) from error
     return target
 
@@ -89,13 +89,12 @@ def _fetch(url, target, checksum):
                     if file.tell() > MAX_BYTES:
                         raise InputError(
                             f"{url}: larger than {MAX_BYTES} bytes, as no weights are; check the "
-                            f"address"
+                            "address"
                         )
             if not digest.hexdigest().startswith(checksum):
                 raise InputError(
                     f"{url}: the {file.tell()} bytes that arrived do not match the checksum "
-                    f"{checksum}; "
-                    f"try again, or download it by hand into {target.parent}"
+                    f"{checksum}; try again, or download it by hand into {target.parent}"
                 )
             file.flush()
             os.fsync(file.fileno())

@@ -35,8 +35,8 @@ def replacing(path):
         os.close(folder)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            "free disk space there or choose another folder"
+            f"{path}: cannot be written ({error.strerror or error}); free disk space there or "
+            "choose another folder"
         ) from error
 
 
@@ -65,8 +65,8 @@ def claim(folder):
         ) from error
     except OSError as error:
         raise InputError(
-            f"--output_dir {folder}: its file .lock cannot be locked ({error.strerror}); "
-            "give a folder on a drive that has locks"
+            f"--output_dir {folder}: its file .lock cannot be locked ({error.strerror}); give a "
+            "folder on a drive that has locks"
         ) from error
     for ours in OUR_FOLDERS:
         for leftover in (folder / ours).glob(f".*{PARTIAL}"):

@@ -87,7 +87,6 @@ class OutputFolder:
         )
         with replacing(self.path / "curves.png") as file:
             plot_curves({self.path.resolve().name: self.logs}, file)
-        with replacing(
-            self.path / "log.txt"
-        ) as file:  # last, because the line says that the epoch needs nothing more
+        # Last, because the line says that the epoch needs nothing more.
+        with replacing(self.path / "log.txt") as file:
             file.write("".join(json.dumps(line) + "\n" for line in self.logs).encode())

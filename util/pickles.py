@@ -118,9 +118,9 @@ def load(file, path, names, persistent=None):
             check_keys(words)
             if words not in names:
                 raise InputError(
-                    f"{path}: refused, because the file names "
-                    f"{'.'.join(map(str, words))[:120]}, which weights do "
-                    "not need; save its state dict alone, with arrays and plain containers"
+                    f"{path}: refused, because the file names {'.'.join(map(str, words))[:120]}, "
+                    "which weights do not need; save its state dict alone, with arrays and plain "
+                    "containers"
                 )
             stack.append(names[words])
         elif name in ("REDUCE", "NEWOBJ"):

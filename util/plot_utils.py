@@ -45,8 +45,8 @@ def read_log(run):
             entry["train_loss"], entry["test_coco_eval_bbox"][11]
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(
-                f"{path}: line {number} is not that of an epoch with evaluation "
-                f"({error}); remove it"
+                f"{path}: line {number} is not that of an epoch with evaluation ({error}); remove "
+                "it"
             ) from error
     return [logs[epoch] for epoch in sorted(logs)]
 

@@ -102,22 +102,20 @@ def _announce_compilation():
     if os.environ.get("nvcc_path"):
         core = "" if core_is_compiled() else "its core once per machine, and "
         print(
-            f"Jittor compiles {core}a new model's CUDA kernels, one after the "
-            f"other, in the first step (many minutes); later runs read "
-            "its cache.",
+            f"Jittor compiles {core}a new model's CUDA kernels, one after the other, in the first "
+            "step (many minutes); later runs read its cache.",
             flush=True,
         )
     elif core_is_compiled():
         print(
-            "Jittor compiles a new model's operators in the first step (a few "
-            "minutes); later runs read its cache.",
+            "Jittor compiles a new model's operators in the first step (a few minutes); later "
+            "runs read its cache.",
             flush=True,
         )
     else:
         print(
-            "Jittor compiles its core once per machine (about 2 min 20 s on 2 "
-            "cores), then the model's operators in "
-            "the first step (a few minutes more); later runs read its cache.",
+            "Jittor compiles its core once per machine (about 2 min 20 s on 2 cores), then the "
+            "model's operators in the first step (a few minutes more); later runs read its cache.",
             flush=True,
         )
 
@@ -125,9 +123,8 @@ def _announce_compilation():
 def _check_numpy():
     if int(np.__version__.split(".")[0]) >= 2:
         sys.exit(
-            f"error: NumPy {np.__version__} is installed, with which Jittor would "
-            f"turn every array into other numbers, without a "
-            f"word: `{sys.executable} -m pip install 'numpy<2'`"
+            f"error: NumPy {np.__version__} is installed, with which Jittor would turn every array "
+            f"into other numbers, without a word: `{sys.executable} -m pip install 'numpy<2'`"
         )
 
 
@@ -150,16 +147,15 @@ def _find_compiler():
         found = next((path for path in bases if path.is_file()), None)
         if found is None:
             sys.exit(
-                f"error: {name} is missing, which tells Jittor where Python's headers "
-                f"are: install them (on Debian or Ubuntu: "
-                f"`apt-get install {packages}`), or set python_config_path to the file"
+                f"error: {name} is missing, which tells Jittor where Python's headers are: install "
+                f"them (on Debian or Ubuntu: `apt-get install {packages}`), or set "
+                "python_config_path to the file"
             )
         os.environ["python_config_path"] = str(found)
     if not shutil.which(os.environ.get("cc_path", "g++")):
         sys.exit(
-            f"error: {os.environ.get('cc_path', 'g++')} is missing, the compiler "
-            f"that Jittor needs: install it (on Debian or "
-            f"Ubuntu: `apt-get install {packages}`)"
+            f"error: {os.environ.get('cc_path', 'g++')} is missing, the compiler that Jittor "
+            f"needs: install it (on Debian or Ubuntu: `apt-get install {packages}`)"
         )
 
 
@@ -199,8 +195,8 @@ def _provide_onednn():
             f"`pip install {ONEDNN_WHEEL}`" if wheels_fit else f"a connection to {JITTOR_SERVER[0]}"
         )
         warn(
-            f"oneDNN is missing, so convolutions on the CPU are about 100 times "
-            f"slower; the remedy is {remedy}"
+            "oneDNN is missing, so convolutions on the CPU are about 100 times slower; the remedy "
+            f"is {remedy}"
         )
 
 

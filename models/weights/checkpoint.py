@@ -42,8 +42,8 @@ def load_checkpoint(source):
     if strange:
         raise InputError(
             f"{source}: its model is not a state dict: "
-            f"{summarize_names('not a name with an array', strange)[0]}; "
-            "give a file that holds the state dict itself or under the key 'model'"
+            f"{summarize_names('not a name with an array', strange)[0]}; give a file that holds "
+            "the state dict itself or under the key 'model'"
         )
     return {**checkpoint, "model": dict(model)}
 
@@ -58,8 +58,8 @@ def class_names(checkpoint, source):
         type(number) is int and isinstance(name, str) for number, name in classes.items()
     ):
         raise InputError(
-            f"{source}: its classes are not a dictionary id -> name; the file is "
-            f"damaged, take another checkpoint"
+            f"{source}: its classes are not a dictionary id -> name; the file is damaged, take "
+            "another checkpoint"
         )
     return {number: printable(name) for number, name in classes.items()}
 

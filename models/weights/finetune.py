@@ -28,8 +28,8 @@ def load_what_fits(model, state, old_classes, classes, source):
     if missing := [name for name in initialized if "backbone.0." in name]:
         raise InputError(
             f"{source}: its backbone is another one: "
-            f"{'; '.join(summarize_names('not there', missing))}; give the flags "
-            f"that it was trained with"
+            f"{'; '.join(summarize_names('not there', missing))}; give the flags that it was "
+            "trained with"
         )
     for name, var in model.named_parameters():
         var.update(jt.array(new_state[name]))
@@ -37,17 +37,16 @@ def load_what_fits(model, state, old_classes, classes, source):
 
     # ---- the report
     print(
-        f"{source}: loaded {len(loaded)} of the model's {len(new_state)} "
-        f"weights; training starts at epoch 0"
+        f"{source}: loaded {len(loaded)} of the model's {len(new_state)} weights; training starts "
+        "at epoch 0"
     )
     if head in loaded:
         kept = [classes[class_id] for class_id in old_ids]
         new = [name for class_id, name in classes.items() if class_id not in old_ids]
         unused = [name for name in old_classes.values() if name not in kept]
         print(
-            f"  class head: kept {', '.join([*kept, 'no object'])}; newly "
-            f"initialized: {', '.join(new) or 'none'}; "
-            f"not used: {', '.join(unused) or 'none'}"
+            f"  class head: kept {', '.join([*kept, 'no object'])}; newly initialized: "
+            f"{', '.join(new) or 'none'}; not used: {', '.join(unused) or 'none'}"
         )
     queries = next(name for name in new_state if name.endswith("query_embed.weight"))
     if queries in loaded and len(state[queries]) != len(new_state[queries]):

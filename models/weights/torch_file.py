@@ -261,9 +261,8 @@ def _encode(obj, storages):
     if isinstance(obj, np.ndarray):
         return _encode_tensor(obj, storages)
     if type(obj) in (type(None), bool, int, float, str):
-        return pickle.dumps(obj, protocol=2)[
-            2:-1
-        ]  # without the opcodes that begin and end a pickle
+        # Without the opcodes that begin and end a pickle.
+        return pickle.dumps(obj, protocol=2)[2:-1]
     if isinstance(obj, dict):
         items = b"".join(_encode(part, storages) for item in obj.items() for part in item)
         return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS

@@ -55,8 +55,8 @@ def load_optimizer_state(optimizer, state, source):
         problems = ["the parameters are grouped in another way"]
     if problems:
         raise InputError(
-            f"{source}: its optimizer does not fit: {'; '.join(problems)}; resume "
-            f"with the same flags"
+            f"{source}: its optimizer does not fit: {'; '.join(problems)}; resume with the same "
+            "flags"
         )
     for group, saved in zip(groups, state["groups"]):
         group.update({key: value for key, value in saved.items() if key != "names"})
@@ -97,9 +97,8 @@ def check_training_state(checkpoint, source):
         form["train_stats"] = {str: number}
     if fault := _misform(checkpoint, form):
         raise InputError(
-            f"{source}: its state of the training is damaged or of another version "
-            f"of the program ({fault}); take "
-            "another checkpoint, or only its weights, with models.weights"
+            f"{source}: its state of the training is damaged or of another version of the program "
+            f"({fault}); take another checkpoint, or only its weights, with models.weights"
         )
 
 

@@ -69,9 +69,8 @@ def save():
     """After a step the main process alone reads the weights, as it does to save them; then all wait
     for each other.
     """
-    engine.StepMemory.tidy = lambda self: (
-        None
-    )  # waits for the step's computation, without CUDA only
+    # Waits for the step's computation, without CUDA only.
+    engine.StepMemory.tidy = lambda self: None
     args, model, criterion, _ = ours.build(CASE)
     images, targets = recipe.make_share(0, dist.get_rank(), 1)
     batches = tiny.Batches([(nested_tensor_from_arrays(images), targets)])

@@ -59,9 +59,8 @@ def train(options):
         ]
         losses = criterion(model(samples.to(options.device)), targets)
         loss = run_model.weighted_loss(criterion, losses)
-        {
-            name: value.item() for name, value in losses.items()
-        }  # the original logs every loss at every step
+        # The original logs every loss at every step.
+        {name: value.item() for name, value in losses.items()}
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)

@@ -117,11 +117,10 @@ def main():
             if row == "compilations":
                 measured[row] = figures = compilations()
                 remarks.append(
-                    f"Operators compiled by two training steps and evaluations: "
-                    f"{figures['first']}, in "
-                    f"{figures['seconds']:.0f} s, and Jittor's core before that in "
-                    f"{figures['core']:.0f} s; in 30 "
-                    f"more of other image sizes: {figures['later']}."
+                    "Operators compiled by two training steps and evaluations: "
+                    f"{figures['first']}, in {figures['seconds']:.0f} s, and Jittor's core before "
+                    f"that in {figures['core']:.0f} s; in 30 more of other image sizes: "
+                    f"{figures['later']}."
                 )
                 continue
             if row == "operators":
@@ -160,8 +159,9 @@ def main():
     args.out.write_text(json.dumps(measured, indent=1))
     where = "GPU" if args.device == "cuda" else f"{args.threads} threads"
     print(
-        f"\n| {where}, {args.pairs} pairs | this project | PyTorch | ratio |\n| "
-        f"--- | --- | --- | --- |"
+        "\n"
+        f"| {where}, {args.pairs} pairs | this project | PyTorch | ratio |\n"
+        "| --- | --- | --- | --- |"
     )
     print("\n".join(lines + [""] + remarks))
 

@@ -158,9 +158,8 @@ def make_panoptic_detector(shapes):
     """
     weights = make_detector(shapes)
     weights["detr.class_embed.weight"] = 4 * np.roll(weights["detr.class_embed.weight"], 30, axis=0)
-    weights["detr.class_embed.bias"][
-        201:250
-    ] = -1000  # the original knows no further whether they are things
+    # The original knows no further whether they are things.
+    weights["detr.class_embed.bias"][201:250] = -1000
     weights["bbox_attention.q_linear.weight"] *= np.float32(0.2)
     weights["mask_head.lay1.weight"][:, :256] *= np.float32(0.02)
     for i in (1, 2, 3):

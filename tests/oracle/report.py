@@ -82,8 +82,8 @@ def oracle_table():
     for (part, tolerance), rows in parts.items():
         difference, configuration = max(rows)
         lines.append(
-            f"| {part} | {len(rows)} | {difference:.1e} | "
-            f"{configuration if difference else 'all'} | {tolerance} |"
+            f"| {part} | {len(rows)} | {difference:.1e} | {configuration if difference else 'all'} "
+            f"| {tolerance} |"
         )
     return f"""## 3. Part by part
 
@@ -140,8 +140,8 @@ def compare_steps(out, folder, coco_path):
             f"{np.linalg.norm(b - c) / np.linalg.norm(b):.1e} |"
         )
     rates = [
-        "| learning rate, backbone's | DETR-Jittor against the original | the "
-        "original against itself, one bit away |",
+        "| learning rate, backbone's | DETR-Jittor against the original | the original against "
+        "itself, one bit away |",
         "| --- | --- | --- |",
     ]
     for result in (slow, usual):

@@ -44,9 +44,8 @@ def test_initialisation(case, count, original, measured):
         deviations["standard deviation"][name] = abs(std / their_std - 1) * np.sqrt(size)
         if size > 10000:
             large["standard deviation"].append(abs(std / their_std - 1))
-        if (
-            half_range < 2 * their_std or size < 100
-        ):  # 100 normal numbers go beyond 2 sigma; smaller tensors are biases
+        # 100 normal numbers go beyond 2 sigma; smaller tensors are biases.
+        if half_range < 2 * their_std or size < 100:
             distance = max(abs(high - their_high), abs(low - their_low)) / half_range
             deviations["range"][name] = distance / (2 / size)
             if size > 10000:

@@ -71,8 +71,8 @@ def main(home, times, threads):
                 process.wait()
             codes[code] += 1
             print(
-                f"start {number + 1}{', with load' * (number % 2)}: exit code {code}, "
-                f"{compiled} operators, {seconds:.0f} s",
+                f"start {number + 1}{', with load' * (number % 2)}: exit code {code}, {compiled} "
+                f"operators, {seconds:.0f} s",
                 flush=True,
             )
             if code:
@@ -89,7 +89,7 @@ if __name__ == "__main__":
     options.home.mkdir(parents=True, exist_ok=True)
     codes = main(options.home.resolve(), options.times, options.threads)
     print(
-        f"{options.times} starts with {options.threads} threads that compile: "
-        f"exit codes {dict(codes)}"
+        f"{options.times} starts with {options.threads} threads that compile: exit codes "
+        f"{dict(codes)}"
     )
     sys.exit(set(codes) != {0})

@@ -123,10 +123,8 @@ def damage(training, change):
         load_checkpoint(path)
     except InputError as error:
         training.said = str(error)
-    training.flags = [
-        "--resume",
-        str(training.folder / "checkpoint0001.pkl"),
-    ]  # the one that the message names
+    # The one that the message names.
+    training.flags = ["--resume", str(training.folder / "checkpoint0001.pkl")]
     assert training.flags[1] in training.said, training.said
 
 
@@ -184,8 +182,9 @@ def main():
         finally:
             subprocess.run(["umount", "-l", root], check=True)
     print(
-        "| what happens after the second epoch | exit code | what the program "
-        "says | what is lost |\n| --- | --- | --- | --- |"
+        "| what happens after the second epoch | exit code | what the program says | what is lost "
+        "|\n"
+        "| --- | --- | --- | --- |"
     )
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")

@@ -72,8 +72,8 @@ def main():
         )
     print(
         f"{len(rows)} files of {len({row[0] for row in rows})} kinds: at most "
-        f"{max(row[4] for row in rows):.1f} s and "
-        f"{max(row[5] for row in rows):.2f} GB; run: {sum(row[6] for row in rows)}"
+        f"{max(row[4] for row in rows):.1f} s and {max(row[5] for row in rows):.2f} GB; run: "
+        f"{sum(row[6] for row in rows)}"
     )
 
 

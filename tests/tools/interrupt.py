@@ -126,10 +126,8 @@ def finish(folder, shapes, *flags):
 def main(times, number, seed, root, *flags):
     """Returns a Counter of what happened, and how many trainings crashed or ended differently."""
     rng, shapes, expected = random.Random(seed), root / "shapes", root / "undisturbed"
-    for folder in (
-        root / "compiling",
-        expected,
-    ):  # compiled once, a training takes a tenth of the time: that of the others
+    # Compiled once, a training takes a tenth of the time: that of the others.
+    for folder in (root / "compiling", expected):
         begin = time.time()
         finish(folder, shapes, *flags)
         longest = time.time() - begin
@@ -175,8 +173,7 @@ if __name__ == "__main__":
             *flags,
         )
     print(
-        f"{options.times} x SIG{options.signal} in {time.time() - begin:.0f} s: "
-        f"{dict(seen)}; {faults} crashes, or trainings that did "
-        "not end as the undisturbed one to the last bit"
+        f"{options.times} x SIG{options.signal} in {time.time() - begin:.0f} s: {dict(seen)}; "
+        f"{faults} crashes, or trainings that did not end as the undisturbed one to the last bit"
     )
     sys.exit(faults > 0)

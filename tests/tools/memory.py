@@ -74,9 +74,8 @@ def memory(pid):
 
     workers = 0
     for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with contextlib.suppress(
-            FileNotFoundError, ProcessLookupError, StopIteration
-        ):  # it has come to its end
+        # It has come to its end.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
             workers += read(worker, "smaps_rollup", "Pss:")
     return read(pid, "status", "VmRSS:"), workers
 
@@ -137,21 +136,20 @@ def main():
         "evaluation": ("images", [(2 * batch, *rest) for batch, *rest in curves["Test"]]),
     }
     print(
-        "Memory goes back to the system at intervals: what is held then, the "
-        "mean and the highest since the row above, in GB."
+        "Memory goes back to the system at intervals: what is held then, the mean and the highest "
+        "since the row above, in GB."
     )
     print(
-        f"| after | held | against {FIRST} | mean | highest | workers |\n| --- "
-        f"| --- | --- | --- | --- | --- |"
+        f"| after | held | against {FIRST} | mean | highest | workers |\n"
+        "| --- | --- | --- | --- | --- | --- |"
     )
     trends = []
     for title, (unit, curve) in parts.items():
         batch = curve[1][0] // PRINT_FREQ  # units in one
         held_first = None
         for before, mark in zip(MARKS, MARKS[1:]):
-            since = [
-                row for row in curve[:-1] if before <= row[0] < mark
-            ]  # the last one comes after the end
+            # The last one comes after the end.
+            since = [row for row in curve[:-1] if before <= row[0] < mark]
             if not since:
                 break
             held = fmean(
@@ -160,9 +158,8 @@ def main():
             held_first = held_first or held
             _, main, workers = zip(*since)
             print(
-                f"| {mark} {unit} ({title}) | {held:.3f} | {held / held_first - 1:+.1%} "
-                f"| {fmean(main):.3f} | {max(main):.3f} "
-                f"| {workers[-1]:.3f} |"
+                f"| {mark} {unit} ({title}) | {held:.3f} | {held / held_first - 1:+.1%} | "
+                f"{fmean(main):.3f} | {max(main):.3f} | {workers[-1]:.3f} |"
             )
         done, held = np.array(
             [
@@ -174,9 +171,9 @@ def main():
         (slope, _), covariance = np.polyfit(done, held, 1, cov=True)
         growth = np.array([slope, covariance[0, 0] ** 0.5]) * (done[-1] - done[0]) / held.mean()
         trends.append(
-            f"{title}: held memory from {FIRST} {unit} on, by a straight line: "
-            f"{growth[0]:+.1%} ± {growth[1]:.1%} at "
-            f"{done[-1]:.0f} (single readings differ by {held.std() / held.mean():.1%})"
+            f"{title}: held memory from {FIRST} {unit} on, by a straight line: {growth[0]:+.1%} ± "
+            f"{growth[1]:.1%} at {done[-1]:.0f} (single readings differ by "
+            f"{held.std() / held.mean():.1%})"
         )
     print("\n".join(["", *trends]))
     draw(args.out, parts)

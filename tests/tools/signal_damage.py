@@ -102,7 +102,7 @@ if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     products, heard, wrong = main(options.seconds, options.how, options.rate, options.product)
     print(
-        f"{options.product}, {options.how}, {options.threads} threads: "
-        f"{products} products, {heard} signals, {wrong} products wrong"
+        f"{options.product}, {options.how}, {options.threads} threads: {products} products, "
+        f"{heard} signals, {wrong} products wrong"
     )
     sys.exit(wrong > 0)

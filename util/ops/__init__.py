@@ -204,8 +204,8 @@ def norm_of_all(arrays):
     """
     if jt.flags.use_cuda:
         sums = "".join(
-            f"detr::square_sums<<<out0_shape1, detr::ROW_THREADS>>>(in{i}_p, "
-            f"in{i}->num, out0_p + {i} * out0_shape1);"
+            f"detr::square_sums<<<out0_shape1, detr::ROW_THREADS>>>(in{i}_p, in{i}->num, out0_p + "
+            f"{i} * out0_shape1);"
             for i in range(len(arrays))
         )
         return code([len(arrays), SUM_BLOCKS], arrays, "", sums).sum(1).sum().sqrt()
