@@ -106,11 +106,9 @@ def predict_pictures(model, args, names):
                 found = list_detections(number, str(path), result, names)
                 masks = add_masks(found, result["masks"]) if "masks" in result else []
             except Exception as error:  # reported here and at the end
-                reason = (
-                    str(error)
-                    if isinstance(error, InputError)
-                    else printable(f"{type(error).__name__}: {error}")[:500]
-                )
+                reason = str(error)
+                if not isinstance(error, InputError):
+                    reason = printable(f"{type(error).__name__}: {error}")[:500]
                 bad.append(reason if str(path) in reason else f"{path}: {reason}")
                 bar.write(f"left out: {bad[-1]}")
                 continue
@@ -161,6 +159,7 @@ def list_detections(number, path, result, names):
 
     number: the file's number in this run, used as image id.
     """
+    boxes, labels, scores = (result[key].tolist() for key in ("boxes", "labels", "scores"))
     return [
         {
             "image_id": number,
@@ -170,9 +169,7 @@ def list_detections(number, path, result, names):
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "score": score,
         }
-        for (x0, y0, x1, y1), label, score in zip(
-            *(result[key].tolist() for key in ("boxes", "labels", "scores"))
-        )
+        for (x0, y0, x1, y1), label, score in zip(boxes, labels, scores)
     ]
 
 

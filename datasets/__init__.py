@@ -9,10 +9,9 @@ NUM_CLASSES = {"coco": 91, "coco_panoptic": 250, "shapes": 4}
 SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 EVAL_SIZE = 800
 MAX_SIZE = 1333
-MAX_RATIO = (
-    100  # of an image's sides; the training transforms would enlarge a flatter one to gigabytes
-)
-# where the highest category id decides their number; a file with higher ids does not number classes
+# Of an image's sides: the training transforms would enlarge a flatter one to gigabytes.
+MAX_RATIO = 100
+# Where the highest category id decides their number. Higher ids do not number classes.
 MAX_CLASSES = 10_000
 
 

@@ -80,8 +80,7 @@ def read_json(ann_file):
         raise InputError(f"{ann_file}: no such file; put the COCO annotations there")
     try:
         data = json.loads(ann_file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        # Broken syntax, broken UTF-8, or lists in lists without end.
+    except (ValueError, RecursionError) as error:  # syntax, UTF-8, or lists in lists without end
         raise InputError(
             f"{ann_file}: not a JSON file ({error}); get or export it again"
         ) from error
@@ -248,30 +247,18 @@ def is_number(value, least, most):
 
 
 def is_box(box):
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(is_number(value, -MAX_BOX_COORDINATE, MAX_BOX_COORDINATE) for value in box)
-        and box[2] >= 0
-        and box[3] >= 0
-    )
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    if not all(is_number(value, -MAX_BOX_COORDINATE, MAX_BOX_COORDINATE) for value in box):
+        return False
+    return box[2] >= 0 and box[3] >= 0
 
 
 def is_segmentation(segmentation, image):
     """Whether it is a list of polygons (x, y, x, y, …) or an RLE, of the image's size."""
     width, height = image["width"], image["height"]
     if isinstance(segmentation, list):
-        return all(
-            isinstance(polygon, list)
-            and len(polygon) >= 6
-            and len(polygon) % 2 == 0
-            and all(
-                is_number(value, -MAX_POLYGON_COORDINATE, MAX_POLYGON_COORDINATE)
-                for value in polygon
-            )
-            and is_short(polygon)
-            for polygon in segmentation
-        )
+        return all(is_polygon(polygon) for polygon in segmentation)
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         return False
     counts = segmentation.get("counts")
@@ -284,18 +271,18 @@ def is_segmentation(segmentation, image):
     )
 
 
-def is_short(polygon):
-    """Whether the outline has a possible length.
-
-    pycocotools walks along it in fifths of pixels and keeps each step.
-    """
-    if len(polygon) * max(map(abs, polygon)) < MAX_POLYGON_COORDINATE:
+def is_polygon(polygon):
+    """Whether it is x, y, x, y, … of at least three points, with an outline of possible length."""
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        return False
+    limit = MAX_POLYGON_COORDINATE
+    if not all(is_number(value, -limit, limit) for value in polygon):
+        return False
+    if len(polygon) * max(map(abs, polygon)) < limit:
         return True
+    # pycocotools walks along the outline in fifths of pixels and keeps each step.
     x, y = polygon[::2], polygon[1::2]
-    return (
-        sum(abs(x[i] - x[i - 1]) + abs(y[i] - y[i - 1]) for i in range(len(x)))
-        < MAX_POLYGON_COORDINATE
-    )
+    return sum(abs(x[i] - x[i - 1]) + abs(y[i] - y[i - 1]) for i in range(len(x))) < limit
 
 
 def rle_runs(counts):

@@ -292,10 +292,8 @@ def build(image_set, args):
         InputError: see `CocoDetection`.
     """
     if args.train_ann or args.val_ann:
-        images, annotations = (
-            getattr(args, f"{image_set}_images"),
-            getattr(args, f"{image_set}_ann"),
-        )
+        img_folder = getattr(args, f"{image_set}_images")
+        ann_file = getattr(args, f"{image_set}_ann")
     else:
         root = Path(args.coco_path)
         if not root.is_dir():
@@ -303,16 +301,14 @@ def build(image_set, args):
                 f"--coco_path {root}: no such folder; it should hold train2017, val2017 and "
                 "annotations"
             )
-        images, annotations = (
-            root / f"{image_set}2017",
-            root / "annotations" / f"instances_{image_set}2017.json",
-        )
+        img_folder = root / f"{image_set}2017"
+        ann_file = root / "annotations" / f"instances_{image_set}2017.json"
     return CocoDetection(
-        images,
-        annotations,
+        img_folder,
+        ann_file,
         make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
-        args.masks,
-        get_num_classes(args),
+        return_masks=args.masks,
+        num_classes=get_num_classes(args),
         seed=args.seed,
         max_size=args.max_size,
         skip_bad_samples=args.skip_bad_samples,

@@ -106,32 +106,25 @@ class CocoEvaluator:
         boxes: their number in the images seen, without crowds. The figures are those at 100
         detections per image, and None where there is no box.
         """
-        params, precision = (
-            self.coco_eval[iou_type].params,
-            self.coco_eval[iou_type].eval["precision"],
-        )
+        params = self.coco_eval[iou_type].params
+        precision = self.coco_eval[iou_type].eval["precision"]
         boxes = Counter(
             ann["category_id"]
             for ann in self.coco_gt.dataset["annotations"]
             if ann["image_id"] in self.img_ids and not ann["iscrowd"]
         )
         rows = []
-        for index, number in enumerate(params.catIds):
-            # IoU thresholds, recalls; -1 where there is no box.
-            found = precision[:, :, index, 0, -1]
-            figures = {
-                name: part.mean() if part.size and part.min() > -1 else None
-                for name, part in (
-                    ("AP", found),
-                    ("AP50", found[params.iouThrs == 0.5]),
-                    ("AP75", found[params.iouThrs == 0.75]),
-                )
-            }
+        for index, class_id in enumerate(params.catIds):
+            name = str(self.coco_gt.cats[class_id].get("name", f"class {class_id}"))
+            # [IoU thresholds, recalls]; -1 where there is no box.
+            of_class = precision[:, :, index, 0, -1]
             rows.append(
                 {
-                    "name": str(self.coco_gt.cats[number].get("name", f"class {number}")),
-                    "boxes": boxes[number],
-                    **figures,
+                    "name": name,
+                    "boxes": boxes[class_id],
+                    "AP": mean_precision(of_class),
+                    "AP50": mean_precision(of_class[params.iouThrs == 0.5]),
+                    "AP75": mean_precision(of_class[params.iouThrs == 0.75]),
                 }
             )
         return sorted(rows, key=lambda row: (row["AP"] is None, -(row["AP"] or 0), -row["boxes"]))
@@ -141,6 +134,11 @@ class CocoEvaluator:
         if not self.results[iou_type]:
             return COCO()
         return self.coco_gt.loadRes([dict(result) for result in self.results[iou_type]])
+
+
+def mean_precision(precision):
+    """The mean of COCOeval's precisions, or None where there are none or no box (-1)."""
+    return precision.mean() if precision.size and precision.min() > -1 else None
 
 
 def prepare_for_coco_detection(image_id, prediction):

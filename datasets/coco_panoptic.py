@@ -215,19 +215,19 @@ def build(image_set, args):
         coco = load_coco(
             images / name,
             images / "annotations" / f"instances_{name}.json",
-            args.masks,
-            num_classes,
-            args.skip_bad_samples,
+            return_masks=args.masks,
+            num_classes=num_classes,
+            skip_bad_samples=args.skip_bad_samples,
         )
     return CocoPanoptic(
         images / name,
         panoptic / f"panoptic_{name}",
         panoptic / "annotations" / f"panoptic_{name}.json",
         make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
-        args.masks,
-        num_classes,
-        coco,
-        args.skip_bad_samples,
+        return_masks=args.masks,
+        num_classes=num_classes,
+        coco=coco,
+        skip_bad_samples=args.skip_bad_samples,
         seed=args.seed,
         max_size=args.max_size,
     )

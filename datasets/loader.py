@@ -122,12 +122,9 @@ class DataLoader:
     def _order(self):
         """List of index lists, one for each batch of this process."""
         count = len(self.dataset)
-        indices = (
-            np.random.default_rng([self.seed, self.epoch]).permutation(count)
-            if self.shuffle
-            else range(count)
-        )
-        indices = [int(index) for index in indices]
+        indices = list(range(count))
+        if self.shuffle:
+            indices = np.random.default_rng([self.seed, self.epoch]).permutation(count).tolist()
         first = self.rank * self.accum_steps
         starts = [
             step * self._step_size() + batch * self.batch_size
@@ -194,9 +191,8 @@ class BatchWorkers(jt.dataset.Dataset):
 
     def __init__(self, dataset, order, num_workers, buffer_size):
         super().__init__(buffer_size=buffer_size, keep_numpy_array=True)
-        self.dataset = (
-            dataset  # in place of Jittor's reference to self, which would keep the rings' memory
-        )
+        # In place of Jittor's reference to self, which would keep the rings' memory.
+        self.dataset = dataset
         self.order = order
         self.num_workers = num_workers
         self.heads = {}  # worker -> its oldest message, received but not yet used
@@ -224,16 +220,9 @@ class BatchWorkers(jt.dataset.Dataset):
             return [Message(number, traceback=traceback.format_exc())]
         if samples is None:
             return [Message(number, targets, skipped)]
-        size = (
-            samples.tensors.nbytes
-            + samples.mask.nbytes
-            + sum(
-                value.nbytes
-                for target in targets
-                for value in target.values()
-                if isinstance(value, np.ndarray)
-            )
-        )
+        values = [value for target in targets for value in target.values()]
+        arrays = [samples.tensors, samples.mask, *values]
+        size = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
         if 2 * size > self.buffer_size:
             return [Message(number)]  # does not fit into the ring: left to the main process
         return [Message(number, targets, skipped), samples.tensors, samples.mask]
@@ -252,10 +241,8 @@ class BatchWorkers(jt.dataset.Dataset):
                 # announcements, not used; workers would wait if the queue were full
                 self.idqueue.pop()
             for worker_id, worker in enumerate(self.workers):
-                if (
-                    worker_id not in self.heads
-                    and worker.buffer.total_push() > worker.buffer.total_pop()
-                ):
+                has_sent = worker.buffer.total_push() > worker.buffer.total_pop()
+                if has_sent and worker_id not in self.heads:
                     self.heads[worker_id] = worker.buffer.recv()
                 if worker_id in self.heads and self.heads[worker_id][0].number == number:
                     return self._open(*self.heads.pop(worker_id))

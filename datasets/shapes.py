@@ -48,8 +48,8 @@ def build(image_set, args):
         root / f"{image_set}2017",
         root / "annotations" / f"instances_{image_set}2017.json",
         make_shapes_transforms(image_set),
-        args.masks,
-        get_num_classes(args),
+        return_masks=args.masks,
+        num_classes=get_num_classes(args),
         seed=args.seed,
         max_size=args.shapes_size,
     )

@@ -45,7 +45,7 @@ def conv_norm(x, conv, norm, residual=None, relu=False):
     place = conv.stride, conv.padding, conv.dilation
     if isinstance(norm, FrozenBatchNorm2d):
         scale, bias = norm.affine()
-        return ops.conv2d(x, conv.weight, bias, *place, scale, residual, relu)
+        return ops.conv2d(x, conv.weight, bias, *place, scale=scale, residual=residual, relu=relu)
     return ops.norm(ops.conv2d(x, conv.weight, None, *place), norm, residual, relu)
 
 

@@ -266,12 +266,10 @@ class PostProcess:
         labels, scores = prob[..., :-1].argmax(-1)
         labels, scores, boxes = jt.fetch_sync([labels, scores, outputs["pred_boxes"]])
         height, width = np.asarray(target_sizes, np.float32).T
-        boxes = (
-            box_ops.box_cxcywh_to_xyxy(boxes) * np.stack([width, height, width, height], 1)[:, None]
-        )
-        return [
-            dict(zip(("scores", "labels", "boxes"), image)) for image in zip(scores, labels, boxes)
-        ]
+        pixels = np.stack([width, height, width, height], 1)[:, None]
+        boxes = box_ops.box_cxcywh_to_xyxy(boxes) * pixels
+        keys = ("scores", "labels", "boxes")
+        return [dict(zip(keys, image)) for image in zip(scores, labels, boxes)]
 
 
 def build(args, num_classes):

@@ -17,22 +17,24 @@ WEIGHTS = "https://dl.fbaipublicfiles.com/detr/"
 
 def detr_resnet50(pretrained=False, num_classes=91):
     """DETR R50 with 6 encoder and 6 decoder layers. num_classes: highest category id + 1."""
-    return _detr("resnet50", False, num_classes, pretrained and "detr-r50-e632da11.pth")
+    return _detr("resnet50", num_classes, weights=pretrained and "detr-r50-e632da11.pth")
 
 
 def detr_resnet50_dc5(pretrained=False, num_classes=91):
     """DETR R50 with dilation instead of stride in the last stage."""
-    return _detr("resnet50", True, num_classes, pretrained and "detr-r50-dc5-f0fb7ef5.pth")
+    weights = pretrained and "detr-r50-dc5-f0fb7ef5.pth"
+    return _detr("resnet50", num_classes, dilation=True, weights=weights)
 
 
 def detr_resnet101(pretrained=False, num_classes=91):
     """DETR R101."""
-    return _detr("resnet101", False, num_classes, pretrained and "detr-r101-2c7b67e5.pth")
+    return _detr("resnet101", num_classes, weights=pretrained and "detr-r101-2c7b67e5.pth")
 
 
 def detr_resnet101_dc5(pretrained=False, num_classes=91):
     """DETR R101 with dilation instead of stride in the last stage."""
-    return _detr("resnet101", True, num_classes, pretrained and "detr-r101-dc5-a2e86def.pth")
+    weights = pretrained and "detr-r101-dc5-a2e86def.pth"
+    return _detr("resnet101", num_classes, dilation=True, weights=weights)
 
 
 def detr_resnet50_panoptic(
@@ -40,60 +42,45 @@ def detr_resnet50_panoptic(
 ):
     """DETR R50 with masks of things and stuff.
 
-    threshold: least score of a segment. With return_postprocessor the result is (model,
-    PostProcessPanoptic), with COCO's things.
+    threshold: lowest score of a segment. With return_postprocessor the result is
+    (model, PostProcessPanoptic), with COCO's things.
     """
-    return _panoptic(
-        "resnet50",
-        False,
-        num_classes,
-        pretrained and "detr-r50-panoptic-00ce5173.pth",
-        threshold,
-        return_postprocessor,
-    )
+    weights = pretrained and "detr-r50-panoptic-00ce5173.pth"
+    model = _detr("resnet50", num_classes, masks=True, weights=weights)
+    return _with_postprocessor(model, num_classes, threshold) if return_postprocessor else model
 
 
 def detr_resnet50_dc5_panoptic(
     pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False
 ):
     """As `detr_resnet50_panoptic`, with dilation."""
-    return _panoptic(
-        "resnet50",
-        True,
-        num_classes,
-        pretrained and "detr-r50-dc5-panoptic-da08f1b1.pth",
-        threshold,
-        return_postprocessor,
-    )
+    weights = pretrained and "detr-r50-dc5-panoptic-da08f1b1.pth"
+    model = _detr("resnet50", num_classes, dilation=True, masks=True, weights=weights)
+    return _with_postprocessor(model, num_classes, threshold) if return_postprocessor else model
 
 
 def detr_resnet101_panoptic(
     pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False
 ):
     """As `detr_resnet50_panoptic`, of R101."""
-    return _panoptic(
-        "resnet101",
-        False,
-        num_classes,
-        pretrained and "detr-r101-panoptic-40021d53.pth",
-        threshold,
-        return_postprocessor,
-    )
+    weights = pretrained and "detr-r101-panoptic-40021d53.pth"
+    model = _detr("resnet101", num_classes, masks=True, weights=weights)
+    return _with_postprocessor(model, num_classes, threshold) if return_postprocessor else model
 
 
-def _detr(backbone, dilation, num_classes, weights, masks=False):
+def _detr(backbone, num_classes, dilation=False, masks=False, weights=None):
+    """weights: name of the original's file, or something false for random weights."""
     body = Backbone(backbone, train_backbone=True, dilation=dilation, return_interm_layers=masks)
     joined = Joiner(body, PositionEmbeddingSine(128))
     model = DETR(joined, Transformer(), num_classes, num_queries=100)
     if masks:
         model = DETRsegm(model)
     if weights:
-        load_model_state(model, load_checkpoint(WEIGHTS + weights)["model"], WEIGHTS + weights)
+        source = WEIGHTS + weights
+        load_model_state(model, load_checkpoint(source)["model"], source)
     return model
 
 
-def _panoptic(backbone, dilation, num_classes, weights, threshold, return_postprocessor):
-    model = _detr(backbone, dilation, num_classes, weights, masks=True)
-    if return_postprocessor:
-        return model, PostProcessPanoptic({i: i <= 90 for i in range(num_classes)}, threshold)
-    return model
+def _with_postprocessor(model, num_classes, threshold):
+    is_thing = {class_id: class_id <= 90 for class_id in range(num_classes)}
+    return model, PostProcessPanoptic(is_thing, threshold)

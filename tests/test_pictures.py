@@ -1,11 +1,12 @@
 """Pictures of detections."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
 import tiny
-from PIL import Image
+from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from util import pictures
@@ -119,13 +120,13 @@ def detections(boxes, labels, size=None):
 )
 def test_labels_stay_in_the_picture_and_apart(size, name, monkeypatch):
     placed = []
-    original = pictures._label
+    original = pictures.Labels.add
 
-    def label(draw, image_size, *rest):
-        original(draw, image_size, *rest)
-        placed.append((image_size, rest[-1][-1]))
+    def add(labels, *label):
+        original(labels, *label)
+        placed.append((labels.size, labels.drawn[-1]))
 
-    monkeypatch.setattr(pictures, "_label", label)
+    monkeypatch.setattr(pictures.Labels, "add", add)
     w, h = size
     boxes = [
         [0, 0, w, h],
@@ -149,14 +150,12 @@ def test_labels_stay_in_the_picture_and_apart(size, name, monkeypatch):
 
 def test_labels_of_neighbours_do_not_cover_each_other():
     boxes = [[200, 200, 400, 400], [202, 202, 400, 400], [204, 200, 398, 402]]
-    draw, taken = pictures.ImageDraw.Draw(Image.new("RGB", (640, 480))), []
+    labels = pictures.Labels(ImageDraw.Draw(Image.new("RGB", (640, 480))), (640, 480), 15)
     for box in boxes:
-        pictures._label(draw, (640, 480), box, "cat", " 0.90", (255, 255, 255), 15, taken)
-    assert not any(
-        a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-        for i, a in enumerate(taken)
-        for b in taken[:i]
-    )
+        labels.add(box, "cat", " 0.90", (255, 255, 255))
+    assert len(labels.drawn) == 3
+    for a, b in itertools.combinations(labels.drawn, 2):
+        assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
 
 
 def test_colours_of_classes_are_their_own():

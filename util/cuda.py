@@ -20,17 +20,10 @@ from typing import NamedTuple, Optional
 from util import dist
 
 OLDEST_CUDA, NEWEST_CUDA = (11, 0), (12, 9)  # toolkits whose CUDA Jittor's own sources compile with
-LIBRARIES = (
-    "cublas",
-    "cudnn",
-    "cudnn_ops_infer",
-    "cudnn_ops_train",
-    "cudnn_cnn_infer",
-    "cudnn_cnn_train",
-    "curand",
-    "cufft",
-    "cusparse",
-)
+LIBRARIES = """
+    cublas cudnn cudnn_ops_infer cudnn_ops_train cudnn_cnn_infer cudnn_cnn_train curand cufft
+    cusparse
+""".split()
 HEADERS = ("cuda_runtime.h", "cublas.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h", "npp.h")
 JITTORS_OWN = {
     (12, 2): "cuda12.2_cudnn8_linux",
@@ -146,20 +139,15 @@ def _obstacle(nvcc, driver, install):
     lib = system if str(nvcc) == "/usr/bin/nvcc" else home / "lib64"
     if not (lib / "libcudart.so").exists():
         return Obstacle(f"{nvcc} has no {lib / 'libcudart.so'}", install)
-    headers, libraries = (
-        (home / "include", target / "include", Path("/usr/include")),
-        (home / "bin", lib, target / "lib", system, Path("/usr/lib")),
-    )
+    headers = (home / "include", target / "include", Path("/usr/include"))
+    libraries = (home / "bin", lib, target / "lib", system, Path("/usr/lib"))
     cudnn = _find("cudnn_version.h", headers)
     major = re.search(r"define CUDNN_MAJOR (\d+)", cudnn.read_text())[1] if cudnn else None
     if major not in (None, "8"):
         return Obstacle(f"{cudnn} is cuDNN {major}, and Jittor works with cuDNN 8", install)
-    names = [*HEADERS, *(f"lib{name}.so" for name in LIBRARIES)]
-    missing = [
-        name
-        for name in names
-        if not _find(name, headers if name.endswith(".h") else libraries, version)
-    ]
+    missing = [name for name in HEADERS if not _find(name, headers, version)]
+    files = [f"lib{name}.so" for name in LIBRARIES]
+    missing += [name for name in files if not _find(name, libraries, version)]
     if missing:
         return Obstacle(f"{nvcc} (CUDA {number}) lacks {', '.join(missing)}", install)
     return _compiler_obstacle(nvcc, home, number)
@@ -167,15 +155,9 @@ def _obstacle(nvcc, driver, install):
 
 def _compiler_obstacle(nvcc, home, number):
     """What nvcc would say of the C++ compiler."""
-    config = next(
-        filter(Path.is_file, (home / "include/crt/host_config.h", home / "bin/crt/host_config.h")),
-        None,
-    )
-    newest = (
-        re.search(r"gcc versions later than (\d+) are not supported", config.read_text())
-        if config
-        else None
-    )
+    config = _find("crt/host_config.h", (home / "include", home / "bin"))
+    message = r"gcc versions later than (\d+) are not supported"
+    newest = re.search(message, config.read_text()) if config else None
     compiler = os.environ.get("cc_path", "g++")
     version = _output(compiler, "-dumpversion")
     if newest and version and int(version.split(".")[0]) > int(newest[1]):
@@ -192,9 +174,8 @@ def _find(name, folders, version=()):
     CUDA 11 may have only files whose names end with the number of cuDNN 8.
     """
     names = [f"{name}.8", name] if version[:1] == (11,) and "cudnn" in name else [name]
-    return next(
-        (folder / each for folder in folders for each in names if (folder / each).is_file()), None
-    )
+    paths = (folder / each for folder in folders for each in names)
+    return next(filter(Path.is_file, paths), None)
 
 
 @functools.cache  # asked for again once a toolkit is chosen

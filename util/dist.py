@@ -67,11 +67,9 @@ def _broadcast_bytes(content, root):
     # Jittor would make int32 of an int64.
     size = np.frombuffer(len(content).to_bytes(8, "little"), np.uint8).copy()
     jt.mpi.broadcast(size, root)
-    data = (
-        np.frombuffer(content, np.uint8).copy()
-        if get_rank() == root
-        else np.empty(size.view(np.int64)[0], np.uint8)
-    )
+    data = np.empty(size.view(np.int64)[0], np.uint8)
+    if get_rank() == root:
+        data[:] = np.frombuffer(content, np.uint8)
     jt.mpi.broadcast(data, root)
     return data.tobytes()
 

@@ -133,9 +133,9 @@ def _checksum_fault(path):
         checksum, mark = file.read(20), file.read()
     if mark != _MARK:
         return "neither a checkpoint of this program nor a PyTorch file, or truncated"
-    return (
-        None if checksum == sha1.digest() else "the file is damaged (its checksum does not match)"
-    )
+    if checksum != sha1.digest():
+        return "the file is damaged (its checksum does not match)"
+    return None
 
 
 def _newest_intact(path):

@@ -44,10 +44,9 @@ class AdamW(jt.optim.AdamW):
                 group.get("eps", self.eps),
             )
             state = group["params"], group["values"], group["m"]
-            for variables, new in zip(
-                zip(*state), ops.adamw(*state, group["grads"], scale, *numbers)
-            ):
-                for var, value in zip(variables, new):
+            updates = ops.adamw(*state, group["grads"], scale, *numbers)
+            for variables, values in zip(zip(*state), updates):
+                for var, value in zip(variables, values):
                     var.update(value)
         self.grad_scale = None
         self.pending = False

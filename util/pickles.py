@@ -112,9 +112,10 @@ def load(file, path, names, persistent=None):
             del stack[-size:]
             _extend(stack[-1], f"{name}S", items)
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            words = (
-                tuple(argument.split(" ", 1)) if name == "GLOBAL" else (stack.pop(-2), stack.pop())
-            )
+            if name == "GLOBAL":
+                words = tuple(argument.split(" ", 1))
+            else:
+                words = stack.pop(-2), stack.pop()
             check_keys(words)
             if words not in names:
                 raise InputError(

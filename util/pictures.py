@@ -1,6 +1,7 @@
 """Pictures of detections: beside the ground truth, alone, and of where the model looks."""
 
 import colorsys
+import math
 from functools import lru_cache
 
 import matplotlib
@@ -14,10 +15,9 @@ HEADER_HEIGHT = 32  # height in pixels of the line that explains the picture
 FRAME_WIDTH = 3  # width of a detection's frame in pixels
 TEXT_HEIGHT = 15  # height of a label's text in pixels
 MIN_SCORE = 0.5  # detections below are not drawn
-MIN_PICTURE_SIDE = (
-    600  # smaller pictures are enlarged to this longer side, so that labels are legible
-)
+MIN_PICTURE_SIDE = 600  # smaller pictures are enlarged to it, so that labels are legible
 MASK_OPACITY = 0.5  # share of the colour in a mask
+MIN_CAPTION_WIDTH = 240  # pixels
 MAX_POINTS = 4  # from which the encoder's attention is drawn
 MAX_ATTENTION_MAPS = 20  # detections whose attention is drawn
 
@@ -33,7 +33,7 @@ def plot_predictions(coco, read_image, results, path):
     for result in results:
         detections.setdefault(result["image_id"], []).append(result)
     shown = sorted(detections)[: columns * rows]
-    rows = -(-len(shown) // columns)
+    rows = math.ceil(len(shown) / columns)
     picture = Image.new("RGB", (columns * CELL_SIZE, HEADER_HEIGHT + rows * CELL_SIZE), "white")
     count = sum(d["score"] >= MIN_SCORE for image_id in shown for d in detections[image_id])
     ImageDraw.Draw(picture).text(
@@ -58,13 +58,7 @@ def draw_detections(image, result, names):
     name.
     """
     scale = max(1, MIN_PICTURE_SIDE / max(image.size))
-    image = (
-        image.copy()
-        if scale == 1
-        else image.resize(
-            [max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC
-        )
-    )
+    image = image.copy() if scale == 1 else _resize(image, scale)
     line, text = max(3, max(image.size) // 300), max(14, max(image.size) // 55)
     labels = result["labels"].tolist()
     if "masks" in result:
@@ -73,18 +67,9 @@ def draw_detections(image, result, names):
     boxes = [[value * scale for value in box] for box in result["boxes"].tolist()]
     for box, label in reversed(list(zip(boxes, labels))):  # the highest score on top
         _frame(draw, box, _colour(label), line)
-    label_boxes = []
+    labels_drawn = Labels(draw, image.size, text)
     for box, label, score in zip(boxes, labels, result["scores"].tolist()):
-        _label(
-            draw,
-            image.size,
-            box,
-            _name(names, label),
-            f" {score:.2f}",
-            _colour(label),
-            text,
-            label_boxes,
-        )
+        labels_drawn.add(box, _name(names, label), f" {score:.2f}", _colour(label))
     return image
 
 
@@ -96,9 +81,7 @@ def draw_attention(image, result, names):
     The brightest place of each map is its largest weight. Arguments as in `draw_detections`.
     """
     scale = CELL_SIZE / max(image.size)
-    small = image.resize(
-        [max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC
-    )
+    small = _resize(image, scale)
     grey = small.convert("L").convert("RGB")
     cells = []
     if "encoder_attention" in result:
@@ -114,36 +97,32 @@ def draw_attention(image, result, names):
             )
             _point(cell, x * cell.width, y * cell.height, number)
             cells.append((cell, f"encoder: from point {number}"))
-    for heat, box, label, score in list(
-        zip(
-            result["decoder_attention"],
-            result["boxes"].tolist(),
-            result["labels"].tolist(),
-            result["scores"].tolist(),
-        )
-    )[:MAX_ATTENTION_MAPS]:
+    keys = ("boxes", "labels", "scores")
+    detections = zip(result["decoder_attention"], *(result[key].tolist() for key in keys))
+    for heat, box, label, score in list(detections)[:MAX_ATTENTION_MAPS]:
         cell = _heat(grey, heat)
         _frame(ImageDraw.Draw(cell), [value * scale for value in box], _colour(label), 2)
         cells.append((cell, f"decoder: {_name(names, label)} {score:.2f}"))
-    columns = min(len(cells), GRID[0] + 1)
-    width, height = small.width + 8, small.height + HEADER_HEIGHT
-    page = Image.new(
-        "RGB",
-        (max(columns, 1) * max(width, 240), max(1, -(-len(cells) // max(columns, 1))) * height),
-        "white",
-    )
+    columns = max(1, min(len(cells), GRID[0] + 1))
+    rows = max(1, math.ceil(len(cells) / columns))
+    width, height = max(small.width + 8, MIN_CAPTION_WIDTH), small.height + HEADER_HEIGHT
+    page = Image.new("RGB", (columns * width, rows * height), "white")
+    draw = ImageDraw.Draw(page)
     for number, (cell, caption) in enumerate(cells):
-        left, top = number % columns * max(width, 240), number // columns * height
+        left, top = number % columns * width, number // columns * height
         page.paste(cell, (left + 4, top + HEADER_HEIGHT))
-        _caption(
-            ImageDraw.Draw(page), (left + 6, top + HEADER_HEIGHT / 2), caption, max(width, 240) - 10
-        )
+        _caption(draw, (left + 6, top + HEADER_HEIGHT / 2), caption, width - 10)
     return page
 
 
 def unreadable_names(names):
     """The names that no font of this machine can show; their ids are drawn instead."""
     return [name for name in names.values() if _font(name, TEXT_HEIGHT) is None]
+
+
+def _resize(image, scale):
+    size = [max(1, round(side * scale)) for side in image.size]
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _points(boxes, size):
@@ -200,35 +179,26 @@ def _draw_cell(coco, read_image, image_id, detections):
     """One image, enlarged or shrunk to fit into a cell, with its frames."""
     image = read_image(image_id)
     scale = (CELL_SIZE - 4) / max(image.size)
-    image = image.resize(
-        [max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC
-    )
+    image = _resize(image, scale)
     draw = ImageDraw.Draw(image)
     for annotation in coco.imgToAnns[image_id]:
         left, top, right, bottom = _corners(annotation["bbox"], scale)
         # White on black is seen on any ground.
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3)
         draw.rectangle((left, top, right, bottom), outline="white", width=1)
-    kept = sorted((d for d in detections if d["score"] >= MIN_SCORE), key=lambda d: -d["score"])
-    for detection in reversed(kept):  # the highest score on top
-        _frame(
-            draw, _corners(detection["bbox"], scale), _colour(detection["category_id"]), FRAME_WIDTH
-        )
     names = {
-        number: category.get("name", f"class {number}") for number, category in coco.cats.items()
+        class_id: category.get("name", f"class {class_id}")
+        for class_id, category in coco.cats.items()
     }
-    label_boxes = []
-    for detection in kept:  # over all frames
-        _label(
-            draw,
-            image.size,
-            _corners(detection["bbox"], scale),
-            _name(names, detection["category_id"]),
-            f" {detection['score']:.2f}",
-            _colour(detection["category_id"]),
-            TEXT_HEIGHT,
-            label_boxes,
-        )
+    kept = sorted((d for d in detections if d["score"] >= MIN_SCORE), key=lambda d: -d["score"])
+    boxes = [_corners(detection["bbox"], scale) for detection in kept]
+    colours = [_colour(detection["category_id"]) for detection in kept]
+    for box, colour in reversed(list(zip(boxes, colours))):  # the highest score on top
+        _frame(draw, box, colour, FRAME_WIDTH)
+    labels = Labels(draw, image.size, TEXT_HEIGHT)
+    for box, colour, detection in zip(boxes, colours, kept):  # over all frames
+        name = _name(names, detection["category_id"])
+        labels.add(box, name, f" {detection['score']:.2f}", colour)
     return image
 
 
@@ -248,44 +218,52 @@ def _frame(draw, box, colour, line):
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
 
 
-def _label(draw, size, box, name, score, colour, height, label_boxes):
-    """Draws name and score at a corner of the box, where no label is yet; always in the image.
+class Labels:
+    """Draws labels that do not cover each other where there is room, and always in the image.
 
-    A name that is too long for the image is cut. label_boxes: the rectangles of the labels drawn so
-    far; the new one is added.
+    size: width and height of the image; height: of the text, pixels.
     """
-    pad = max(2, height // 6)
-    font = _font(name + score, height)
-    width = draw.textlength(name + score, font=font) + 2 * pad
-    while width > size[0] and height > 8:  # first smaller, then shorter
-        height -= 1
+
+    def __init__(self, draw, size, height):
+        self.draw, self.size, self.height = draw, size, height
+        self.drawn = []  # their rectangles
+
+    def add(self, box, name, score, colour):
+        """Draws name and score at a corner of the box. A name too long for the image is cut."""
+        pad = max(2, self.height // 6)
+        height = self.height
         font = _font(name + score, height)
-        width = draw.textlength(name + score, font=font) + 2 * pad
-    while width > size[0] and len(name) > 1:
-        name = name.rstrip("…")[:-1] + "…"
-        width = draw.textlength(name + score, font=font) + 2 * pad
-    tall = sum(font.getmetrics()) + pad
-    left = min(max(box[0], 0), max(size[0] - width, 0))
-    right = min(max(box[2] - width, 0), max(size[0] - width, 0))
-    places = [
-        (x, min(max(y, 0), max(size[1] - tall, 0)))
-        for y in (box[1] - tall, box[1], box[3], box[3] - tall)
-        for x in (left, right)
-    ]
-    x, y = next(
-        (
-            (x, y)
-            for x, y in places
+        width = self.draw.textlength(name + score, font=font) + 2 * pad
+        while width > self.size[0] and height > 8:  # first smaller, then shorter
+            height -= 1
+            font = _font(name + score, height)
+            width = self.draw.textlength(name + score, font=font) + 2 * pad
+        while width > self.size[0] and len(name) > 1:
+            name = name.rstrip("…")[:-1] + "…"
+            width = self.draw.textlength(name + score, font=font) + 2 * pad
+        tall = sum(font.getmetrics()) + pad
+        x, y = self._place(box, width, tall)
+        self.drawn.append((x, y, x + width, y + tall))
+        self.draw.rectangle((x, y, x + width - 1, y + tall - 1), fill=colour)
+        middle = (x + pad, y + tall / 2)
+        self.draw.text(middle, name + score, fill="black", font=font, anchor="lm")
+
+    def _place(self, box, width, height):
+        """Left and top of a label: above the box, in it, or below it, where no label is yet."""
+        right_most, lowest = max(self.size[0] - width, 0), max(self.size[1] - height, 0)
+        left = min(max(box[0], 0), right_most)
+        right = min(max(box[2] - width, 0), right_most)
+        places = []
+        for y in (box[1] - height, box[1], box[3], box[3] - height):
+            y = min(max(y, 0), lowest)
+            places += [(left, y), (right, y)]
+        for x, y in places:
             if not any(
-                x < x1 and y < y1 and x + width > x0 and y + tall > y0
-                for x0, y0, x1, y1 in label_boxes
-            )
-        ),
-        places[0],
-    )
-    label_boxes.append((x, y, x + width, y + tall))
-    draw.rectangle((x, y, x + width - 1, y + tall - 1), fill=colour)
-    draw.text((x + pad, y + tall / 2), name + score, fill="black", font=font, anchor="lm")
+                x < x1 and y < y1 and x + width > x0 and y + height > y0
+                for x0, y0, x1, y1 in self.drawn
+            ):
+                return x, y
+        return places[0]
 
 
 def _caption(draw, place, text, width):

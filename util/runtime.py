@@ -89,11 +89,11 @@ def core_is_compiled():
     caches = f"jt*/*/py{platform.python_version()}/*/*/*/*"
     folder = jittor_home() / ".cache" / "jittor"
     with_cuda = bool(os.environ.get("nvcc_path"))
-    cores = (
-        core
-        for branch in ("", "/*")
-        for core in folder.glob(f"{caches}{branch}{'/cu*' if with_cuda else ''}/jittor_core*.so")
-    )
+    version = "/cu*" if with_cuda else ""
+    cores = [
+        *folder.glob(f"{caches}{version}/jittor_core*.so"),
+        *folder.glob(f"{caches}/*{version}/jittor_core*.so"),
+    ]
     return any(core.parent.name.startswith("cu") == with_cuda for core in cores)
 
 
@@ -182,18 +182,17 @@ def _provide_onednn():
     wheels_fit = platform.system() == "Linux" and platform.machine() == "x86_64"
     if wheels_fit and _is_complete(folder / ONEDNN_FOLDER):
         return
-    jittors_own = not wheels_fit and any(
-        path.is_file() for path in folder.glob("dnnl*/lib/libmkldnn.*")
-    )
+    libraries = folder.glob("dnnl*/lib/libmkldnn.*")
+    jittors_own = not wheels_fit and any(path.is_file() for path in libraries)
     if wheels_fit and (files := _onednn_files()):
         _stage(files, folder)
     elif "use_mkl" in os.environ or jittors_own or _is_reachable(JITTOR_SERVER):
         return  # Jittor has a copy, or will download one.
     else:
         os.environ["use_mkl"] = "0"
-        remedy = (
-            f"`pip install {ONEDNN_WHEEL}`" if wheels_fit else f"a connection to {JITTOR_SERVER[0]}"
-        )
+        remedy = f"a connection to {JITTOR_SERVER[0]}"
+        if wheels_fit:
+            remedy = f"`pip install {ONEDNN_WHEEL}`"
         warn(
             "oneDNN is missing, so convolutions on the CPU are about 100 times slower; the remedy "
             f"is {remedy}"
@@ -221,9 +220,8 @@ def _onednn_files():
                 elif file.name == "libdnnl.so":
                     found["lib/libmkldnn.so"] = Path(file.locate())
     needed = {"include/dnnl.hpp", "lib/libmkldnn.so"}
-    return (
-        found if needed <= found.keys() and all(path.is_file() for path in found.values()) else {}
-    )
+    complete = needed <= found.keys() and all(path.is_file() for path in found.values())
+    return found if complete else {}
 
 
 def _stage(files, folder):

@@ -67,12 +67,9 @@ def load_array(name, array, old, old_ids):
 
     old_ids: dictionary category id -> the old one, the rows of the class head.
     """
-    if (
-        old is None
-        or old.dtype.kind != "f"
-        or old.ndim != array.ndim
-        or old.shape[1:] != array.shape[1:]
-    ):
+    if old is None or old.dtype.kind != "f":
+        return False
+    if old.ndim != array.ndim or old.shape[1:] != array.shape[1:]:
         return False
     if is_class_head(name):
         for class_id, old_id in old_ids.items():

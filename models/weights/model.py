@@ -51,12 +51,12 @@ def load_model_state(model, state, source):
 
 def summarize_names(kind, names):
     """[] for no names, else [one phrase with their number and the first five]."""
-    more = ", …" if len(names) > 5 else ""
-    return (
-        [f"{len(names)} {kind} ({', '.join(name[:120] for name in names[:5])}{more})"]
-        if names
-        else []
-    )
+    if not names:
+        return []
+    examples = [name[:120] for name in names[:5]]
+    if len(names) > 5:
+        examples.append("…")
+    return [f"{len(names)} {kind} ({', '.join(examples)})"]
 
 
 def list_misfits(expected, found):
@@ -66,8 +66,8 @@ def list_misfits(expected, found):
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
-    return (
-        summarize_names("missing", [name for name in expected if name not in found])
-        + summarize_names("unexpected", [name for name in found if name not in expected])
-        + summarize_names("of another shape", shapes)
-    )
+    return [
+        *summarize_names("missing", [name for name in expected if name not in found]),
+        *summarize_names("unexpected", [name for name in found if name not in expected]),
+        *summarize_names("of another shape", shapes),
+    ]

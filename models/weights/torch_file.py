@@ -173,10 +173,8 @@ def _read_zip(file, path):
             if key not in storages:
                 entry = entries[f"{folder}data/{key}"]
                 # PyTorch never compresses; a compressed entry could claim any size.
-                if (
-                    entry.compress_type != zipfile.ZIP_STORED
-                    or entry.file_size != numel * _disk_dtype(dtype).itemsize
-                ):
+                size = numel * _disk_dtype(dtype).itemsize
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size:
                     raise ValueError(
                         f"storage {key} has {entry.file_size} bytes instead of {numel} {dtype}"
                     )
@@ -213,10 +211,8 @@ def _read_legacy(file, path):
     for key in map(str, _load(file, path)):
         dtype, numel = wanted[key]
         size = numel * _disk_dtype(dtype).itemsize
-        if (
-            struct.unpack("<q", file.read(8)) != (numel,)
-            or file.tell() + size > os.fstat(file.fileno()).st_size
-        ):
+        [stored] = struct.unpack("<q", file.read(8))
+        if stored != numel or file.tell() + size > os.fstat(file.fileno()).st_size:
             raise ValueError(f"storage {key} does not hold {numel} {dtype}")
         storages[key].data = _decode(file.read(size), dtype, "<")
     missing = [key for key, found in storages.items() if found.data is None]
@@ -268,11 +264,9 @@ def _encode(obj, storages):
         return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
     if isinstance(obj, (list, tuple)):
         items = pickle.MARK + b"".join(_encode(item, storages) for item in obj)
-        return (
-            items + pickle.TUPLE
-            if isinstance(obj, tuple)
-            else pickle.EMPTY_LIST + items + pickle.APPENDS
-        )
+        if isinstance(obj, tuple):
+            return items + pickle.TUPLE
+        return pickle.EMPTY_LIST + items + pickle.APPENDS
     raise TypeError(f"a PyTorch file cannot hold a {type(obj).__name__}")
 
 
@@ -287,12 +281,10 @@ def _encode_tensor(array, storages):
     storages.append(array)
     kind = pickle.GLOBAL + f"torch\n{_STORAGE_NAMES[str(array.dtype)]}\n".encode()
     rest = b"".join(_encode(part, storages) for part in (key, "cpu", array.size))
-    storage = (
-        pickle.MARK + _encode("storage", storages) + kind + rest + pickle.TUPLE + pickle.BINPERSID
-    )
+    storage = pickle.MARK + _encode("storage", storages) + kind + rest + pickle.TUPLE
+    storage += pickle.BINPERSID
     stride = tuple(step // array.itemsize for step in np.empty(array.shape, array.dtype).strides)
     view = b"".join(_encode(part, storages) for part in (0, array.shape, stride, False))
     hooks = call("collections", "OrderedDict", pickle.EMPTY_TUPLE)
-    return call(
-        "torch._utils", "_rebuild_tensor_v2", pickle.MARK + storage + view + hooks + pickle.TUPLE
-    )
+    arguments = pickle.MARK + storage + view + hooks + pickle.TUPLE
+    return call("torch._utils", "_rebuild_tensor_v2", arguments)

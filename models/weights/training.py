@@ -110,25 +110,14 @@ def _misform(value, form, place="checkpoint"):
     if isinstance(form, list):
         if not isinstance(value, list):
             return f"{place} is no list"
-        return next(
-            filter(
-                None, (_misform(item, form[0], f"{place}[{i}]") for i, item in enumerate(value))
-            ),
-            None,
-        )
-    if isinstance(form, dict):
+        parts = [(item, form[0], f"{place}[{i}]") for i, item in enumerate(value)]
+    elif isinstance(form, dict):
         if not isinstance(value, dict):
             return f"{place} is no dictionary"
         forms = {key: form[str] for key in value} if str in form else form
-        return next(
-            filter(
-                None,
-                (_misform(value.get(key), forms[key], f"{place}[{key!r:.80}]") for key in forms),
-            ),
-            None,
-        )
-    return (
-        None
-        if isinstance(value, form)
-        else f"{place} is no {form.__name__ if isinstance(form, type) else 'number'}"
-    )
+        parts = [(value.get(key), forms[key], f"{place}[{key!r:.80}]") for key in forms]
+    elif isinstance(value, form):
+        return None
+    else:
+        return f"{place} is no {form.__name__ if isinstance(form, type) else 'number'}"
+    return next(filter(None, (_misform(*part) for part in parts)), None)
