@@ -196,6 +196,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, args)
         self.lr_scheduler = StepLR(self.optimizer, args.lr_drop)
         self.position = Position(args.start_epoch)
+        self.n_parameters = count_parameters(model)
         self.stop = StopRequest()
 
     def resume(self, checkpoint, changed):
@@ -268,7 +269,7 @@ class Trainer:
         if epoch % 50 == 0:
             names.append(f"eval/{epoch:03}.pkl")
         test_stats = self.evaluator.run(names, after_step=self.exit_if_asked_to)
-        self.output.log_epoch(train_stats, test_stats, epoch, count_parameters(self.model))
+        self.output.log_epoch(train_stats, test_stats, epoch, self.n_parameters)
 
     def after_step(self, epoch, step, logger):
         """Saves where it is time to, and ends the run where a signal asked for that.
@@ -349,6 +350,7 @@ def steps_done(checkpoint, args, images):
 
 
 def count_parameters(model):
+    """The number of trainable ones, in training mode: Jittor's `eval()` stops all gradients."""
     return sum(p.numel() for p in model.parameters() if not p.is_stop_grad())
 
 
