@@ -99,6 +99,9 @@ def test_log_has_the_originals_keys(trained):
             *(f"{part}_{name}" for part in ("train", "test") for name in meters),
         }
         assert line["epoch"] == epoch and len(line["test_coco_eval_bbox"]) == 12
+    moments = load_checkpoint(trained / "checkpoint.pkl")["optimizer"]["state"].values()
+    trainable = sum(moment["exp_avg"].size for moment in moments)
+    assert [line["n_parameters"] for line in lines] == [trainable, trainable]
     assert [line["train_lr"] for line in lines] == [1e-4, pytest.approx(1e-5)], "--lr_drop 1"
 
 
