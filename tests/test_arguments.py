@@ -98,13 +98,7 @@ def test_wrong_flags_end_before_jittor_and_the_data(tmp_path):
     first epoch.
     """
     flags = tiny.arguments(
-        "--masks",
-        "--hidden_dim",
-        128,
-        "--nheads",
-        8,
-        "--dataset_file",
-        "coco_panoptic",
+        "--masks --hidden_dim 128 --nheads 8 --dataset_file coco_panoptic",
         "--coco_path",
         tmp_path,
         "--coco_panoptic_path",

@@ -143,9 +143,7 @@ def test_names_of_published_weights():
 @pytest.mark.parametrize("parts", [["backbone"], ["transformer"], ["backbone", "transformer"]])
 def test_frozen_parts_do_not_change(parts):
     """Neither weights nor, in BatchNorm, statistics; the other part and the heads do."""
-    args = tiny.arguments(
-        "--freeze", *parts, "--backbone_norm", "batch", "--lr", 1e-3, "--lr_backbone", 1e-3
-    )
+    args = tiny.arguments("--freeze", *parts, "--backbone_norm batch --lr 1e-3 --lr_backbone 1e-3")
     jt.set_global_seed(0)
     model, criterion, _ = tiny.build(args)
     before = model_state(model)

@@ -167,12 +167,7 @@ def test_weights_alone_start_a_new_training(coco, trained, tmp_path, capsys):
     tiny.train(
         "--coco_path",
         coco,
-        "--epochs",
-        1,
-        "--lr",
-        1e-9,
-        "--lr_backbone",
-        1e-9,
+        "--epochs 1 --lr 1e-9 --lr_backbone 1e-9",
         "--resume",
         tmp_path / "weights.pkl",
         "--output_dir",
@@ -248,9 +243,7 @@ def test_bad_data_is_named_before_the_first_step(name, tmp_path, capsys):
     damage(coco)
     # one batch: whatever the order, the truncated image is in it
     with pytest.raises(InputError, match=message):
-        tiny.train(
-            "--coco_path", coco, "--output_dir", output, "--batch_size", 3, "--num_workers", 2
-        )
+        tiny.train("--coco_path", coco, "--output_dir", output, "--batch_size 3 --num_workers 2")
     assert "[0/1]" not in capsys.readouterr().out
     assert [path.name for path in output.iterdir()] == [".lock"], "nothing is written"
 

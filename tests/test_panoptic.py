@@ -188,19 +188,14 @@ def test_training_and_resuming_with_panoptic_figures(root, tmp_path, capsys):
 def test_masks_on_top_of_a_trained_box_model(root, tmp_path):
     pytest.importorskip("panopticapi")
     args = panoptic_args(
-        root, "--epochs", 1, "--num_workers", 0, "--seed", 47, "--output_dir", tmp_path / "box"
+        root, "--epochs 1 --num_workers 0 --seed 47", "--output_dir", tmp_path / "box"
     )
     args.masks = False
     main(args)
     main(
         panoptic_args(
             root,
-            "--epochs",
-            1,
-            "--num_workers",
-            0,
-            "--seed",
-            47,
+            "--epochs 1 --num_workers 0 --seed 47",
             "--output_dir",
             tmp_path / "masks",
             "--frozen_weights",

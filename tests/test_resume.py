@@ -24,12 +24,7 @@ from util.jittor_file import write_jittor_file
 
 def run(coco, output, *flags):
     tiny.train(
-        "--epochs",
-        2,
-        "--batch_size",
-        1,
-        "--num_workers",
-        0,
+        "--epochs 2 --batch_size 1 --num_workers 0",
         "--coco_path",
         coco,
         "--output_dir",

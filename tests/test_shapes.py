@@ -35,16 +35,10 @@ def saturation(image):
 
 def build(image_set, folder, *flags, masks=False):
     args = tiny.arguments(
-        "--dataset_file",
-        "shapes",
+        "--dataset_file shapes",
         "--coco_path",
         folder,
-        "--shapes_train",
-        6,
-        "--shapes_val",
-        3,
-        "--shapes_size",
-        48,
+        "--shapes_train 6 --shapes_val 3 --shapes_size 48",
         *flags,
     )
     args.masks = masks

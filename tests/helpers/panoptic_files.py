@@ -62,20 +62,11 @@ def make_panoptic(root, images=2):
 
 def panoptic_args(root, *flags):
     return tiny.arguments(
-        "--dataset_file",
-        "coco_panoptic",
+        "--dataset_file coco_panoptic",
         "--coco_path",
         root,
         "--coco_panoptic_path",
         root,
-        "--masks",
-        "--hidden_dim",
-        128,
-        "--nheads",
-        8,
-        "--backbone",
-        "tiny",
-        "--backbone_norm",
-        "group",
+        "--masks --hidden_dim 128 --nheads 8 --backbone tiny --backbone_norm group",
         *flags,
     )

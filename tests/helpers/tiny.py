@@ -18,8 +18,14 @@ FLAGS = """
 
 
 def arguments(*flags):
-    """The parsed flags of main.py for the tiny model; `flags` win over FLAGS."""
-    return parse_args([*FLAGS, *map(str, flags)])
+    """The parsed flags of main.py for the tiny model; `flags` win over FLAGS.
+
+    flags: "--flag", value, …; a string that begins with a flag may hold several: "--flag value …".
+    """
+    words = []
+    for flag in flags:
+        words += flag.split() if str(flag).startswith("--") else [str(flag)]
+    return parse_args([*FLAGS, *words])
 
 
 def train(*flags):
