@@ -6,12 +6,9 @@ which `--dataset_file coco` reads too.
 """
 
 import colorsys
-import fcntl
 import json
-import os
 import shutil
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ from datasets import get_num_classes
 from datasets.coco import NORMALIZE, CocoDetection
 from util.download import user_cache
 from util.errors import InputError
+from util.files import exclusive
 
 CLASSES = ("circle", "rectangle", "triangle")  # category ids 1, 2, 3
 SEED = 0  # of the drawings; --seed changes the training, not the data
@@ -75,7 +73,7 @@ def write_shapes(root, counts, size, seed=SEED):
     }
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _one_process(root.parent):
+        with exclusive(root.parent):
             if not (root.is_dir() and any(root.iterdir())):
                 _write_folder(root, counts, size, seed, info)
     except OSError as error:
@@ -215,17 +213,6 @@ def _write_folder(root, counts, size, seed, info):
         building.rename(root)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-
-
-@contextmanager
-def _one_process(folder):
-    """Lets one process at a time in, by a lock on the folder itself: no lock file is left."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _info(root):

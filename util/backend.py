@@ -10,6 +10,7 @@ import os
 
 from util import dist, runtime
 from util.errors import InputError
+from util.precompiled import use_precompiled_header
 from util.signals import take_back_from_jittor
 
 runtime.prepare()
@@ -73,3 +74,4 @@ def _end_compilers():
 
 _end_compilers()
 _use_gpu()
+use_precompiled_header(jt.flags)

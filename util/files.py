@@ -40,6 +40,17 @@ def replacing(path):
         ) from error
 
 
+@contextmanager
+def exclusive(folder):
+    """Lets one process at a time in, by a lock on the folder itself: no lock file is left."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def claim(folder):
     """Locks an output folder (Path) for this process, and makes it if it is missing.
 

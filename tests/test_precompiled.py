@@ -1,0 +1,74 @@
+"""The precompiled header that Jittor's operators are compiled with."""
+
+import shlex
+import subprocess
+import types
+from pathlib import Path
+
+import pytest
+
+from util import precompiled
+from util.backend import jt
+
+
+@pytest.fixture
+def flags(tmp_path, monkeypatch):
+    """As `jittor.flags`; a header that is quick to compile."""
+    monkeypatch.setattr(precompiled, "HEADER", "#include <cmath>\n")
+    options = '-std=c++14 -Ofast -shared -L"/nowhere" -lnothing'
+    return types.SimpleNamespace(
+        cc_type="g++", cc_path="g++", cc_flags=options, cache_path=str(tmp_path)
+    )
+
+
+def includes(flags, source):
+    """What g++ reads for a source file, in the order; `!` before a precompiled header."""
+    options = [flag for flag in shlex.split(flags.cc_flags) if not flag.startswith(("-l", "-L"))]
+    command = [flags.cc_path, *options, "-g", "-S", "-H", "-o", "/dev/null", "-x", "c++", "-"]
+    done = subprocess.run(command, input=source, capture_output=True, text=True, check=True)
+    return done.stderr.splitlines()
+
+
+def test_the_compiler_takes_the_header(flags):
+    precompiled.use_precompiled_header(flags)
+    read = includes(flags, "#include <cmath>\nint main() {}\n")
+    assert read[0].startswith("! ") and read[0].endswith("operators.h.gch")
+
+
+def test_it_is_made_once_for_the_same_compiler_and_flags(flags, tmp_path):
+    first = flags.cc_flags
+    precompiled.use_precompiled_header(flags)
+    [header] = tmp_path.rglob("operators.h.gch")
+    before = header.stat().st_mtime_ns
+    flags.cc_flags = first
+    precompiled.use_precompiled_header(flags)
+    assert header.stat().st_mtime_ns == before
+    flags.cc_flags = first.replace("-Ofast", "-O0")
+    precompiled.use_precompiled_header(flags)
+    assert len(list(tmp_path.rglob("operators.h.gch"))) == 2
+
+
+def test_where_it_cannot_be_made_operators_compile_without_it(flags, monkeypatch, capsys):
+    monkeypatch.setattr(precompiled, "HEADER", "#include <no_such_header>\n")
+    precompiled.use_precompiled_header(flags)
+    assert "the headers are not precompiled: " in capsys.readouterr().err
+    assert "-include" not in flags.cc_flags
+    assert not any("gch" in line for line in includes(flags, "int main() {}\n"))
+
+
+def test_another_compiler_than_gcc_is_left_alone(flags):
+    flags.cc_type = "clang"
+    before = flags.cc_flags
+    precompiled.use_precompiled_header(flags)
+    assert flags.cc_flags == before
+
+
+def test_jittors_operators_are_compiled_with_it():
+    """A new operator, compiled as Jittor compiles it."""
+    x = jt.array([1.0, 2.0, 3.0])
+    assert jt.code([3], "float32", [x], cpu_src="out0_p[0] = 8325.5f;").numpy()[0] == 8325.5
+    sources = Path(jt.flags.cache_path, "jit").glob("code__*_op.cc")
+    [source] = [path for path in sources if "8325.5f" in path.read_text()]
+    read = includes(jt.flags, source.read_text())
+    assert read[0].startswith("! ") and "operators.h.gch" in read[0]
+    assert not any("var.h" in line for line in read), "Jittor's headers are not read again"
