@@ -41,10 +41,13 @@ def main(args):
     changed = adopt_flags(args, checkpoint, source) if checkpoint else []
 
     # ---- from here on Jittor is imported, which may compile for minutes
+    from util import compilation
     from util.backend import jt, select_device
 
     start_time = time.time()
     device = select_device(args.device)
+    if dist.is_main_process():
+        compilation.report_progress(jt.flags)
 
     # ---- predict
     if args.predict:

@@ -7,15 +7,19 @@ Where CUDA works, Jittor uses the GPU from then on.
 
 import atexit
 import os
+import sys
 
 from util import dist, runtime
+from util.compilation import use_precompiled_header
 from util.errors import InputError
-from util.precompiled import use_precompiled_header
 from util.signals import take_back_from_jittor
 
 runtime.prepare()
 
-import jittor as jt  # noqa: E402
+try:
+    import jittor as jt
+except SystemExit:  # where it has compiled a part of itself again, for another compiler
+    sys.exit("error: Jittor has compiled itself for another compiler; run the command again")
 import jittor_utils  # noqa: E402
 from jittor import nn  # noqa: E402, F401
 from jittor.models import resnet  # noqa: E402, F401

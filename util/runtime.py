@@ -48,6 +48,9 @@ def prepare():
     # to be freed) without a lock: now and then a first step crashed. In turn takes longer, once.
     os.environ.setdefault("use_parallel_op_compiler", "0")
     cuda.prepare(jittor_home() / ".cache" / "jittor" / "jtcuda")
+    if core_is_compiled() and "log_v" not in os.environ:
+        # Jittor's lines at every import. When it compiles its core, they show how far that is.
+        os.environ.setdefault("log_silent", "1")
     if os.environ.get("use_mkl", "1") == "1":
         _provide_onednn()
 

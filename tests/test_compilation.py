@@ -1,20 +1,21 @@
-"""The precompiled header that Jittor's operators are compiled with."""
+"""How Jittor compiles operators: the precompiled header, the lines that show the progress."""
 
 import shlex
 import subprocess
+import time
 import types
 from pathlib import Path
 
 import pytest
 
-from util import precompiled
+from util import compilation
 from util.backend import jt
 
 
 @pytest.fixture
 def flags(tmp_path, monkeypatch):
     """As `jittor.flags`; a header that is quick to compile."""
-    monkeypatch.setattr(precompiled, "HEADER", "#include <cmath>\n")
+    monkeypatch.setattr(compilation, "HEADER", "#include <cmath>\n")
     options = '-std=c++14 -Ofast -shared -L"/nowhere" -lnothing'
     return types.SimpleNamespace(
         cc_type="g++", cc_path="g++", cc_flags=options, cache_path=str(tmp_path)
@@ -30,27 +31,27 @@ def includes(flags, source):
 
 
 def test_the_compiler_takes_the_header(flags):
-    precompiled.use_precompiled_header(flags)
+    compilation.use_precompiled_header(flags)
     read = includes(flags, "#include <cmath>\nint main() {}\n")
     assert read[0].startswith("! ") and read[0].endswith("operators.h.gch")
 
 
 def test_it_is_made_once_for_the_same_compiler_and_flags(flags, tmp_path):
     first = flags.cc_flags
-    precompiled.use_precompiled_header(flags)
+    compilation.use_precompiled_header(flags)
     [header] = tmp_path.rglob("operators.h.gch")
     before = header.stat().st_mtime_ns
     flags.cc_flags = first
-    precompiled.use_precompiled_header(flags)
+    compilation.use_precompiled_header(flags)
     assert header.stat().st_mtime_ns == before
     flags.cc_flags = first.replace("-Ofast", "-O0")
-    precompiled.use_precompiled_header(flags)
+    compilation.use_precompiled_header(flags)
     assert len(list(tmp_path.rglob("operators.h.gch"))) == 2
 
 
 def test_where_it_cannot_be_made_operators_compile_without_it(flags, monkeypatch, capsys):
-    monkeypatch.setattr(precompiled, "HEADER", "#include <no_such_header>\n")
-    precompiled.use_precompiled_header(flags)
+    monkeypatch.setattr(compilation, "HEADER", "#include <no_such_header>\n")
+    compilation.use_precompiled_header(flags)
     assert "the headers are not precompiled: " in capsys.readouterr().err
     assert "-include" not in flags.cc_flags
     assert not any("gch" in line for line in includes(flags, "int main() {}\n"))
@@ -59,7 +60,7 @@ def test_where_it_cannot_be_made_operators_compile_without_it(flags, monkeypatch
 def test_another_compiler_than_gcc_is_left_alone(flags):
     flags.cc_type = "clang"
     before = flags.cc_flags
-    precompiled.use_precompiled_header(flags)
+    compilation.use_precompiled_header(flags)
     assert flags.cc_flags == before
 
 
@@ -72,3 +73,16 @@ def test_jittors_operators_are_compiled_with_it():
     read = includes(jt.flags, source.read_text())
     assert read[0].startswith("! ") and "operators.h.gch" in read[0]
     assert not any("var.h" in line for line in read), "Jittor's headers are not read again"
+
+
+def test_progress_is_a_line_each_time_operators_were_compiled(flags, tmp_path, capsys):
+    (tmp_path / "jit").mkdir()
+    (tmp_path / "jit" / "old_op.so").touch()
+    compilation.report_progress(flags, interval=0.1)
+    time.sleep(0.35)
+    for number in range(3):
+        (tmp_path / "jit" / f"{number}_op.so").touch()
+        (tmp_path / "jit" / f"{number}_op.cc").touch()
+    time.sleep(0.5)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and lines[-1] == "Jittor has compiled 3 operators" and len(lines) <= 2
