@@ -46,8 +46,8 @@ def main(args):
 
     start_time = time.time()
     device = select_device(args.device)
-    if dist.is_main_process():
-        compilation.report_progress(jt.flags)
+    if dist.is_main_process() and not jt.flags.use_parallel_op_compiler:
+        compilation.report_progress(jt.flags)  # in several threads, Jittor reports it itself
 
     # ---- predict
     if args.predict:

@@ -6,7 +6,9 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny
 
 from util import compilation
 from util.backend import jt
@@ -86,3 +88,25 @@ def test_progress_is_a_line_each_time_operators_were_compiled(flags, tmp_path, c
     time.sleep(0.5)
     lines = capsys.readouterr().err.splitlines()
     assert lines and lines[-1] == "Jittor has compiled 3 operators" and len(lines) <= 2
+
+
+@pytest.mark.parametrize(
+    "flags", ["--backbone tiny --backbone_norm batch", "--backbone resnet18", "--masks"]
+)
+def test_jittors_tuner_replaces_no_operator(flags):
+    """It would change the graph in the threads that compile; see `ops.convolution.ConvOneDNN`."""
+    sizes = "--hidden_dim 128 --nheads 8"
+    model, criterion, _ = tiny.build(tiny.arguments(sizes, flags))
+    model.train()
+    samples, targets = tiny.make_batch(0)
+    for target, size in zip(targets, ((64, 96), (80, 64))):
+        target["masks"] = np.ones((1, *size), bool)
+    with jt.profile_scope() as report:
+        losses = criterion(model(samples.to_jittor()), targets)
+        names = [name for name in losses if name in criterion.weight_dict]
+        parameters = [p for p in model.parameters() if not p.is_stop_grad()]
+        gradients = jt.grad(sum(losses[name] for name in names), parameters)
+        jt.fetch_sync(gradients)
+    sources = [Path(row[1]) for row in report[1:]]
+    assert len(sources) > 50
+    assert not [path for path in sources if "relay_groups" in path.read_text()]

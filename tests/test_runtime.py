@@ -306,7 +306,7 @@ def test_the_announcement_depends_on_the_cache(tmp_path, monkeypatch, capsys):
     assert first.count("\n") == later.count("\n") == 1
 
 
-def test_devices_on_a_machine_without_cuda_and_no_threads_that_compile():
+def test_devices_and_threads_that_compile_on_a_machine_without_cuda():
     code = (
         "from util.errors import InputError\n"
         "from util.runtime import prepare_device\n"
@@ -324,7 +324,7 @@ def test_devices_on_a_machine_without_cuda_and_no_threads_that_compile():
     )
     assert done.returncode == 0, done.stderr
     *found, message = eval(done.stdout.splitlines()[-1])
-    assert found == ["cpu", 0, "cpu", 0]
+    assert found == ["cpu", 0, "cpu", len(os.sched_getaffinity(0))]
     assert message.startswith("--device cuda: ") and message.endswith("; use --device cpu")
 
 

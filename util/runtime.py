@@ -44,10 +44,8 @@ def prepare():
     _find_compiler()
     memory.keep_freed_memory()
     _flush_subnormals()
-    # Jittor compiles a step's operators in several threads, which change its graph (edges, what is
-    # to be freed) without a lock: now and then a first step crashed. In turn takes longer, once.
-    os.environ.setdefault("use_parallel_op_compiler", "0")
     cuda.prepare(jittor_home() / ".cache" / "jittor" / "jtcuda")
+    os.environ.setdefault("use_parallel_op_compiler", _compiling_threads())
     if core_is_compiled() and "log_v" not in os.environ:
         # Jittor's lines at every import. When it compiles its core, they show how far that is.
         os.environ.setdefault("log_silent", "1")
@@ -63,10 +61,10 @@ def prepare_device(name):
     name: "auto" (CUDA where usable, else the CPU), "cpu" or "cuda". Raises InputError for "cuda"
     where CUDA cannot work.
     """
-    prepare()
     if name == "cpu":
         os.environ["nvcc_path"] = ""  # Jittor would load CUDA all the same
-    elif cuda.obstacle:
+    prepare()
+    if cuda.obstacle and name != "cpu":
         if name == "cuda":
             remedy = f"{cuda.obstacle.remedy}, or " if cuda.obstacle.remedy else ""
             raise InputError(f"--device cuda: {cuda.obstacle.reason}; {remedy}use --device cpu")
@@ -75,6 +73,16 @@ def prepare_device(name):
     elif os.environ.get("nvcc_path"):
         cuda.prepare_processes(jittor_home() / ".cache" / "jittor" / "nccl", _is_reachable)
     _announce_compilation()
+
+
+def _compiling_threads():
+    """How many threads compile operators: as many as this process has cores, with CUDA one.
+
+    Where Jittor's tuner replaces what it compiles by an operator of a library, the threads change
+    the graph without a lock. Convolutions and products on the CPU are no such case (see util.ops);
+    with CUDA they are.
+    """
+    return "0" if os.environ["nvcc_path"] else str(len(os.sched_getaffinity(0)))
 
 
 def jittor_home():

@@ -100,7 +100,12 @@ def conv2d(
             return convolution.join(y, step, *x.shape[2:])
         return convolution.ConvAny(relu, *place[1:])(x, weight, scale, bias, residual)
     weight = weight if scale is None else weight * scale.reshape(-1, 1, 1, 1)
-    return _add_and_relu(nn.conv2d(x, weight, bias, stride, padding, dilation), residual, relu)
+    if not _on_onednn():
+        y = nn.conv2d(x, weight, bias, stride, padding, dilation)
+    else:
+        y = convolution.ConvOneDNN(stride, padding, dilation)(x, weight)
+        y = y if bias is None else y + bias.broadcast(y.shape, [0, 2, 3])
+    return _add_and_relu(y, residual, relu)
 
 
 def conv(x, layer):

@@ -89,6 +89,28 @@ class ConvAny(Conv):
         return f"{x}_shape0, {window}"
 
 
+class ConvOneDNN(jt.Function):
+    """oneDNN's own convolution, for channels that are too few for a matrix product.
+
+    Jittor's tuner would put it in place of `nn.conv2d`, while it compiles that. Several threads
+    that compile would change the graph at once then, and it has no lock.
+    """
+
+    def __init__(self, stride, padding, dilation):
+        self.place = *stride, *padding, *dilation, 1, "abcd", "oihw", "abcd"
+
+    def execute(self, x, weight):
+        self.saved = x, weight
+        return jt.compile_extern.mkl_ops.mkl_conv(x, weight, *self.place)
+
+    def grad(self, d):
+        x, weight = self.saved
+        onednn = jt.compile_extern.mkl_ops
+        d_x = onednn.mkl_conv_backward_x(weight, d, *x.shape[2:], *self.place)
+        d_weight = onednn.mkl_conv_backward_w(x, d, *weight.shape[2:], *self.place)
+        return d_x, d_weight
+
+
 def split(x, step):
     """[B, C, H, W] -> [step * step * B, C, ceil(H / step), ceil(W / step)], padded with zeros."""
     batch, channels, height, width = x.shape
