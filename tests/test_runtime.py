@@ -339,3 +339,41 @@ def test_subnormal_numbers_are_zero_in_every_thread_from_the_start():
     )
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("0.0 1e-30\n" * 2, "")
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [({}, "500"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_that_wait_do_not_spin_long(given, expected):
+    """OpenMP reads the environment when it is loaded: that must not be before."""
+    source = (
+        "import main; from util import runtime; from pathlib import Path\n"
+        "assert 'libgomp' not in Path('/proc/self/maps').read_text()\n"
+        "runtime.prepare(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=ROOT,
+        env={**environment, **given},
+        text=True,
+        capture_output=True,
+    )
+    assert done.stdout == f"{expected}\n", done.stderr
+
+
+def test_at_a_usual_start_jittor_prints_nothing():
+    environment = {name: value for name, value in os.environ.items() if name != "log_silent"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from util.backend import jt; print(jt.ones(1).item())"],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
+    assert (done.stdout, done.stderr) == ("1.0\n", "")

@@ -2,7 +2,7 @@
 its GPU:
 
     python -m tests.oracle.benchmark [--pairs 5] [--rows forward train …] [--device cuda]
-    [--coco_path PATH] [--out FILE.json]
+    [--busy 3] [--coco_path PATH] [--out FILE.json]
 
 Each measurement is a process of its own; the two frameworks take turns (A B A B), with the same
 weights, images and number of threads. Prints a table of medians, spread (smallest to largest) and
@@ -11,6 +11,7 @@ is: see conftest.py.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -37,6 +38,19 @@ def run(python, script, row, environment=None, **options):
         check=True,
     )
     return json.loads(result.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def busy(count):
+    """So many processes that do nothing but use a core each, beside the block."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def save_weights(path):
@@ -96,6 +110,7 @@ def main():
         "--device", default="cpu", choices=["cpu", "cuda"], help="with cuda, the models' rows only"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--busy", type=int, default=0, help="busy processes beside it")
     parser.add_argument(
         "--coco_path",
         default="../shared/data/coco_tiny",
@@ -142,12 +157,10 @@ def main():
             run(sys.executable, "bench_ours.py", row, **options)  # compiles
             measured[row] = []
             for _ in range(args.pairs):
-                measured[row].append(
-                    (
-                        run(sys.executable, "bench_ours.py", row, **options),
-                        run(ORACLE_PYTHON, "bench_original.py", row, **options),
-                    )
-                )
+                with busy(args.busy):
+                    ours = run(sys.executable, "bench_ours.py", row, **options)
+                    theirs = run(ORACLE_PYTHON, "bench_original.py", row, **options)
+                measured[row].append((ours, theirs))
             found = list(rows_of(row, args.device, measured[row]))
             print("\n".join(found), flush=True)
             lines += found
@@ -158,6 +171,8 @@ def main():
                 )
     args.out.write_text(json.dumps(measured, indent=1))
     where = "GPU" if args.device == "cuda" else f"{args.threads} threads"
+    if args.busy:
+        where += f", {args.busy} busy processes"
     print(
         "\n"
         f"| {where}, {args.pairs} pairs | this project | PyTorch | ratio |\n"
