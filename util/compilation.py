@@ -45,8 +45,8 @@ def use_precompiled_header(flags):
     """Makes Jittor compile its CPU operators with a precompiled header, made where it is missing.
 
     Each operator is a source file of its own that includes Jittor's headers, 70 thousand lines with
-    all that they include. The compiler reads them once, and from then on in its own format, which
-    takes a third of the time.
+    all that they include. The compiler reads them once, and from then on in its own format: an
+    operator compiles in less than half the time.
 
     flags: `jittor.flags`. Only g++ is used this way.
     """

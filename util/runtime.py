@@ -124,14 +124,14 @@ def _announce_compilation():
         )
     elif core_is_compiled():
         print(
-            "Jittor compiles a new model's operators in the first step (a few minutes); later "
-            "runs read its cache.",
+            "Jittor compiles a new model's operators in the first step (about half a minute on 2 "
+            "cores); later runs read its cache.",
             flush=True,
         )
     else:
         print(
-            "Jittor compiles its core once per machine (about 2 min 20 s on 2 cores), then the "
-            "model's operators in the first step (a few minutes more); later runs read its cache.",
+            "Jittor compiles its core once per machine (about 2 minutes on 2 cores), then the "
+            "model's operators in the first step (half a minute more); later runs read its cache.",
             flush=True,
         )
 
