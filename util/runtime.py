@@ -124,8 +124,8 @@ def _announce_compilation():
         )
     elif core_is_compiled():
         print(
-            "Jittor compiles a new model's operators in the first step (about half a minute); later "
-            "runs read its cache.",
+            "Jittor compiles a new model's operators in the first step (about half a minute); "
+            "later runs read its cache.",
             flush=True,
         )
     else:
