@@ -123,13 +123,12 @@ def parse_args(arguments=None):
     parser = get_args_parser()
     args = parser.parse_args(arguments)
     unset = object()
-    namespace = argparse.Namespace(**dict.fromkeys(vars(args), unset))
-    parser.parse_args(arguments, namespace)
+    given = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
     if args.demo:
         parser.set_defaults(**DEMO)
         args = parser.parse_args(arguments)
         print(f"--demo stands for: {full_command(args)}")
-    args.given = [name for name, value in vars(namespace).items() if value is not unset]
+    args.given = [name for name, value in vars(given).items() if value is not unset]
     return args
 
 
@@ -271,7 +270,8 @@ def raise_first(faults):
 RANGES = [
     ("batch_size accum_steps epochs num_classes dim_feedforward", 1, 10**6),
     ("lr_drop", 1, 10**9),
-    ("start_epoch checkpoint_interval", 0, 10**9),
+    ("start_epoch", 0, 10**6),
+    ("checkpoint_interval", 0, 10**9),
     ("num_workers", 0, 1024),
     ("seed", 0, 2**31 - 1),
     ("enc_layers", 0, 1000),
@@ -284,8 +284,7 @@ RANGES = [
     ("lr lr_backbone weight_decay", 0, 1000),
     ("clip_max_norm set_cost_class set_cost_bbox set_cost_giou mask_loss_coef", 0, 10**6),
     ("dice_loss_coef bbox_loss_coef giou_loss_coef eos_coef", 0, 10**6),
-    ("threshold", 0, 1),
-    ("dropout", 0, 0.999),
+    ("threshold dropout", 0, 1),
 ]
 
 
@@ -298,6 +297,8 @@ def faults_of_numbers(args):
                     yield f"--{name} is {number}: give a number from {lowest} to {highest}"
     if args.img_scales == []:
         yield "--img_scales is empty: give at least one number"
+    if args.dropout == 1:
+        yield "--dropout is 1.0: give a number below 1"
     if args.set_cost_class == args.set_cost_bbox == args.set_cost_giou == 0:
         yield "--set_cost_class, --set_cost_bbox and --set_cost_giou are all 0: give one above 0"
 
@@ -311,14 +312,14 @@ def faults_of_model(args):
         sizes = f"--hidden_dim ({args.hidden_dim}) and --nheads ({args.nheads})"
         yield f"--masks needs multiples of 128 and of 8 as {sizes}"
     if args.position_embedding == "learned":
-        longest = LEARNED_CELLS * (16 if args.dilation or args.backbone == "tiny" else 32)
+        limit = LEARNED_CELLS * (16 if args.dilation or args.backbone == "tiny" else 32)
         # Of the flattest images, rounding makes the longer side that much longer than --max_size.
         rounding = MAX_RATIO // 2
         shapes = args.dataset_file == "shapes"
-        if args.shapes_size > longest if shapes else args.max_size + rounding > longest:
+        if limit < (args.shapes_size if shapes else args.max_size + rounding):
             yield (
-                f"--position_embedding learned is for images of up to {longest} pixels here: give "
-                f"--max_size {longest - rounding}, or --position_embedding sine"
+                f"--position_embedding learned is for images of up to {limit} pixels here: give "
+                f"--max_size {limit - rounding}, or --position_embedding sine"
             )
 
 
@@ -355,19 +356,18 @@ def faults_of_data(args):
     given = [name for name in OWN_DATA if getattr(args, name)]
     if given:
         needed = OWN_DATA[2:] if args.eval else OWN_DATA
-        missing = [name for name in needed if name not in given]
-        if missing:
+        if missing := [name for name in needed if name not in given]:
             purpose = "evaluate" if args.eval else "train and to evaluate"
             yield (
                 f"--{given[0]} needs --{' and --'.join(missing)} too: the images and annotations "
                 f"to {purpose} on"
             )
-        other = "--coco_path" if args.dataset_file == "coco" else "--dataset_file"
-        if args.coco_path or args.dataset_file != "coco":
+        if args.dataset_file != "coco" or args.coco_path:
+            is_coco = args.dataset_file == "coco"
+            other = "--coco_path" if is_coco else f"--dataset_file {args.dataset_file}"
             yield f"--{given[0]} names your own data, and {other} other data: give one of the two"
     elif args.dataset_file == "shapes":
-        sizes = [name for name in SIZES if name in args.given]
-        if sizes:
+        if sizes := [name for name in SIZES if name in args.given]:
             yield f"--{sizes[0]} does not change the shapes: use --shapes_size"
         if args.num_classes is not None and args.num_classes < NUM_CLASSES["shapes"]:
             yield f"--num_classes is {args.num_classes}: the shapes need {NUM_CLASSES['shapes']}"

@@ -143,8 +143,14 @@ def load_weights(model, args, checkpoint, classes):
         load_model_state(model.detr, state, args.frozen_weights)
     else:
         detr = model.detr if args.masks else model
-        with dist.main_process_first():
-            load_backbone(detr.backbone[0].body, args.backbone_weights, args.backbone)
+        try:
+            with dist.main_process_first():
+                load_backbone(detr.backbone[0].body, args.backbone_weights, args.backbone)
+        except InputError as error:
+            if args.backbone_weights != "imagenet":
+                raise
+            remedy = "or use --backbone_weights none or --backbone_weights PATH"
+            raise InputError(f"{error}, {remedy}") from error
 
 
 class Evaluator:

@@ -189,7 +189,7 @@ def test_wrong_flags_end_before_jittor_and_the_data(tmp_path):
         ),
         (
             ["--eval", "--val_images", "a", "--val_ann", "b", "--dataset_file", "shapes"],
-            "--dataset_file other data",
+            "--dataset_file shapes other data",
         ),
         (["--dataset_file", "shapes", "--max_size", 100], "--max_size does not change the shapes"),
         (["--dataset_file", "shapes", "--num_classes", 3], "--num_classes is 3: the shapes need 4"),

@@ -383,3 +383,11 @@ def test_an_error_is_one_line_and_exit_code_1(flags, message):
         line.startswith(message) for line in process.stderr.splitlines() if line.startswith("error")
     ] == [True]
     assert "Traceback" not in process.stderr + process.stdout
+
+
+def test_without_a_network_the_imagenet_weights_name_the_flags(coco, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    message = "put it there, or use --backbone_weights none or --backbone_weights PATH$"
+    with pytest.raises(InputError, match=message):
+        tiny.train("--coco_path", coco, "--backbone_weights imagenet")

@@ -18,7 +18,10 @@ runtime.prepare()
 
 try:
     import jittor as jt
-except SystemExit:  # where it has compiled a part of itself again, for another compiler
+except SystemExit as end:
+    if end.code:
+        raise
+    # It has compiled a part of itself again, for another compiler.
     sys.exit("error: Jittor has compiled itself for another compiler; run the command again")
 import jittor_utils  # noqa: E402
 from jittor import nn  # noqa: E402, F401

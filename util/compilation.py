@@ -87,12 +87,10 @@ def _precompile(header, command):
 def report_progress(flags, interval=10):
     """Prints a line every `interval` seconds in which Jittor has compiled operators.
 
-    flags: `jittor.flags`. Returns the thread that does it, until the process ends.
+    flags: `jittor.flags`. A thread does it until the process ends.
     """
     folder = Path(flags.cache_path) / "jit"
-    thread = threading.Thread(target=_report, args=(folder, interval), daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=_report, args=(folder, interval), daemon=True).start()
 
 
 def _report(folder, interval):
