@@ -182,37 +182,13 @@ def test_flags_that_are_given_win_and_others_come_from_the_checkpoint(coco, tmp_
     run(coco, tmp_path / "whole", *flags)
     run(coco, tmp_path / "parts", *flags, "--epochs", 1)
     checkpoint = tmp_path / "parts" / "checkpoint.pkl"
-    main(
-        parse_args(
-            [
-                "--coco_path",
-                str(coco),
-                "--output_dir",
-                str(checkpoint.parent),
-                "--resume",
-                str(checkpoint),
-                *"--epochs 2 --num_workers 0 --device cpu".split(),
-            ]
-        )
-    )
+    resume = ["--coco_path", str(coco), "--output_dir", str(checkpoint.parent)]
+    resume += ["--resume", str(checkpoint), *"--num_workers 0 --device cpu".split()]
+    main(parse_args([*resume, "--epochs", "2"]))
     assert_same_training(tmp_path / "parts", tmp_path / "whole")
     capsys.readouterr()
 
-    main(
-        parse_args(
-            [
-                "--coco_path",
-                str(coco),
-                "--output_dir",
-                str(checkpoint.parent),
-                "--resume",
-                str(checkpoint),
-                *"""
-                --epochs 4 --lr 1e-6 --lr_drop 1 --weight_decay 0.5 --num_workers 0 --device cpu
-            """.split(),
-            ]
-        )
-    )
+    main(parse_args([*resume, *"--epochs 4 --lr 1e-6 --lr_drop 1 --weight_decay 0.5".split()]))
     output = capsys.readouterr().out
     for line in (
         "--lr is 1e-06 from now on; {} was trained with 0.0003",

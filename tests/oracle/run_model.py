@@ -111,20 +111,25 @@ def attention(case):
     return seen
 
 
+def build_optimizer(model, args):
+    """AdamW as the original's main.py makes it, the backbone with its own learning rate."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for name, p in trainable if "backbone" not in name]},
+            {"params": [p for name, p in trainable if "backbone" in name], "lr": args.lr_backbone},
+        ],
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+    )
+
+
 def train(case, steps):
     """Training steps as the original's engine takes them."""
     args = argparse.Namespace(**recipe.flags(case))
     model, criterion, _ = build(case)
     model.train()
-    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for n, p in trainable if "backbone" not in n]},
-            {"params": [p for n, p in trainable if "backbone" in n], "lr": args.lr_backbone},
-        ],
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-    )
+    optimizer = build_optimizer(model, args)
     values = []
     for step in range(steps):
         samples, targets = to_torch(*recipe.make_batch(case, step % recipe.TRAINING_BATCHES))

@@ -29,15 +29,8 @@ def train(rank, options):
     model, criterion, _ = run_model.build(CASE)
     model.train()
     parallel = torch.nn.parallel.DistributedDataParallel(model)
-    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for n, p in trainable if "backbone" not in n]},
-            {"params": [p for n, p in trainable if "backbone" in n], "lr": args.lr_backbone},
-        ],
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-    )
+    optimizer = run_model.build_optimizer(model, args)
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     result = {"losses": []}
     for step in range(options.steps):
         shared = recipe.make_share(step % recipe.TRAINING_BATCHES, rank, options.batch_size)

@@ -96,15 +96,7 @@ def main(options):
     flags = json.loads((options.folder / "flags.json").read_text())
     args, model, criterion, postprocessors = build(flags)
     load_weights(model, options.folder / "weights.npz")
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for name, p in trainable if "backbone" not in name]},
-            {"params": [p for name, p in trainable if "backbone" in name], "lr": args.lr_backbone},
-        ],
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-    )
+    optimizer = run_model.build_optimizer(model, args)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, args.lr_drop)
     recorder = training.Recorder(options.run)
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
