@@ -28,6 +28,12 @@ def coco(tmp_path_factory):
     return tiny.make_coco(tmp_path_factory.mktemp("coco"))
 
 
+def pytest_xdist_auto_num_workers(config):
+    """How many processes run the tests: none of its own for one file, where one looks closely."""
+    one_file = len(config.args) == 1 and ".py" in config.args[0]
+    return 0 if one_file else min(os.cpu_count(), 4)
+
+
 def pytest_collection_modifyitems(config, items):
     if COCO.is_dir():
         return

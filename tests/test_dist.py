@@ -22,7 +22,9 @@ def test_messages(processes, tmp_path):
     assert part("messages", processes, tmp_path / "out.npz")["processes"] == processes
 
 
-@pytest.mark.parametrize("processes, batch_size, steps", [(2, 2, 20), (4, 1, 3)])
+@pytest.mark.parametrize(
+    "processes, batch_size, steps", [pytest.param(2, 2, 20, marks=pytest.mark.soak), (4, 1, 3)]
+)
 def test_steps_are_those_of_the_definition(processes, batch_size, steps, tmp_path):
     """The mean over the processes of each one's loss, with the mean number of boxes; one process
     has no object at all.
@@ -104,7 +106,7 @@ def test_a_training_of_two_processes(trained):
     assert all(np.isfinite(line["train_loss"]) for line in log_of(folder))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=pytest.mark.soak)])
 def test_evaluation_counts_every_image_once(trained, shapes, tmp_path, batch_size):
     """Six images, with any number of processes the same detections and figures to the last bit;
     some go without a batch.
@@ -162,8 +164,8 @@ def second_process(mpirun_pid):
     "number, victim",
     [
         (signal.SIGKILL, second_process),
-        (signal.SIGSEGV, second_process),
-        (signal.SIGINT, lambda pid: pid),
+        pytest.param(signal.SIGSEGV, second_process, marks=pytest.mark.soak),
+        pytest.param(signal.SIGINT, lambda pid: pid, marks=pytest.mark.soak),
     ],
 )
 def test_a_killed_process_ends_the_job_and_the_checkpoint_resumes(

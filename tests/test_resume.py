@@ -311,6 +311,7 @@ def test_a_damaged_checkpoint_names_the_newest_intact_one(tmp_path):
         load_checkpoint(tmp_path / "checkpoint.pkl")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["KILL", "TERM"])
 def test_interrupted_trainings_end_as_the_undisturbed_one(name):
     # in a process of its own, since Jittor ends one whose child is killed

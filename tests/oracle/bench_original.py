@@ -43,6 +43,11 @@ def forward(options):
 
 def train(options):
     model, criterion, _ = build(options.row)
+    return train_model(model, criterion, options)
+
+
+def train_model(model, criterion, options):
+    """Times training steps as the original's engine takes them, on one batch of the row."""
     model.to(options.device).train()
     criterion.to(options.device)
     samples, host_targets = run_model.to_torch(

@@ -46,6 +46,16 @@ DATA = {
 }
 EVAL = "`--eval` of 80 images, batch size 2, wall time"
 START = "warm start of `--eval` to the first result"
+# row -> the peers that a user would take instead, and their titles (bench_peers.py)
+PEERS = {
+    "forward": {
+        "openvino": "OpenVINO",
+        "onnxruntime": "ONNX Runtime",
+        "compile": "PyTorch, torch.compile",
+        "channels_last": "PyTorch, channels_last",
+    },
+    "train": {"compile": "PyTorch, torch.compile", "channels_last": "PyTorch, channels_last"},
+}
 REPEATS = {
     "forward": (2, 5),
     "train": (1, 4),
@@ -122,6 +132,7 @@ def parse():
     )
     parser.add_argument("--coco_path")
     parser.add_argument("--weights")
+    parser.add_argument("--peer")
     return parser.parse_args()
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from . import bench_rows
 from .conftest import HERE, ORACLE_PYTHON
 
-ON_CPU = [*bench_rows.DATA, "eval", "operators", "compilations"]
+PEERS = {f"peers-{row}": row for row in bench_rows.PEERS}
+ON_CPU = [*bench_rows.DATA, "eval", *PEERS, "operators", "compilations"]
 ALL = [*bench_rows.MODELS, *ON_CPU]
 
 
@@ -62,24 +63,69 @@ def save_weights(path):
     subprocess.run([ORACLE_PYTHON, "-W", "ignore", "-c", source], check=True)
 
 
-def compilations():
-    """Counted with an empty Jittor home."""
-    with tempfile.TemporaryDirectory() as home:
-        return run(sys.executable, "bench_ours.py", "compilations", {"JITTOR_HOME": home})
+def spread(values, unit=1000, digits=0):
+    """The median, and the smallest and largest value in brackets."""
+    median, low, high = (
+        f"{value * unit:.{digits}f}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{median} ({low}–{high})"
 
 
 def table_row(title, ours, theirs, unit=1000, digits=0):
     """Markdown: medians and spread of both, and the ratio of the medians."""
-
-    def cell(values):
-        median, low, high = (
-            f"{value * unit:.{digits}f}"
-            for value in (statistics.median(values), min(values), max(values))
-        )
-        return f"{median} ({low}–{high})"
-
     ratio = statistics.median(ours) / statistics.median(theirs)
-    return f"| {title} | {cell(ours)} | {cell(theirs)} | **{ratio:.2f}** |"
+    ours, theirs = spread(ours, unit, digits), spread(theirs, unit, digits)
+    return f"| {title} | {ours} | {theirs} | **{ratio:.2f}** |"
+
+
+def peers(row, rounds):
+    """This project and each of the row's peers, which take turns: a table with the ratio of the
+    medians, and all seconds.
+    """
+    scripts = {
+        "ours": (sys.executable, "bench_ours.py", {}),
+        "original": (ORACLE_PYTHON, "bench_original.py", {}),
+        **{
+            name: (ORACLE_PYTHON, "bench_peers.py", {"peer": name})
+            for name in bench_rows.PEERS[row]
+        },
+    }
+    seconds = {name: [] for name in scripts}
+    for _ in range(rounds):
+        for name, (python, script, options) in scripts.items():
+            seconds[name].append(run(python, script, row, **options)["seconds"])
+    lines = [
+        f"| {bench_rows.MODELS[row][0]} | ms | ours / theirs |",
+        "| --- | --- | --- |",
+        f"| this project | {spread(seconds['ours'])} | |",
+    ]
+    for name, title in {"original": "PyTorch", **bench_rows.PEERS[row]}.items():
+        ratio = statistics.median(seconds["ours"]) / statistics.median(seconds[name])
+        lines.append(f"| {title} | {spread(seconds[name])} | **{ratio:.2f}** |")
+    return "\n".join(lines), seconds
+
+
+def compilations():
+    """How many operators are compiled, with an empty Jittor home: a sentence, and the figures."""
+    with tempfile.TemporaryDirectory() as home:
+        figures = run(sys.executable, "bench_ours.py", "compilations", {"JITTOR_HOME": home})
+    text = (
+        f"Operators compiled by two training steps and evaluations: {figures['first']}, in "
+        f"{figures['seconds']:.0f} s, and Jittor's core before that in {figures['core']:.0f} s; in "
+        f"30 more of other image sizes: {figures['later']}."
+    )
+    return text, figures
+
+
+def operators():
+    """This project's operators beside Jittor's: a table, and the milliseconds."""
+    figures = run(sys.executable, "bench_ours.py", "operators")
+    figures.pop("memory")
+    lines = ["| operator, forward and back, ms | own | Jittor's |", "| --- | --- | --- |"]
+    for name, (own, plain) in figures.items():
+        lines.append(f"| {name} | {own:.1f} | {plain:.1f} |")
+    return "\n".join(lines), figures
 
 
 def rows_of(row, device, pairs):
@@ -130,24 +176,19 @@ def main():
         for row in args.rows:
             args.out.write_text(json.dumps(measured, indent=1))
             if row == "compilations":
-                measured[row] = figures = compilations()
-                remarks.append(
-                    "Operators compiled by two training steps and evaluations: "
-                    f"{figures['first']}, in {figures['seconds']:.0f} s, and Jittor's core before "
-                    f"that in {figures['core']:.0f} s; in 30 more of other image sizes: "
-                    f"{figures['later']}."
-                )
+                remark, measured[row] = compilations()
+                remarks.append(remark)
                 continue
             if row == "operators":
-                measured[row] = figures = run(sys.executable, "bench_ours.py", row)
-                figures.pop("memory")
-                remarks.append(
-                    "| operator, forward and back, ms | own | Jittor's |\n| --- | --- | --- |\n"
-                    + "\n".join(
-                        f"| {name} | {own:.1f} | {plain:.1f} |"
-                        for name, (own, plain) in figures.items()
-                    )
-                )
+                remark, measured[row] = operators()
+                remarks.append(remark)
+                continue
+            if row in PEERS:
+                run(sys.executable, "bench_ours.py", PEERS[row])  # compiles
+                with busy(args.busy):
+                    remark, measured[row] = peers(PEERS[row], args.pairs)
+                print(remark, flush=True)
+                remarks.append(remark)
                 continue
             options = (
                 {"device": args.device}
@@ -178,7 +219,7 @@ def main():
         f"| {where}, {args.pairs} pairs | this project | PyTorch | ratio |\n"
         "| --- | --- | --- | --- |"
     )
-    print("\n".join(lines + [""] + remarks))
+    print("\n".join(lines) + "\n\n" + "\n\n".join(remarks))
 
 
 if __name__ == "__main__":

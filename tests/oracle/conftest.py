@@ -62,6 +62,11 @@ def measured():
     return row
 
 
+def pytest_xdist_auto_num_workers():
+    """None: the models are large, and the table is collected in one process."""
+    return 0
+
+
 def pytest_terminal_summary(terminalreporter):
     if not rows:
         return
