@@ -214,12 +214,13 @@ def main():
     where = "GPU" if args.device == "cuda" else f"{args.threads} threads"
     if args.busy:
         where += f", {args.busy} busy processes"
-    print(
-        "\n"
-        f"| {where}, {args.pairs} pairs | this project | PyTorch | ratio |\n"
-        "| --- | --- | --- | --- |"
-    )
-    print("\n".join(lines) + "\n\n" + "\n\n".join(remarks))
+    if lines:
+        lines[:0] = [
+            f"| {where}, {args.pairs} pairs | this project | PyTorch | ratio |",
+            "| --- | --- | --- | --- |",
+        ]
+        remarks.insert(0, "\n".join(lines))
+    print("\n" + "\n\n".join(remarks))
 
 
 if __name__ == "__main__":
