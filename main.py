@@ -109,7 +109,8 @@ class Data:
         self.train = self.train_loader = None
         if not args.eval:
             loading.update(shuffle=True, drop_last=True, accum_steps=args.accum_steps)
-            self.train = build_dataset("train", args)
+            with dist.main_process_first():  # keeps the annotations for the others
+                self.train = build_dataset("train", args)
             self.train_loader = DataLoader(self.train, args.batch_size, **loading)
             print_summary("training data", self.train, args.num_queries)
         print_summary("validation data", self.val, args.num_queries)

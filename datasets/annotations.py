@@ -7,18 +7,20 @@ sample.
 import contextlib
 import io
 import json
-import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from util.errors import InputError, printable
+from util.memory import without_garbage_collector
 
 MAX_BOX_COORDINATE = 1e7  # pixels
 MAX_POLYGON_COORDINATE = 1e6  # pixels; of a corner, and the most that an outline may be long
+MAX_AREA = 1e30  # pixels; as many as a float32 holds, about
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses an image
 
 
@@ -47,10 +49,18 @@ class BadSamples:
                 print(f"  {message}")
 
 
-def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
-    """Reads and checks an annotation file, and returns pycocotools' index of it.
+class CocoFile(NamedTuple):
+    """A checked annotation file: its dictionary; whether nothing was left out; lines about what was
+    filled in.
+    """
 
-    Fills in fields that may be missing.
+    data: dict
+    is_complete: bool
+    notes: list
+
+
+def read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
+    """Reads and checks an annotation file, and fills in fields that may be missing.
 
     num_classes: upper bound (exclusive) of the category ids, None for any.
     skip_bad_samples: leave out bad images and annotations, and print how many.
@@ -58,15 +68,26 @@ def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=
     Raises:
         InputError: the first fault found, with the remedy.
     """
-    if not img_folder.is_dir():
-        raise InputError(f"{img_folder}: no such folder; put the images there")
+    check_paths(img_folder, ann_file)
     data = read_json(ann_file)
     bad_samples = BadSamples(skip_bad_samples)
     data["images"] = check_images(data["images"], img_folder, ann_file, bad_samples)
     data["annotations"] = check_annotations(data, ann_file, return_masks, num_classes, bad_samples)
     bad_samples.report()
-    fill_in_missing(data, ann_file)
-    renumber_zero(data, ann_file)
+    notes = [*fill_in_missing(data, ann_file), *renumber_zero(data, ann_file)]
+    return CocoFile(data, not bad_samples.messages, notes)
+
+
+def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
+    """pycocotools' index of an annotation file; see read_coco."""
+    file = read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples)
+    for note in file.notes:
+        print(note)
+    return make_index(file.data)
+
+
+def make_index(data):
+    """pycocotools' index of a checked annotation file's dictionary."""
     coco = COCO()
     coco.dataset = data
     with contextlib.redirect_stdout(io.StringIO()):
@@ -74,12 +95,19 @@ def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=
     return coco
 
 
-def read_json(ann_file):
-    """The annotation file's dictionary, with the three lists that every COCO file has."""
+def check_paths(img_folder, ann_file):
+    """Raises InputError where the folder of the images or the annotation file is missing."""
+    if not img_folder.is_dir():
+        raise InputError(f"{img_folder}: no such folder; put the images there")
     if not ann_file.is_file():
         raise InputError(f"{ann_file}: no such file; put the COCO annotations there")
+
+
+def read_json(ann_file):
+    """The annotation file's dictionary, with the three lists that every COCO file has."""
     try:
-        data = json.loads(ann_file.read_bytes())
+        with without_garbage_collector():
+            data = json.loads(ann_file.read_bytes())
     except (ValueError, RecursionError) as error:  # syntax, UTF-8, or lists in lists without end
         raise InputError(
             f"{ann_file}: not a JSON file ({error}); get or export it again"
@@ -98,7 +126,7 @@ def check_images(images, img_folder, ann_file, bad_samples):
     """The images that have an id of their own, a possible size, and a file in the folder."""
     if not images:
         raise InputError(f"{ann_file}: lists no image; a data set needs one at least")
-    ids, present, good, missing = set(), {}, [], []
+    ids, files, good, missing = set(), FilesBelow(img_folder), [], []
     for image in images:
         fault = (
             id_fault(image.get("id"), ids, "image")
@@ -108,12 +136,7 @@ def check_images(images, img_folder, ann_file, bad_samples):
         if fault:
             bad_samples.add(f"{ann_file}: image {short(image.get('id'))}: {fault}")
             continue
-        folder, name = os.path.split(image["file_name"])
-        # One listing per folder: asking for every file takes minutes on network drives.
-        if folder not in present:
-            path = img_folder / folder
-            present[folder] = set(os.listdir(path)) if path.is_dir() else set()
-        (good if name in present[folder] else missing).append(image)
+        (good if image["file_name"] in files else missing).append(image)
     if missing and not bad_samples.skip:
         raise InputError(
             f"{img_folder / missing[0]['file_name']}: no such image; {len(missing)} of the "
@@ -131,6 +154,24 @@ def check_images(images, img_folder, ann_file, bad_samples):
             f"{bad_samples.messages[0]}"
         )
     return good
+
+
+class FilesBelow:
+    """Whether files are there: `name in FilesBelow(root)`, the name relative to root.
+
+    One listing per folder: asking for every file takes minutes on network drives.
+    """
+
+    def __init__(self, root):
+        self.root = root
+        self.listings = {}
+
+    def __contains__(self, path):
+        folder, name = os.path.split(path)
+        if folder not in self.listings:
+            path = self.root / folder
+            self.listings[folder] = set(os.listdir(path)) if path.is_dir() else set()
+        return name in self.listings[folder]
 
 
 def check_annotations(data, ann_file, return_masks, num_classes, bad_samples):
@@ -197,7 +238,7 @@ def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
             f"bbox {short(ann.get('bbox'))} is not x, y, width, height with finite numbers and no "
             "negative size; correct or remove it"
         )
-    if ann.get("area") is not None and not is_number(ann["area"], 0, math.inf):
+    if ann.get("area") is not None and not is_number(ann["area"], 0, MAX_AREA):
         return f"area {short(ann['area'])} is not a number of pixels; correct or remove it"
     if ann.get("iscrowd") not in (None, 0, 1):
         return f"iscrowd {short(ann['iscrowd'])} is neither 0 nor 1; correct or remove it"
@@ -311,7 +352,10 @@ def segmentation_to_rle(segmentation, height, width):
 
 
 def fill_in_missing(data, ann_file):
-    """Fills in info, iscrowd and area (pixels), which files made by users may lack."""
+    """Fills in info, iscrowd and area (pixels), which files made by users may lack.
+
+    Yields a line about it.
+    """
     data.setdefault("info", {})
     images = {image["id"]: image for image in data["images"]}
     areas = crowds = 0
@@ -330,17 +374,20 @@ def fill_in_missing(data, ann_file):
             areas += 1
     if areas or crowds:
         total = len(data["annotations"])
-        print(
+        yield (
             f"{ann_file}: filled in area of {areas} and iscrowd of {crowds} of {total} annotations"
         )
 
 
 def renumber_zero(data, ann_file):
-    """Gives the annotation with id 0 another one: pycocotools takes a match with 0 for no match."""
+    """Gives the annotation with id 0 another one: pycocotools takes a match with 0 for no match.
+
+    Yields a line about it.
+    """
     for ann in data["annotations"]:
         if ann["id"] == 0:
             ann["id"] = 1 + max(other["id"] for other in data["annotations"])
-            print(
+            yield (
                 f"{ann_file}: the annotation id 0, with which COCO's evaluation counts a found "
                 f"object as missed, is {ann['id']} here"
             )

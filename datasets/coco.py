@@ -12,7 +12,9 @@ from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
 from datasets import EVAL_SIZE, MAX_RATIO, MAX_SIZE, SCALES, get_num_classes
-from datasets.annotations import category_names, load_coco, segmentation_to_rle
+from datasets.annotation_arrays import CocoArrays
+from datasets.annotation_cache import load_annotations
+from datasets.annotations import make_index, read_coco, segmentation_to_rle
 from util.errors import InputError
 
 # What every image goes through last: ImageNet's mean and standard deviation, as the backbone's
@@ -27,17 +29,21 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 class CocoImages:
     """Base of the data sets: images with targets, in the order of the image ids.
 
-    A subclass has `target(image_id, image)`, the target before the transforms; `classes`, a
-    dictionary category id -> name; and `list_boxes()`, what summary.py counts.
+    A subclass has `target(index, image)`, the target before the transforms; `classes`, a dictionary
+    category id -> name; and `list_boxes()`, what summary.py counts: of each box that is not a
+    crowd's the image's index, the category id and the area in pixels, three arrays [n].
     What is random in an item derives from `seed`, `epoch` and the item's index only.
 
     Args:
         img_folder: folder of the images.
-        images: the annotation file's list of images.
+        images: annotation_arrays.Images.
         transforms: called as `transforms(image, target, rng)`.
         seed: what the randomness derives from, with the epoch and the index.
         max_size: the longer side of the images after the transforms, about, in pixels.
         skip_bad_samples: whether the loader leaves out items that raise InputError.
+
+    Attributes:
+        ids: int64 [N], of the images.
 
     Raises:
         InputError: at `dataset[i]`, the image or what belongs to it cannot be read.
@@ -47,8 +53,8 @@ class CocoImages:
         self, img_folder, images, transforms, seed=0, max_size=MAX_SIZE, skip_bad_samples=False
     ):
         self.img_folder = Path(img_folder)
-        self.images = {image["id"]: image for image in images}
-        self.ids = sorted(self.images)
+        self.images = images
+        self.ids = images.ids
         self.transforms = transforms
         self.seed = seed
         self.max_size = max_size
@@ -58,25 +64,25 @@ class CocoImages:
     def __len__(self):
         return len(self.ids)
 
-    def read_image(self, image_id):
+    def path(self, index):
+        return self.img_folder / self.images.names[index]
+
+    def read_image(self, index):
         """The image in RGB, in the orientation of its boxes. Raises InputError."""
-        image_info = self.images[image_id]
-        image = read_image(self.img_folder / image_info["file_name"])
+        image = read_image(self.path(index))
         # COCO's boxes are of the image as it is stored, and its EXIF orientation is not applied.
         # Annotation tools show it upright, and then list width and height the other way round.
-        if (
-            image.width != image.height
-            and (image_info.get("height"), image_info.get("width")) == image.size
-        ):
-            return read_image(self.img_folder / image_info["file_name"], upright=True)
+        if image.width != image.height and tuple(self.images.sizes[index]) == image.size:
+            return read_image(self.path(index), upright=True)
         return image
 
+    def read_by_id(self, image_id):
+        return self.read_image(self.images.find(image_id))
+
     def __getitem__(self, index):
-        image_id = self.ids[index]
-        path = self.img_folder / self.images[image_id]["file_name"]
-        image = self.read_image(image_id)
+        image = self.read_image(index)
         try:
-            target = self.target(image_id, image)
+            target = self.target(index, image)
             return self.transforms(
                 image, target, random.Random(f"{self.seed}/{self.epoch}/{index}")
             )
@@ -84,7 +90,7 @@ class CocoImages:
             raise
         except Exception as error:
             raise RuntimeError(
-                f"{path}: the image or its annotations could not be prepared"
+                f"{self.path(index)}: the image or its annotations could not be prepared"
             ) from error
 
 
@@ -101,10 +107,10 @@ class CocoDetection(CocoImages):
       masks bool [n, H, W]  if `return_masks`.
 
     ann_file: COCO JSON with images, annotations and categories; return_masks: whether targets have
-    masks; num_classes: upper bound (exclusive) of the category ids, None for any; the rest as in
-    CocoImages.
-    Attributes: coco, pycocotools' index of the annotations; classes, a dictionary category id ->
-    name.
+    masks; num_classes: upper bound (exclusive) of the category ids, None for any; is_evaluated:
+    whether it has `coco`; the rest as in CocoImages.
+    Attributes: annotations, annotation_arrays.Annotations; classes, a dictionary category id ->
+    name; coco, pycocotools' index of the annotations, or None.
     Raises InputError: the folder or the annotation file cannot be used.
     """
 
@@ -115,42 +121,43 @@ class CocoDetection(CocoImages):
         transforms,
         return_masks,
         num_classes,
+        is_evaluated=False,
         skip_bad_samples=False,
         **options,
     ):
-        self.coco = load_coco(
-            Path(img_folder), Path(ann_file), return_masks, num_classes, skip_bad_samples
-        )
         self.ann_file = ann_file
-        self.classes = category_names(self.coco.dataset["categories"])
+        self.return_masks = return_masks
+        what = Path(img_folder), Path(ann_file), return_masks, num_classes, skip_bad_samples
+        self.coco = None
+        if is_evaluated:
+            file = read_coco(*what)
+            self.coco = make_index(file.data)
+            arrays = CocoArrays.of(file, return_masks)
+        else:
+            arrays = load_annotations(*what)
+        for note in arrays.notes:
+            print(note)
+        self.annotations, self.classes = arrays.annotations, arrays.classes
         super().__init__(
-            img_folder,
-            self.coco.dataset["images"],
-            transforms,
-            skip_bad_samples=skip_bad_samples,
-            **options,
+            img_folder, arrays.images, transforms, skip_bad_samples=skip_bad_samples, **options
         )
-        self.prepare = ConvertCocoPolysToMask(return_masks)
 
     def list_boxes(self):
-        """A tuple (image id, category id, area in pixels) for each box that is not a crowd's."""
-        return [
-            (ann["image_id"], ann["category_id"], ann["bbox"][2] * ann["bbox"][3])
-            for ann in self.coco.dataset["annotations"]
-            if not ann["iscrowd"]
-        ]
+        annotations = self.annotations
+        counts = np.diff(annotations.ends, prepend=0)
+        owners = np.repeat(np.arange(len(self)), counts)
+        keep = ~annotations.crowds
+        areas = annotations.boxes[:, 2] * annotations.boxes[:, 3]
+        return owners[keep], annotations.labels[keep], areas[keep]
 
-    def target(self, image_id, image):
-        image_info = self.images[image_id]
-        if self.prepare.return_masks and (image_info["width"], image_info["height"]) != image.size:
+    def target(self, index, image):
+        height, width = self.images.sizes[index]
+        if self.return_masks and (width, height) != image.size:
             raise InputError(
-                f"{self.img_folder / image_info['file_name']}: is of {image.size[0]} x "
-                f"{image.size[1]} pixels, but of {image_info['width']} x {image_info['height']} in "
-                f"{self.ann_file}; correct width and height there"
+                f"{self.path(index)}: is of {image.size[0]} x {image.size[1]} pixels, but of "
+                f"{width} x {height} in {self.ann_file}; correct width and height there"
             )
-        return self.prepare(
-            image, {"image_id": image_id, "annotations": self.coco.imgToAnns[image_id]}
-        )
+        return make_target(self.annotations, index, int(self.ids[index]), image, self.return_masks)
 
 
 def read_image(path, upright=False):
@@ -204,47 +211,38 @@ def _decode(path, upright, convert, remedy):
     raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; {remedy}")
 
 
-class ConvertCocoPolysToMask:
-    """Turns an image's COCO annotations into a target of arrays.
+def make_target(annotations, index, image_id, image, with_masks):
+    """The target of image number `index`, a PIL image, before the transforms.
 
-    The target is that of `CocoDetection`, but boxes are x0, y0, x1, y1 in pixels of the image.
-    Crowd annotations and boxes without area inside the image are left out.
+    It is that of `CocoDetection`, but boxes are x0, y0, x1, y1 in pixels of the image. Crowd
+    annotations and boxes without area inside the image are left out.
+
+    Source: `ConvertCocoPolysToMask` of the original.
     """
-
-    def __init__(self, return_masks=False):
-        self.return_masks = return_masks
-
-    def __call__(self, image, target):
-        width, height = image.size
-        annotations = [ann for ann in target["annotations"] if ann["iscrowd"] == 0]
-
-        boxes = np.array([ann["bbox"] for ann in annotations], dtype=np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        boxes = np.clip(boxes, 0, np.float32([width, height, width, height]))
-        keep = (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 2] > boxes[:, 0])
-
-        size = np.array([height, width], dtype=np.int64)
-        result = {
-            "boxes": boxes[keep],
-            "labels": np.array([ann["category_id"] for ann in annotations], dtype=np.int64)[keep],
-            "image_id": target["image_id"],
-            "area": np.array([ann["area"] for ann in annotations], dtype=np.float32)[keep],
-            "iscrowd": np.zeros(keep.sum(), dtype=np.int64),
-            "orig_size": size,
-            "size": size,
-        }
-        if self.return_masks:
-            segmentations = [ann["segmentation"] for ann, kept in zip(annotations, keep) if kept]
-            result["masks"] = convert_coco_poly_to_mask(segmentations, height, width)
-        return result
-
-
-def convert_coco_poly_to_mask(segmentations, height, width):
-    """bool [n, height, width]: one mask for each COCO segmentation."""
-    masks = np.zeros((len(segmentations), height, width), dtype=bool)
-    for mask, segmentation in zip(masks, segmentations):
-        mask[:] = coco_mask.decode(segmentation_to_rle(segmentation, height, width))
-    return masks
+    width, height = image.size
+    kept = annotations.of_image(index)
+    boxes = annotations.boxes[kept].astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes = np.clip(boxes, 0, np.float32([width, height, width, height]))
+    has_area = (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 2] > boxes[:, 0])
+    kept, boxes = kept[has_area], boxes[has_area]
+    size = np.array([height, width], dtype=np.int64)
+    target = {
+        "boxes": boxes,
+        "labels": annotations.labels[kept],
+        "image_id": image_id,
+        "area": annotations.areas[kept].astype(np.float32),
+        "iscrowd": np.zeros(len(kept), dtype=np.int64),
+        "orig_size": size,
+        "size": size,
+    }
+    if with_masks:
+        masks = np.zeros((len(kept), height, width), dtype=bool)
+        for mask, each in zip(masks, kept):
+            segmentation = annotations.segmentations.get(each, height, width)
+            mask[:] = coco_mask.decode(segmentation_to_rle(segmentation, height, width))
+        target["masks"] = masks
+    return target
 
 
 def make_coco_transforms(image_set, scales=SCALES, eval_size=EVAL_SIZE, max_size=MAX_SIZE):
@@ -309,6 +307,7 @@ def build(image_set, args):
         make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
         return_masks=args.masks,
         num_classes=get_num_classes(args),
+        is_evaluated=image_set == "val",
         seed=args.seed,
         max_size=args.max_size,
         skip_bad_samples=args.skip_bad_samples,

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from datasets import get_num_classes
+from datasets.annotation_arrays import Images
 from datasets.annotations import (
     BadSamples,
     category_names,
     check_categories,
     check_images,
+    check_paths,
     id_fault,
     is_number,
     load_coco,
@@ -53,9 +55,9 @@ class CocoPanoptic(CocoImages):
     ):
         self.ann_folder, self.ann_file = Path(ann_folder), Path(ann_file)
         self.coco = coco
-        for folder, what in ((Path(img_folder), "images"), (self.ann_folder, "PNGs")):
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such folder; put the {what} there")
+        if not self.ann_folder.is_dir():
+            raise InputError(f"{self.ann_folder}: no such folder; put the PNGs there")
+        check_paths(Path(img_folder), self.ann_file)
         content = read_json(self.ann_file)
         bad_samples = BadSamples(skip_bad_samples)
         content["images"] = check_images(
@@ -69,19 +71,21 @@ class CocoPanoptic(CocoImages):
         self.return_masks = return_masks
         images = [image for image in content["images"] if image["id"] in self.annotations]
         super().__init__(
-            img_folder, images, transforms, skip_bad_samples=skip_bad_samples, **options
+            img_folder, Images.of(images), transforms, skip_bad_samples=skip_bad_samples, **options
         )
 
     def list_boxes(self):
-        """A tuple (image id, category id, area in pixels) for each segment that is not a crowd."""
-        return [
+        boxes = [
             (image_id, segment["category_id"], segment.get("area", 0))
             for image_id, annotation in self.annotations.items()
             for segment in annotation["segments_info"]
             if not segment["iscrowd"]
         ]
+        image_ids, labels, areas = zip(*boxes) if boxes else ((), (), ())
+        return np.searchsorted(self.ids, image_ids), np.array(labels, int), np.array(areas, float)
 
-    def target(self, image_id, image):
+    def target(self, index, image):
+        image_id = int(self.ids[index])
         annotation = self.annotations[image_id]
         path = self.ann_folder / annotation["file_name"]
         png = read_image(path)

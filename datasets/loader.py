@@ -5,6 +5,7 @@ starts its own workers, as PyTorch does by default, so that they see the data se
 epoch and none outlives the pass.
 """
 
+import gc
 import time
 import traceback
 from multiprocessing.util import Finalize
@@ -105,33 +106,48 @@ class DataLoader:
 
     def _batches(self):
         """Yields what `load_batch` returns for each batch of the pass."""
-        order = self._order()[self.start :]
+        order = self._order()
         if self.num_workers == 0:
-            for indices in order:
-                yield load_batch(self.dataset, indices)
+            for number in range(len(order.starts)):
+                yield load_batch(self.dataset, order.batch(number))
             return
         workers = BatchWorkers(
             self.dataset, order, self.num_workers, ring_size(self.batch_size, self.dataset.max_size)
         )
         try:
-            for number in range(len(order)):
+            for number in range(len(order.starts)):
                 yield workers.receive(number)
         finally:
             workers.close()
 
     def _order(self):
-        """List of index lists, one for each batch of this process."""
+        """The rest of the pass, as this process loads it."""
         count = len(self.dataset)
-        indices = list(range(count))
+        indices = np.arange(count)
         if self.shuffle:
-            indices = np.random.default_rng([self.seed, self.epoch]).permutation(count).tolist()
+            indices = np.random.default_rng([self.seed, self.epoch]).permutation(count)
         first = self.rank * self.accum_steps
-        starts = [
-            step * self._step_size() + batch * self.batch_size
-            for step in range(len(self) // self.accum_steps)
-            for batch in range(first, first + self.accum_steps)
-        ]
-        return [indices[start : start + self.batch_size] for start in starts]
+        steps = np.arange(len(self) // self.accum_steps) * self._step_size()
+        batches = np.arange(first, first + self.accum_steps) * self.batch_size
+        starts = (steps[:, None] + batches).reshape(-1)
+        return Order(indices, starts[self.start :], self.batch_size)
+
+
+class Order(NamedTuple):
+    """Which items are in which batch.
+
+    indices: int64, the items in the order in which they are loaded; starts: int64, where each batch
+    begins in it. Arrays, since a data worker that reads Python's numbers copies their memory.
+    """
+
+    indices: np.ndarray
+    starts: np.ndarray
+    batch_size: int
+
+    def batch(self, number):
+        """The list of items of a batch."""
+        start = self.starts[number]
+        return self.indices[start : start + self.batch_size].tolist()
 
 
 def load_batch(dataset, indices):
@@ -197,10 +213,13 @@ class BatchWorkers(jt.dataset.Dataset):
         self.num_workers = num_workers
         self.heads = {}  # worker -> its oldest message, received but not yet used
         # What _init_workers reads: one Jittor batch is one item, which is one of our batches.
-        self.real_len = self.batch_len = len(order)
+        self.real_len = self.batch_len = len(order.starts)
         self.real_batch_size = 1
+        # The workers' garbage collector leaves alone what there is now, and so does not copy it.
+        gc.freeze()
         with children_ignore():
-            self._init_workers(np.arange(len(order)))
+            self._init_workers(np.arange(len(order.starts)))
+        gc.unfreeze()
         # Ends the workers, whatever they are doing. Also at the exit of the process, where Python
         # would wait for children that do not hear its SIGTERM.
         self.close = Finalize(self, kill, [self.workers], exitpriority=1)
@@ -213,7 +232,7 @@ class BatchWorkers(jt.dataset.Dataset):
         die_with_parent()
         number = int(number)
         try:
-            samples, targets, skipped = load_batch(self.dataset, self.order[number])
+            samples, targets, skipped = load_batch(self.dataset, self.order.batch(number))
         except InputError as error:
             return [Message(number, input_error=str(error))]
         except Exception:
@@ -257,7 +276,7 @@ class BatchWorkers(jt.dataset.Dataset):
                 f"a data worker failed at batch {message.number}:\n{message.traceback}"
             )
         if message.targets is None:
-            return load_batch(self.dataset, self.order[message.number])
+            return load_batch(self.dataset, self.order.batch(message.number))
         samples = NestedTensor(tensors, mask) if message.targets else None
         return samples, message.targets, message.skipped
 

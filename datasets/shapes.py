@@ -48,6 +48,7 @@ def build(image_set, args):
         make_shapes_transforms(image_set),
         return_masks=args.masks,
         num_classes=get_num_classes(args),
+        is_evaluated=image_set == "val",
         seed=args.seed,
         max_size=args.shapes_size,
     )

@@ -1,10 +1,10 @@
 """What a data set holds, in a few lines that show mistakes before a training does."""
 
 import math
-from collections import Counter
 
 import numpy as np
 
+LISTED = 10  # the most and the least frequent classes
 # Of the classes of sizes, pixels; COCO calls below 32 small and from 96 large.
 SIZE_EDGES = (16, 32, 64, 128, 256, 512)
 
@@ -15,38 +15,57 @@ def print_summary(name, dataset, num_queries):
     name: what the data set is for; dataset: CocoDetection or CocoPanoptic. Crowds are not counted;
     they are not trained on.
     """
-    boxes = dataset.list_boxes()
-    per_image = Counter(image_id for image_id, _, _ in boxes)
-    counts = np.array([per_image[image_id] for image_id in dataset.ids])
+    owners, labels, areas = dataset.list_boxes()
+    counts = np.bincount(owners, minlength=len(dataset))
     print(
-        f"{name}: {len(counts):,} images, {len(boxes):,} boxes of {len(dataset.classes)} classes, "
+        f"{name}: {len(counts):,} images, {len(labels):,} boxes of {len(dataset.classes)} classes, "
         f"{(counts == 0).sum():,} images without a box"
     )
-    per_class = Counter(category for _, category, _ in boxes)
-    boxes_of_each_class = ", ".join(
-        f"{class_name} {per_class[class_id]:,}"
-        for class_id, class_name in sorted(
-            dataset.classes.items(), key=lambda item: -per_class[item[0]]
-        )
-        if per_class[class_id]
-    )
-    print(f"  boxes of each class: {boxes_of_each_class or 'none'}")
-    if missing := [
-        class_name for class_id, class_name in dataset.classes.items() if not per_class[class_id]
-    ]:
-        print(f"  classes without a box: {', '.join(missing)}")
+    print_classes(dataset.classes, labels)
     print(
         f"  boxes per image: median {np.median(counts):.0f}, 95% of the images have at most "
         f"{np.percentile(counts, 95):.0f}, most {counts.max()}; --num_queries {num_queries}"
     )
-    print_sizes(np.sqrt([area for _, _, area in boxes]))
+    print_sizes(np.sqrt(areas))
     if many := (counts > num_queries).sum():
         print(
             f"  warning: {many:,} images have more boxes than --num_queries {num_queries}, and "
             "only that many can be found in an image: give a larger one"
         )
-    if len(boxes) == 0:
+    if len(labels) == 0:
         print("  warning: there is not a single box to learn from or to find")
+
+
+def print_classes(classes, labels):
+    """The number of boxes of each class, or with many classes of the most and the least frequent.
+
+    classes: a dictionary category id -> name; labels: the category ids of all boxes.
+    """
+    found, counts = np.unique(labels, return_counts=True)
+    per_class = dict(zip(found.tolist(), counts.tolist()))
+    rows = sorted(
+        ((class_name, per_class.get(class_id, 0)) for class_id, class_name in classes.items()),
+        key=lambda row: -row[1],
+    )
+    present = [row for row in rows if row[1]]
+    if len(present) <= 2 * LISTED:
+        listed = ", ".join(f"{class_name} {count:,}" for class_name, count in present)
+        print(f"  boxes of each class: {listed or 'none'}")
+    else:
+        print_table(f"boxes of the {LISTED} most frequent classes", present[:LISTED])
+        between = present[LISTED:-LISTED]
+        print(f"  {sum(count for _, count in between):,} boxes of {len(between)} classes between")
+        print_table(f"boxes of the {LISTED} rarest classes", present[-LISTED:])
+    if missing := [class_name for class_name, count in rows if not count]:
+        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+        print(f"  classes without a box: {', '.join(missing[:LISTED])}{more}")
+
+
+def print_table(title, rows):
+    """rows: of names and numbers."""
+    print(f"  {title}:")
+    for class_name, count in rows:
+        print(f"    {class_name:<20} {count:>11,}")
 
 
 def print_sizes(sizes):

@@ -27,7 +27,7 @@ def coco_folder(tmp_path_factory):
 def test_items_keep_the_contract(coco_folder, image_set, masks):
     dataset = build_dataset(image_set, arguments(coco_folder[0], masks=masks))
     assert len(dataset) == len(IMAGES)
-    assert dataset.ids == sorted(dataset.ids)
+    assert dataset.ids.tolist() == sorted(dataset.ids)
     sizes = {1000 - 7 * i: (height, width) for i, (_, width, height, _, _) in enumerate(IMAGES)}
     for index in range(len(dataset)):
         image, target = dataset[index]
@@ -58,7 +58,7 @@ def test_items_keep_the_contract(coco_folder, image_set, masks):
 
 def test_boxes_of_no_area_and_crowds_are_dropped_and_others_clamped(coco_folder):
     dataset = build_dataset("val", arguments(coco_folder[0]))
-    _, target = dataset[dataset.ids.index(1000)]  # rgb.jpg, 97x61
+    _, target = dataset[dataset.images.find(1000)]  # rgb.jpg, 97x61
     expected = np.array(
         [[0.2, 0.3, 0.7, 0.7], [48 / 97, 30 / 61, 49 / 97, 31 / 61], [0, 0, 0.6 - 3.5 / 97, 1]]
     )
@@ -72,7 +72,7 @@ def test_boxes_of_no_area_and_crowds_are_dropped_and_others_clamped(coco_folder)
 
 def test_image_without_annotation_is_kept(coco_folder):
     dataset = build_dataset("train", arguments(coco_folder[0], masks=True))
-    _, target = dataset[dataset.ids.index(1000 - 7 * 3)]
+    _, target = dataset[dataset.images.find(1000 - 7 * 3)]
     assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, *target["size"])
 
 
@@ -111,7 +111,7 @@ def test_masks_from_any_segmentation_format(tmp_path):
         return_masks=True,
         num_classes=91,
     )
-    _, target = dataset[dataset.ids.index(1000)]
+    _, target = dataset[dataset.images.find(1000)]
     assert (target["masks"] == square.astype(bool)).all()
 
 
@@ -308,7 +308,7 @@ def test_a_damaged_image_is_named(tmp_path, damage):
     with pytest.raises(
         InputError, match=r"val2017/rgb\.jpg: cannot be read as an image .* remove it"
     ):
-        dataset[dataset.ids.index(1000)]
+        dataset[dataset.images.find(1000)]
 
 
 def test_a_fault_of_the_program_names_the_image(tmp_path):
@@ -316,7 +316,7 @@ def test_a_fault_of_the_program_names_the_image(tmp_path):
     dataset = build_dataset("val", arguments(tmp_path))
     dataset.transforms = lambda image, target, rng: 1 / 0
     with pytest.raises(RuntimeError, match=r"val2017/rgb\.jpg") as caught:
-        dataset[dataset.ids.index(1000)]
+        dataset[dataset.images.find(1000)]
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
@@ -324,6 +324,6 @@ def test_a_fault_of_the_program_names_the_image(tmp_path):
 @pytest.mark.parametrize("image_set, annotations, crowds", [("train", 705, 6), ("val", 815, 11)])
 def test_real_images(coco_path, image_set, annotations, crowds):
     dataset = build_dataset(image_set, arguments(coco_path))
-    assert len(dataset) == 80 and len(dataset.coco.anns) == annotations
+    assert len(dataset) == 80 and len(dataset.annotations.labels) == annotations
     dataset.transforms = lambda image, target, rng: (image, target)
     assert sum(len(dataset[index][1]["boxes"]) for index in range(80)) == annotations - crowds

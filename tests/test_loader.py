@@ -262,7 +262,8 @@ def test_batches_of_one_step_are_those_of_as_many_processes():
 
     def order(**place):
         loader = DataLoader(Data(data), 2, shuffle=True, drop_last=True, seed=3, **place)
-        return loader._order()
+        order = loader._order()
+        return [order.batch(number) for number in range(len(order.starts))]
 
     processes = [order(rank=rank, world_size=4) for rank in range(4)]
     rounds = [batch for step in zip(*processes) for batch in step]

@@ -1,6 +1,10 @@
-"""The memory that a process holds: freed memory in the C library and in Jittor's allocator."""
+"""The memory that a process holds: freed memory in the C library and in Jittor's allocator, and
+Python's garbage collector.
+"""
 
+import contextlib
 import ctypes
+import gc
 import platform
 
 
@@ -47,7 +51,7 @@ class StepMemory:
         held = jt.get_mem_info().total_cpu_used
         if self.batches % self.BATCHES_BETWEEN_TRIMS == 0:
             jt.gc()
-            _return_freed_memory()
+            return_freed_memory()
             self.need = 0
             self.tidied = True
         elif self.tidied:
@@ -59,6 +63,19 @@ class StepMemory:
         self.batches += 1
 
 
-def _return_freed_memory():
+def return_freed_memory():
+    """Returns the C library's freed memory to the system."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def without_garbage_collector():
+    """For making millions of objects, at all of which the collector would look again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -61,7 +61,7 @@ class OutputFolder:
             (self.path / name).parent.mkdir(exist_ok=True)
             write_jittor_file(accumulated, self.path / name)
         with replacing(self.path / "predictions.png") as file:
-            plot_predictions(evaluator.coco_gt, dataset.read_image, evaluator.results["bbox"], file)
+            plot_predictions(evaluator.coco_gt, dataset.read_by_id, evaluator.results["bbox"], file)
 
     def panoptic_folder(self):
         """Where the predicted panoptic PNGs go, or None where nothing is written."""
