@@ -188,6 +188,32 @@ def test_summary(tmp_path, capsys):
     )
 
 
+def test_summary_of_many_classes_is_a_table(tmp_path, capsys):
+    ann, images = exports.cvat(tmp_path, exports.objects(6))
+    data = json.loads(ann.read_text())
+    template = data["annotations"][0]
+    data["categories"] = [{"id": number, "name": f"class {number}"} for number in range(1, 51)]
+    data["annotations"] = [
+        {**template, "id": 100 * category + number, "category_id": category}
+        for category in range(1, 36)
+        for number in range(category)
+    ]
+    ann.write_text(json.dumps(data))
+    print_summary("training data", CocoDetection(images, ann, unchanged, False, None), 1000)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "  boxes of the 10 most frequent classes:"
+    assert [line.split() for line in lines[2:12]] == [
+        ["class", str(number), str(number)] for number in range(35, 25, -1)
+    ]
+    assert lines[12] == "  270 boxes of 15 classes between"
+    assert lines[13] == "  boxes of the 10 rarest classes:"
+    assert [line.split()[1:] for line in lines[14:24]] == [
+        [str(number), str(number)] for number in range(10, 0, -1)
+    ]
+    names = ", ".join(f"class {number}" for number in range(36, 46))
+    assert lines[24] == f"  classes without a box: {names} and 5 more"
+
+
 def test_summary_without_a_box(tmp_path, capsys):
     ann, images = exports.cvat(tmp_path, [[], []])
     print_summary("validation data", CocoDetection(images, ann, unchanged, False, None), 100)

@@ -1,12 +1,14 @@
 """What a run leaves in its output folder, under the original's names."""
 
 import json
+import math
+from itertools import chain, islice
 from pathlib import Path
 
 from util import dist
 from util.files import replacing, training_files
 from util.jittor_file import write_jittor_file
-from util.pictures import plot_predictions
+from util.pictures import GRID, plot_predictions
 from util.plot_utils import plot_curves, read_log
 
 
@@ -52,16 +54,17 @@ class OutputFolder:
         """
         if not self.active:
             return
-        for iou_type, results in evaluator.results.items():
+        for iou_type in evaluator.coco_eval:
             with replacing(self.path / f"detections_{iou_type}.json") as file:
-                file.write(json.dumps(results).encode())
+                write_list(filter(None, evaluator.results(iou_type)), file)
         accumulated = evaluator.coco_eval["bbox"].eval
         accumulated = {**accumulated, "params": vars(accumulated["params"])}
         for name in names:
             (self.path / name).parent.mkdir(exist_ok=True)
             write_jittor_file(accumulated, self.path / name)
+        some = chain.from_iterable(islice(filter(None, evaluator.results("bbox")), math.prod(GRID)))
         with replacing(self.path / "predictions.png") as file:
-            plot_predictions(evaluator.coco_gt, dataset.read_by_id, evaluator.results["bbox"], file)
+            plot_predictions(evaluator.coco_gt, dataset.read_by_id, some, file)
 
     def panoptic_folder(self):
         """Where the predicted panoptic PNGs go, or None where nothing is written."""
@@ -90,3 +93,14 @@ class OutputFolder:
         # Last, because the line says that the epoch needs nothing more.
         with replacing(self.path / "log.txt") as file:
             file.write("".join(json.dumps(line) + "\n" for line in self.logs).encode())
+
+
+def write_list(parts, file):
+    """Writes lists as one JSON list to a binary file, without holding all of it in memory.
+
+    parts: an iterable of lists that are not empty.
+    """
+    file.write(b"[")
+    for number, part in enumerate(parts):
+        file.write((", " * (number > 0) + json.dumps(part)[1:-1]).encode())
+    file.write(b"]")
