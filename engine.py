@@ -60,8 +60,8 @@ def train_one_epoch(
         Steps(data_loader, accum_steps), PRINT_FREQ, f"Epoch: [{epoch}]", start_step
     )
     for step, batches in enumerate(steps, start_step):
-        has_samples = all(targets for _, targets in batches)  # not where all were bad and skipped
-        if not all(dist.all_gather(has_samples)):
+        num_boxes = average_boxes(batches)
+        if num_boxes is None:
             continue
         first_batch = accum_steps * (step * dist.get_world_size() + dist.get_rank())
         # Dropout depends on seed, epoch and batch only: a resumed run continues as if it had never
@@ -70,7 +70,7 @@ def train_one_epoch(
             random.Random(f"{seed}/{epoch}/{first_batch + i}").getrandbits(31)
             for i in range(len(batches))
         ]
-        scalars = dist.reduce_dict(backward(model, criterion, optimizer, batches, seeds))
+        scalars = dist.reduce_dict(backward(model, criterion, optimizer, batches, num_boxes, seeds))
         if not math.isfinite(scalars["loss"]):
             raise InputError(
                 f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last "
@@ -92,13 +92,26 @@ def train_one_epoch(
     return logger.averages()
 
 
-def backward(model, criterion, optimizer, batches, seeds):
+def average_boxes(batches):
+    """The number of objects in a batch, at least 1: the mean over the processes and their batches.
+
+    None where one of them has no sample, because all were bad and skipped.
+
+    batches: list of (samples, targets), as many in every process.
+    """
+    counts = [sum(len(target["labels"]) for target in targets) for _, targets in batches]
+    missing = any(not targets for _, targets in batches)
+    gathered = dist.all_gather_numbers([missing, *counts])
+    return None if gathered[:, 0].any() else max(gathered[:, 1:].mean(), 1)
+
+
+def backward(model, criterion, optimizer, batches, num_boxes, seeds):
     """Computes the gradient of the mean of the batches' losses.
 
-    batches: list of (samples, targets); seeds: of the randomness in each.
+    batches: list of (samples, targets); num_boxes: what the losses of boxes are divided by; seeds:
+    of the randomness in each batch.
     Returns what to log, the means over the batches, see `weighted_sum`.
     """
-    num_boxes = criterion.average_boxes(*[targets for _, targets in batches])
     sums = defaultdict(float)
     for (samples, targets), seed in zip(batches, seeds):
         jt.set_seed(seed)

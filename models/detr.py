@@ -152,13 +152,10 @@ class SetCriterion(nn.Module):
             losses.update(self.loss_masks(outputs["pred_masks"], indices[0], targets, num_boxes))
         return losses
 
-    def average_boxes(self, *batches):
-        """The number of objects, at least 1: the mean over the processes and each one's batches.
-
-        batches: the targets of each. Every process has to take part, with as many batches.
-        """
-        counts = [sum(len(target["labels"]) for target in targets) for targets in batches]
-        return max(np.mean(dist.all_gather(counts)), 1)
+    def average_boxes(self, targets):
+        """The number of objects, at least 1: the mean over the processes, all of which call it."""
+        count = sum(len(target["labels"]) for target in targets)
+        return max(dist.all_gather_numbers([count]).mean(), 1)
 
     def _dense_targets(self, indices, targets, shape):
         """What each query should predict.

@@ -41,6 +41,12 @@ def test_steps_are_those_of_the_definition(processes, batch_size, steps, tmp_pat
         check_steps(one, found)
 
 
+def test_a_step_exchanges_three_times():
+    """Whether all have samples, with the numbers of boxes; the losses; and who got a signal."""
+    code, output = finish(mpirun(2, "-m", "tests.tools.messages", "--measure"))
+    assert code == 0 and "\n| 2 | 3 | 2 + 17 + 1 | 320 | " in output, output[-2000:]
+
+
 def test_the_main_process_saves_without_the_others(tmp_path):
     assert part("save", 2, tmp_path / "out.npz")["weights"] > 100
 

@@ -2,9 +2,10 @@
 
 With one process nothing happens here.
 
-Jittor averages the gradients itself, in `Optimizer.backward`. Everything else goes through Jittor's
-MPI broadcast of arrays. All functions but the getters have to be called by all processes, in the
-same order.
+Jittor averages the gradients itself, in `Optimizer.backward`. Everything else goes through MPI, as
+Jittor offers it for arrays: what a training step exchanges as numbers, one collective each, and
+other things as bytes. All functions but the getters have to be called by all processes, in the same
+order.
 
 Source: the role of the distributed part of `util/misc.py` in the original.
 """
@@ -74,6 +75,23 @@ def _broadcast_bytes(content, root):
     return data.tobytes()
 
 
+def all_gather_numbers(values):
+    """The numbers of all processes: float64 [N, n], by rank, for a list of n of each.
+
+    One collective: the sum of arrays in which each process fills its own row.
+    """
+    numbers = np.zeros((get_world_size(), len(values)))
+    numbers[get_rank()] = values
+    if get_world_size() == 1:
+        return numbers
+    from util.backend import jt
+
+    with jt.flag_scope(use_cuda=0):
+        gathered = jt.array(numbers, dtype="float64").sync()
+        jt.mpi.var_all_reduce(gathered)
+        return gathered.numpy()
+
+
 def all_gather(value):
     """List of the values, anything that pickles, of all processes, by rank."""
     return [broadcast(value, root) for root in range(get_world_size())]
@@ -99,13 +117,17 @@ def reduce_dict(values):
 
     Source: `reduce_dict` of the original.
     """
-    gathered = all_gather(values)
-    return {name: sum(each[name] for each in gathered) / len(gathered) for name in values}
+    gathered = all_gather_numbers(list(values.values()))
+    # Python's sum goes by rank, and so gives the same bits everywhere and every time.
+    return {name: sum(column) / len(gathered) for name, column in zip(values, gathered.T.tolist())}
 
 
 def barrier():
     """Returns when all processes have come here."""
-    all_gather(None)
+    if get_world_size() > 1:
+        from util.backend import jt
+
+        jt.mpi.mpi_barrier()
 
 
 def check_same(value, what):

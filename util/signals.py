@@ -83,9 +83,11 @@ class StopRequest:
 
     def agree(self):
         """The signal that any process has received, or None. All processes have to call it."""
-        agreed = next(filter(None, dist.all_gather(self.received)), None)
-        self.received = agreed or self.received
-        return agreed
+        numbers = dist.all_gather_numbers([self.received or 0])[:, 0]
+        if not numbers.any():
+            return None
+        self.received = signal.Signals(int(numbers[numbers > 0][0]))
+        return self.received
 
     def exit(self, message):
         """Ends the process with one line and the exit code of the signal, 128 + its number."""

@@ -154,6 +154,8 @@ def messages():
     assert (
         [each["rank"] for each in gathered] == list(range(count)) if rank == 0 else gathered is None
     )
+    numbers = dist.all_gather_numbers([rank + 0.1, 2**53, -np.inf])
+    assert numbers.tolist() == [[each + 0.1, 2**53, -np.inf] for each in range(count)]
     assert dist.reduce_dict({"a": rank, "b": 1.5}) == {"a": (count - 1) / 2, "b": 1.5}
     dist.check_same("same", "words")
     try:
