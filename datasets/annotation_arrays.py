@@ -28,7 +28,7 @@ class Texts(NamedTuple):
         parts = [text.encode("utf-8", "surrogatepass") for text in texts]
         return cls(np.frombuffer(b"".join(parts), np.uint8), ends_of(map(len, parts)))
 
-    def __getitem__(self, index):
+    def get(self, index):
         part = self.content[starts_at(self.ends, index) : self.ends[index]]
         return part.tobytes().decode("utf-8", "surrogatepass")
 
@@ -88,7 +88,7 @@ class Segmentations(NamedTuple):
 
     def get(self, index, height, width):
         """The segmentation as pycocotools takes it, of an image of this size."""
-        if counts := self.rles[index]:
+        if counts := self.rles.get(index):
             return {"size": [height, width], "counts": counts}
         return [
             self.points[starts_at(self.point_ends, polygon) : self.point_ends[polygon]].tolist()

@@ -8,7 +8,7 @@ a fault is found and reported at every start.
 import hashlib
 
 from datasets.annotation_arrays import Annotations, CocoArrays, Images, flatten, restore
-from datasets.annotations import FilesBelow, check_paths, read_coco
+from datasets.annotations import FilesBelow, read_coco
 from util.array_file import read_arrays, write_arrays
 from util.download import user_cache
 from util.errors import InputError
@@ -24,7 +24,6 @@ def load_annotations(img_folder, ann_file, return_masks, num_classes, skip_bad_s
 
     The arguments, and what is raised, are those of `annotations.read_coco`.
     """
-    check_paths(img_folder, ann_file)
     path = _kept_path(ann_file, return_masks)
     arrays = path and _read_kept(path, img_folder, num_classes)
     if arrays is None:
@@ -40,11 +39,11 @@ def load_annotations(img_folder, ann_file, return_masks, num_classes, skip_bad_s
 
 
 def _kept_path(ann_file, return_masks):
-    """Where the annotation file's arrays are kept, or None where it is too small for that.
+    """Where the annotation file's arrays are kept, or None for no file or a small one.
 
     The name says of which file they are, and of which content.
     """
-    if ann_file.stat().st_size < MIN_BYTES:
+    if not ann_file.is_file() or ann_file.stat().st_size < MIN_BYTES:
         return None
     of_path = hashlib.sha256(str(ann_file.resolve()).encode()).hexdigest()[:16]
     of_content = hashlib.sha256()
@@ -67,7 +66,7 @@ def _read_kept(path, img_folder, num_classes):
     annotations = restore(Annotations, content[0], "annotations.")
     extra = content[1]
     files = FilesBelow(img_folder)
-    if not all(images.names[index] in files for index in range(len(images.ids))):
+    if not all(images.names.get(index) in files for index in range(len(images.ids))):
         return None
     if num_classes is not None and annotations.labels.max(initial=0) >= num_classes:
         return None

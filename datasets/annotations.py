@@ -68,7 +68,8 @@ def read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=
     Raises:
         InputError: the first fault found, with the remedy.
     """
-    check_paths(img_folder, ann_file)
+    if not img_folder.is_dir():
+        raise InputError(f"{img_folder}: no such folder; put the images there")
     data = read_json(ann_file)
     bad_samples = BadSamples(skip_bad_samples)
     data["images"] = check_images(data["images"], img_folder, ann_file, bad_samples)
@@ -95,16 +96,10 @@ def make_index(data):
     return coco
 
 
-def check_paths(img_folder, ann_file):
-    """Raises InputError where the folder of the images or the annotation file is missing."""
-    if not img_folder.is_dir():
-        raise InputError(f"{img_folder}: no such folder; put the images there")
-    if not ann_file.is_file():
-        raise InputError(f"{ann_file}: no such file; put the COCO annotations there")
-
-
 def read_json(ann_file):
     """The annotation file's dictionary, with the three lists that every COCO file has."""
+    if not ann_file.is_file():
+        raise InputError(f"{ann_file}: no such file; put the COCO annotations there")
     try:
         with without_garbage_collector():
             data = json.loads(ann_file.read_bytes())

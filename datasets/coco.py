@@ -65,7 +65,7 @@ class CocoImages:
         return len(self.ids)
 
     def path(self, index):
-        return self.img_folder / self.images.names[index]
+        return self.img_folder / self.images.names.get(index)
 
     def read_image(self, index):
         """The image in RGB, in the orientation of its boxes. Raises InputError."""

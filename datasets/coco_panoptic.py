@@ -15,7 +15,6 @@ from datasets.annotations import (
     category_names,
     check_categories,
     check_images,
-    check_paths,
     id_fault,
     is_number,
     load_coco,
@@ -55,9 +54,9 @@ class CocoPanoptic(CocoImages):
     ):
         self.ann_folder, self.ann_file = Path(ann_folder), Path(ann_file)
         self.coco = coco
-        if not self.ann_folder.is_dir():
-            raise InputError(f"{self.ann_folder}: no such folder; put the PNGs there")
-        check_paths(Path(img_folder), self.ann_file)
+        for folder, what in ((Path(img_folder), "images"), (self.ann_folder, "PNGs")):
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such folder; put the {what} there")
         content = read_json(self.ann_file)
         bad_samples = BadSamples(skip_bad_samples)
         content["images"] = check_images(
