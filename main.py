@@ -82,6 +82,7 @@ def main(args):
     trainer = Trainer(args, model, criterion, data=data, evaluator=evaluator)
     if args.resume:
         trainer.resume(checkpoint, changed)
+    del checkpoint  # model and optimizer have their own copies
     trainer.run()
 
 

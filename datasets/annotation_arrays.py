@@ -133,6 +133,39 @@ class Annotations(NamedTuple):
         return start + np.flatnonzero(~self.crowds[start:end])
 
 
+class Segments(NamedTuple):
+    """The segments of a panoptic annotation file, ordered by image, and as in the file within one.
+
+    ends: int64 [N], where the segments of each image end; ids: int64 [n], the colours in the PNG;
+    labels: int64 [n], category ids; areas: float64 [n], pixels, NaN where the file does not say;
+    crowds: int64 [n], 0 or 1; names: Texts [N], of the PNGs.
+    """
+
+    ends: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+    crowds: np.ndarray
+    names: Texts
+
+    @classmethod
+    def of(cls, annotations):
+        """annotations: the file's, checked, in the order of their images' ids."""
+        segments = list(chain.from_iterable(ann["segments_info"] for ann in annotations))
+        return cls(
+            ends_of(len(ann["segments_info"]) for ann in annotations),
+            np.array([segment["id"] for segment in segments], np.int64),
+            np.array([segment["category_id"] for segment in segments], np.int64),
+            np.array([segment.get("area", np.nan) for segment in segments], np.float64),
+            np.array([segment["iscrowd"] for segment in segments], np.int64),
+            Texts.of(ann["file_name"] for ann in annotations),
+        )
+
+    def of_image(self, index):
+        """The slice of an image's segments."""
+        return slice(starts_at(self.ends, index), self.ends[index])
+
+
 class CocoArrays(NamedTuple):
     """What a data set needs of an annotation file.
 

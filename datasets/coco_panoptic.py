@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import get_num_classes
-from datasets.annotation_arrays import Images
+from datasets.annotation_arrays import Images, Segments
 from datasets.annotations import (
     BadSamples,
     category_names,
@@ -23,6 +23,7 @@ from datasets.annotations import (
 )
 from datasets.coco import CocoImages, make_coco_transforms, read_image
 from util.errors import InputError
+from util.memory import return_freed_memory, without_garbage_collector
 
 
 class CocoPanoptic(CocoImages):
@@ -34,8 +35,7 @@ class CocoPanoptic(CocoImages):
     ann_folder: folder of the PNGs; ann_file: panoptic JSON with images, annotations with
     segments_info, and categories; num_classes: upper bound (exclusive) of the category ids; coco:
     `pycocotools.coco.COCO` with the instances, for the COCO figures; the rest as in CocoImages.
-    Attributes: annotations, a dictionary image id -> annotation; classes, a dictionary category id
-    -> name.
+    Attributes: segments, annotation_arrays.Segments; classes, a dictionary category id -> name.
     Raises InputError: the folders or the annotation file cannot be used; at `dataset[i]`, the image
     or its PNG cannot.
     """
@@ -57,36 +57,24 @@ class CocoPanoptic(CocoImages):
         for folder, what in ((Path(img_folder), "images"), (self.ann_folder, "PNGs")):
             if not folder.is_dir():
                 raise InputError(f"{folder}: no such folder; put the {what} there")
-        content = read_json(self.ann_file)
-        bad_samples = BadSamples(skip_bad_samples)
-        content["images"] = check_images(
-            content["images"], Path(img_folder), self.ann_file, bad_samples
-        )
-        self.annotations = check_panoptic_annotations(
-            content, self.ann_folder, self.ann_file, num_classes, bad_samples
-        )
-        bad_samples.report()
-        self.classes = category_names(content["categories"])
+        with without_garbage_collector():
+            images, self.segments, self.classes = read_panoptic(
+                Path(img_folder), self.ann_folder, self.ann_file, num_classes, skip_bad_samples
+            )
+        return_freed_memory()
         self.return_masks = return_masks
-        images = [image for image in content["images"] if image["id"] in self.annotations]
         super().__init__(
-            img_folder, Images.of(images), transforms, skip_bad_samples=skip_bad_samples, **options
+            img_folder, images, transforms, skip_bad_samples=skip_bad_samples, **options
         )
 
     def list_boxes(self):
-        boxes = [
-            (image_id, segment["category_id"], segment.get("area", 0))
-            for image_id, annotation in self.annotations.items()
-            for segment in annotation["segments_info"]
-            if not segment["iscrowd"]
-        ]
-        image_ids, labels, areas = zip(*boxes) if boxes else ((), (), ())
-        return np.searchsorted(self.ids, image_ids), np.array(labels, int), np.array(areas, float)
+        segments = self.segments
+        owners = np.repeat(np.arange(len(self)), np.diff(segments.ends, prepend=0))
+        keep = segments.crowds == 0
+        return owners[keep], segments.labels[keep], np.nan_to_num(segments.areas[keep])
 
     def target(self, index, image):
-        image_id = int(self.ids[index])
-        annotation = self.annotations[image_id]
-        path = self.ann_folder / annotation["file_name"]
+        path = self.ann_folder / self.segments.names.get(index)
         png = read_image(path)
         if png.size != image.size:
             raise InputError(
@@ -94,26 +82,23 @@ class CocoPanoptic(CocoImages):
                 f"{image.size[0]} x {image.size[1]}; replace one of them"
             )
         pixels = rgb2id(np.asarray(png))
-        segments = annotation["segments_info"]
-        masks = pixels == np.array([segment["id"] for segment in segments], np.int64).reshape(
-            -1, 1, 1
-        )
-        for segment, mask in zip(segments, masks):
-            if not mask.any():
+        of_image = self.segments.of_image(index)
+        ids, areas = self.segments.ids[of_image], self.segments.areas[of_image]
+        masks = pixels == ids.reshape(-1, 1, 1)
+        counts = masks.sum((1, 2))
+        for segment_id, count in zip(ids, counts):
+            if count == 0:
                 raise InputError(
-                    f"{path}: holds no pixel of segment {segment['id']}, which {self.ann_file} "
+                    f"{path}: holds no pixel of segment {segment_id}, which {self.ann_file} "
                     "lists; remove it there, or replace the PNG"
                 )
         size = np.array(pixels.shape, np.int64)
         target = {
             "boxes": masks_to_boxes(masks),
-            "labels": np.array([segment["category_id"] for segment in segments], np.int64),
-            "image_id": image_id,
-            "area": np.array(
-                [segment.get("area", mask.sum()) for segment, mask in zip(segments, masks)],
-                np.float32,
-            ),
-            "iscrowd": np.array([segment["iscrowd"] for segment in segments], np.int64),
+            "labels": self.segments.labels[of_image].copy(),
+            "image_id": int(self.ids[index]),
+            "area": np.where(np.isnan(areas), counts, areas).astype(np.float32),
+            "iscrowd": self.segments.crowds[of_image].copy(),
             "orig_size": size,
             "size": size,
         }
@@ -137,6 +122,23 @@ def masks_to_boxes(masks):
         columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
         box[:] = columns[0], rows[0], columns[-1], rows[-1]
     return boxes
+
+
+def read_panoptic(img_folder, ann_folder, ann_file, num_classes, skip_bad_samples):
+    """Reads and checks an annotation file: annotation_arrays.Images, Segments, and the classes.
+
+    The arguments are those of CocoPanoptic. Raises InputError.
+    """
+    content = read_json(ann_file)
+    bad_samples = BadSamples(skip_bad_samples)
+    content["images"] = check_images(content["images"], img_folder, ann_file, bad_samples)
+    annotations = check_panoptic_annotations(
+        content, ann_folder, ann_file, num_classes, bad_samples
+    )
+    bad_samples.report()
+    images = Images.of([image for image in content["images"] if image["id"] in annotations])
+    segments = Segments.of([annotations[image_id] for image_id in images.ids.tolist()])
+    return images, segments, category_names(content["categories"])
 
 
 def check_panoptic_annotations(content, ann_folder, ann_file, num_classes, bad_samples):

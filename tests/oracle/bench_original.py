@@ -3,6 +3,7 @@ benchmark.py.
 """
 
 import argparse
+import json
 import time
 
 START = time.time()
@@ -109,10 +110,30 @@ def data(options):
     return bench_rows.measure_data(dataset)
 
 
+def loader(options):
+    """A pass of the training data, as the original's main.py makes it."""
+    start = time.time()
+    dataset = build_dataset(
+        "train", argparse.Namespace(dataset_file="coco", coco_path=options.coco_path, masks=False)
+    )
+    torch.manual_seed(0)
+    batches = torch.utils.data.BatchSampler(
+        torch.utils.data.RandomSampler(dataset), 2, drop_last=True
+    )
+    return bench_rows.measure_loader(
+        torch.utils.data.DataLoader(
+            dataset, batch_sampler=batches, collate_fn=misc.collate_fn, num_workers=2
+        ),
+        start,
+    )
+
+
 if __name__ == "__main__":
     options = bench_rows.parse()
     if options.row == "eval":
         bench_rows.report(evaluate(options))
+    elif options.row == "loader":
+        print(json.dumps(loader(options)))
     elif options.row in bench_rows.DATA:
         bench_rows.report(data(options))
     else:

@@ -120,6 +120,18 @@ def data(options):
     return bench_rows.measure_data(build_dataset(options.row.split("-")[1], args))
 
 
+def loader(options):
+    """A pass of the training data. Annotations that are kept in the user's cache are used."""
+    import main
+    from datasets import build_dataset
+    from datasets.loader import DataLoader
+
+    start = time.time()
+    dataset = build_dataset("train", main.parse_args(["--coco_path", options.coco_path]))
+    batches = DataLoader(dataset, 2, shuffle=True, drop_last=True, num_workers=2)
+    return bench_rows.measure_loader(batches, start)
+
+
 def operators():
     """Milliseconds, forward and back, of each own operator and of what Jittor has in its place, at
     sizes of R50's training.
@@ -232,6 +244,8 @@ if __name__ == "__main__":
         bench_rows.report({"core": time.time() - start, **compilations()})
     elif options.row == "operators":
         bench_rows.report(operators())
+    elif options.row == "loader":
+        print(json.dumps(loader(options)))
     elif options.row in bench_rows.DATA:
         bench_rows.report(data(options))
     else:

@@ -2,10 +2,17 @@
 
 import argparse
 import json
+import os
 import resource
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
+
+from memory import proportional_memory  # noqa: E402
 
 # name -> (title, flags of recipe.CASES, sizes (height, width) of a batch)
 MODELS = {
@@ -45,6 +52,11 @@ DATA = {
     "transforms-train": "and the training transforms",
 }
 EVAL = "`--eval` of 80 images, batch size 2, wall time"
+LOADER = {
+    "images_per_second": "one epoch, 2 workers, batches of 2, images per second",
+    "start": "the data set is ready, s",
+    "memory": "most memory of the three processes, GB",
+}
 START = "warm start of `--eval` to the first result"
 # row -> the peers that a user would take instead, and their titles (bench_peers.py)
 PEERS = {
@@ -122,6 +134,27 @@ def measure_data(dataset):
     for i in range(len(dataset)):
         dataset[i]
     return {"seconds": (time.perf_counter() - start) / len(dataset)}
+
+
+def measure_loader(loader, start):
+    """One pass over a data loader with batches of 2. start: when the data set was begun.
+
+    The first 100 images warm up. Memory is proportional, of this process and its workers.
+    """
+    ready, images, memory = time.time(), 0, []
+    for _ in loader:
+        images += 2
+        if images == 100:
+            warm = time.time()
+        if images % 1000 == 0:
+            memory.append(proportional_memory([os.getpid()]))
+    seconds = time.time() - warm
+    return {
+        "images_per_second": (images - 100) / seconds,
+        "start": ready - start,
+        "memory": max(memory),
+        "all_memory": memory,
+    }
 
 
 def parse():

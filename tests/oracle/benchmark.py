@@ -26,6 +26,7 @@ from .conftest import HERE, ORACLE_PYTHON
 PEERS = {f"peers-{row}": row for row in bench_rows.PEERS}
 ON_CPU = [*bench_rows.DATA, "eval", *PEERS, "operators", "compilations"]
 ALL = [*bench_rows.MODELS, *ON_CPU]
+LARGE = ["loader"]  # with --coco_path of COCO's size: half an hour
 
 
 def run(python, script, row, environment=None, **options):
@@ -134,6 +135,10 @@ def rows_of(row, device, pairs):
     def values(key):
         return [[side[key] for side in pair] for pair in zip(*pairs)]
 
+    if row == "loader":
+        for key, title in bench_rows.LOADER.items():
+            yield table_row(title, *values(key), 1, 0 if key == "images_per_second" else 2)
+        return
     if row == "eval":
         yield table_row(f"{bench_rows.EVAL}, s", *values("seconds"), 1, 1)
         yield table_row(f"{bench_rows.START}, s", *values("start"), 1, 1)
@@ -151,7 +156,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--rows", nargs="+", choices=ALL, help="default: all")
+    parser.add_argument("--rows", nargs="+", choices=[*ALL, *LARGE], help="default: all but loader")
     parser.add_argument(
         "--device", default="cpu", choices=["cpu", "cuda"], help="with cuda, the models' rows only"
     )
@@ -165,7 +170,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"))
     args = parser.parse_args()
     args.rows = args.rows or ([*bench_rows.MODELS] if args.device == "cuda" else ALL)
-    if args.device == "cuda" and (rows := set(args.rows) & set(ON_CPU)):
+    if args.device == "cuda" and (rows := set(args.rows) & {*ON_CPU, *LARGE}):
         parser.error(f"rows for the CPU only: {', '.join(sorted(rows))}")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     measured, lines, remarks = {}, [], []
@@ -195,7 +200,8 @@ def main():
                 if row in bench_rows.MODELS
                 else {"coco_path": args.coco_path, "weights": weights}
             )
-            run(sys.executable, "bench_ours.py", row, **options)  # compiles
+            if row not in LARGE:
+                run(sys.executable, "bench_ours.py", row, **options)  # compiles
             measured[row] = []
             for _ in range(args.pairs):
                 with busy(args.busy):

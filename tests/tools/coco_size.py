@@ -9,13 +9,14 @@ stays until the others have. Memory is proportional: a page that processes share
 """
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests.helpers.memory import proportional_memory
 
 REPO = Path(__file__).resolve().parents[2]
 PERIOD = 5  # seconds between two measurements of memory
@@ -60,19 +61,6 @@ def start(options, images, rank, folder):
     return process, output
 
 
-def memory(pids):
-    """Proportional memory of processes and their children, GB."""
-    total, waiting = 0, list(pids)
-    while waiting:
-        folder = Path("/proc") / str(pid := waiting.pop())
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-            waiting += (folder / "task" / str(pid) / "children").read_text().split()
-            for line in (folder / "smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) / 2**20
-    return total
-
-
 def main(options):
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first start", "second start"):
@@ -85,7 +73,7 @@ def main(options):
         ]
         while loading:
             time.sleep(PERIOD)
-            gigabytes = memory([process.pid for process, _ in started])
+            gigabytes = proportional_memory([process.pid for process, _ in started])
             print(f"{time.time() - begin:.0f} s: {gigabytes:.2f} GB", flush=True)
             assert all(process.poll() is None for process, _ in started), "a process has ended"
             loading = not all("images after" in output.read_text() for _, output in started)
