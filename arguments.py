@@ -92,7 +92,7 @@ def get_args_parser():
     add("--output_dir", default="", help="for checkpoints and logs; empty: nothing is saved")
     add("--device", default="auto", choices=["auto", "cuda", "cpu"])
     add("--seed", default=42, type=int)
-    add("--resume", default="", help="checkpoint to continue from: .pkl, .pth, or https://…")
+    add("--resume", default="", help="checkpoint or weights: a path, https://… or hf://…")
     add("--start_epoch", default=0, type=int)
     add("--checkpoint_interval", default=0, type=int, help="steps between saves in an epoch")
     add("--overwrite", action="store_true", help="remove the training that is in --output_dir")

@@ -2,6 +2,15 @@
 
 # Backbones whose blocks have two convolutions and cannot be dilated.
 BASIC_BLOCKS = ("resnet18", "resnet34", "tiny")
+# Blocks in each of a backbone's four stages.
+DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+    "tiny": (1, 1, 1, 1),
+}
 LEARNED_CELLS = 50  # rows and columns for which position_embedding "learned" has a vector
 
 

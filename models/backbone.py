@@ -4,7 +4,7 @@ from util import ops
 from util.backend import jt, nn, resnet
 from util.misc import NestedTensor, resize_nearest
 
-from . import BASIC_BLOCKS
+from . import BASIC_BLOCKS, DEPTHS
 from .position_encoding import build_position_encoding
 
 
@@ -64,15 +64,6 @@ class Bottleneck(resnet.Bottleneck):
         return conv_norm(out, self.conv3, self.bn3, residual, relu=True)
 
 
-RESNETS = {
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
-    "resnet101": (Bottleneck, [3, 4, 23, 3]),
-    "resnet152": (Bottleneck, [3, 8, 36, 3]),
-}
-
-
 class TinyResNet(nn.Module):
     """A narrow ResNet for small images: a basic block per stage, stride 16, a ResNet's names."""
 
@@ -116,7 +107,8 @@ class Backbone(nn.Module):
             self.body, width = TinyResNet(NORMS[norm]), 16
         else:
             self.body = resnet.ResNet(
-                *RESNETS[name],
+                BasicBlock if name in BASIC_BLOCKS else Bottleneck,
+                DEPTHS[name],
                 norm_layer=NORMS[norm],
                 replace_stride_with_dilation=[False, False, dilation],
             )

@@ -1,8 +1,11 @@
 """The original's models by name, to use in your own programs (original: `hubconf.py`).
 
-`pretrained` loads the original's weights, downloaded once into the user's cache; without it all
-weights are random.
+`pretrained=True` loads the original's weights, downloaded once into the user's cache. Instead of
+True it can be what `models.load_checkpoint` takes, such as "hf://facebook/detr-resnet-50" or a
+path. Without it all weights are random.
 """
+
+from util.errors import InputError
 
 from .backbone import Backbone, Joiner
 from .detr import DETR
@@ -17,23 +20,23 @@ WEIGHTS = "https://dl.fbaipublicfiles.com/detr/"
 
 def detr_resnet50(pretrained=False, num_classes=91):
     """DETR R50 with 6 encoder and 6 decoder layers. num_classes: highest category id + 1."""
-    return _detr("resnet50", num_classes, weights=pretrained and "detr-r50-e632da11.pth")
+    return _detr("resnet50", num_classes, weights=_source(pretrained, "detr-r50-e632da11.pth"))
 
 
 def detr_resnet50_dc5(pretrained=False, num_classes=91):
     """DETR R50 with dilation instead of stride in the last stage."""
-    weights = pretrained and "detr-r50-dc5-f0fb7ef5.pth"
+    weights = _source(pretrained, "detr-r50-dc5-f0fb7ef5.pth")
     return _detr("resnet50", num_classes, dilation=True, weights=weights)
 
 
 def detr_resnet101(pretrained=False, num_classes=91):
     """DETR R101."""
-    return _detr("resnet101", num_classes, weights=pretrained and "detr-r101-2c7b67e5.pth")
+    return _detr("resnet101", num_classes, weights=_source(pretrained, "detr-r101-2c7b67e5.pth"))
 
 
 def detr_resnet101_dc5(pretrained=False, num_classes=91):
     """DETR R101 with dilation instead of stride in the last stage."""
-    weights = pretrained and "detr-r101-dc5-a2e86def.pth"
+    weights = _source(pretrained, "detr-r101-dc5-a2e86def.pth")
     return _detr("resnet101", num_classes, dilation=True, weights=weights)
 
 
@@ -45,7 +48,7 @@ def detr_resnet50_panoptic(
     threshold: lowest score of a segment. With return_postprocessor the result is
     (model, PostProcessPanoptic), with COCO's things.
     """
-    weights = pretrained and "detr-r50-panoptic-00ce5173.pth"
+    weights = _source(pretrained, "detr-r50-panoptic-00ce5173.pth")
     model = _detr("resnet50", num_classes, masks=True, weights=weights)
     return _with_postprocessor(model, num_classes, threshold) if return_postprocessor else model
 
@@ -54,7 +57,7 @@ def detr_resnet50_dc5_panoptic(
     pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False
 ):
     """As `detr_resnet50_panoptic`, with dilation."""
-    weights = pretrained and "detr-r50-dc5-panoptic-da08f1b1.pth"
+    weights = _source(pretrained, "detr-r50-dc5-panoptic-da08f1b1.pth")
     model = _detr("resnet50", num_classes, dilation=True, masks=True, weights=weights)
     return _with_postprocessor(model, num_classes, threshold) if return_postprocessor else model
 
@@ -63,21 +66,35 @@ def detr_resnet101_panoptic(
     pretrained=False, num_classes=250, threshold=0.85, return_postprocessor=False
 ):
     """As `detr_resnet50_panoptic`, of R101."""
-    weights = pretrained and "detr-r101-panoptic-40021d53.pth"
+    weights = _source(pretrained, "detr-r101-panoptic-40021d53.pth")
     model = _detr("resnet101", num_classes, masks=True, weights=weights)
     return _with_postprocessor(model, num_classes, threshold) if return_postprocessor else model
 
 
+def _source(pretrained, name):
+    """Where the weights are: None, the original's file of that name, or what pretrained names."""
+    if pretrained is True:
+        return WEIGHTS + name
+    return pretrained or None
+
+
 def _detr(backbone, num_classes, dilation=False, masks=False, weights=None):
-    """weights: name of the original's file, or something false for random weights."""
+    """weights: what `load_checkpoint` takes, or None for random weights."""
     body = Backbone(backbone, train_backbone=True, dilation=dilation, return_interm_layers=masks)
     joined = Joiner(body, PositionEmbeddingSine(128))
     model = DETR(joined, Transformer(), num_classes, num_queries=100)
     if masks:
         model = DETRsegm(model)
     if weights:
-        source = WEIGHTS + weights
-        load_model_state(model, load_checkpoint(source)["model"], source)
+        checkpoint = load_checkpoint(weights)
+        flags = checkpoint.get("args") or {}
+        # Weights with and without dilation fit each other, and mean something else.
+        if flags.get("dilation", dilation) != dilation or flags.get("nheads", 8) != 8:
+            raise InputError(
+                f"{weights}: was trained with dilation {flags.get('dilation')} and "
+                f"{flags.get('nheads')} heads instead of {dilation} and 8; take other weights"
+            )
+        load_model_state(model, checkpoint["model"], weights)
     return model
 
 

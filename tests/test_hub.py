@@ -43,7 +43,9 @@ def test_models_by_name(name):
 def test_the_readmes_program_runs(tmp_path):
     """In a process of its own, where its imports are the first; without the download."""
     blocks = (REPO / "README.md").read_text().split("```python\n")[1:]
-    [program] = [block.split("```")[0] for block in blocks]
+    program = blocks[0].split("```")[
+        0
+    ]  # the other one needs an exported model: oracle/test_export.py
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
     program = program.replace("pretrained=True", "").replace(
         "photo.jpg", str(tmp_path / "photo.jpg")

@@ -1,4 +1,7 @@
-"""`python -m models.weights IN OUT.pth`: a checkpoint's model as a file for the original DETR."""
+"""`python -m models.weights IN OUT`: a checkpoint's model for other programs.
+
+OUT.pth is for the original DETR; a folder, or OUT.safetensors, for transformers.
+"""
 
 import argparse
 import sys
@@ -7,26 +10,54 @@ from pathlib import Path
 from util.errors import InputError
 from util.files import replacing
 
-from .checkpoint import load_checkpoint
+from .architecture import architecture_of
+from .checkpoint import class_names, load_checkpoint
+from .huggingface import check_exportable, write_folder
+from .huggingface_names import to_huggingface
+from .safetensors_file import write_safetensors
 from .torch_file import write_torch_file
 
 
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m models.weights",
-        description="Write a checkpoint's model as a PyTorch file for the original DETR.",
+        description="Write a checkpoint's model as a PyTorch file for the original DETR, or as a "
+        "folder (or a .safetensors file) for transformers.",
     )
     parser.add_argument("source", metavar="IN", help="a checkpoint or weights, as for --resume")
-    parser.add_argument("target", metavar="OUT.pth", help="the PyTorch file to write")
+    parser.add_argument("target", metavar="OUT", help="OUT.pth, a folder, or OUT.safetensors")
+    add_architecture(parser)
     arguments = parser.parse_args()
     try:
-        if Path(arguments.source).resolve() == Path(arguments.target).resolve():
-            raise InputError(f"{arguments.target}: is the input itself; name another file")
-        model = load_checkpoint(arguments.source)["model"]
-        with replacing(arguments.target) as file:
-            write_torch_file({"model": model}, file)
+        convert(arguments.source, Path(arguments.target), arguments)
     except InputError as error:
         sys.exit(f"error: {error}")
+
+
+def add_architecture(parser):
+    """Adds the flags for what weights without a training's flags do not tell."""
+    about = "of weights without flags, as the original's"
+    parser.add_argument("--dilation", action="store_true", help=f"DC5, {about}")
+    parser.add_argument("--nheads", type=int, default=8, help=f"{about}; default 8")
+
+
+def convert(source, target, options):
+    """Writes the model of source to target (Path). Raises InputError."""
+    if Path(source).resolve() == target.resolve():
+        raise InputError(f"{target}: is the input itself; name another one")
+    checkpoint = load_checkpoint(source)
+    is_folder = target.is_dir() or not target.suffix
+    if not is_folder and target.suffix != ".safetensors":
+        with replacing(target) as file:
+            write_torch_file({"model": checkpoint["model"]}, file)
+        return
+    architecture = architecture_of(checkpoint, source, options.dilation, options.nheads)
+    check_exportable(architecture, source)
+    if is_folder:
+        write_folder(target, checkpoint["model"], class_names(checkpoint, source), architecture)
+    else:
+        with replacing(target) as file:
+            write_safetensors(to_huggingface(checkpoint["model"]), file)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,32 @@
 """Reads checkpoints and weights, of this program or of PyTorch."""
 
-from pathlib import Path
-
 import numpy as np
 
-from util.download import MAX_BYTES, download, user_cache
+from util.download import MAX_BYTES
 from util.errors import InputError, printable
 from util.jittor_file import read_jittor_file
 
+from .fetch import local_path
+from .huggingface import CONFIG, flags_of, read_config, weight_files
+from .huggingface_names import from_huggingface, is_of_huggingface
 from .model import summarize_names
+from .safetensors_file import is_safetensors_file, read_safetensors
 from .torch_file import is_torch_file, read_torch_file
 
 
 def load_checkpoint(source):
     """The dict in a checkpoint or weights file; its key "model" is a dict of name -> NumPy array.
 
-    source: the path of a `.pkl` of this program or of a PyTorch file, told apart by their content,
-    or an `https://` address of one, whose name carries its checksum. A file that holds a bare state
-    dict gives {"model": state dict}.
-    Raises InputError for a file that is missing, damaged, of neither form, or that would need code
+    source: the path of a `.pkl` of this program, of a PyTorch or a safetensors file, told apart by
+    their content, or of a folder of transformers; or an address, see `fetch.local_path`. A file
+    that holds a bare state dict gives {"model": state dict}. Weights of transformers get the
+    original's names, and the keys "args" and "classes" from the config.json that is beside them.
+    Raises InputError for a file that is missing, damaged, of another form, or that would need code
     to be run.
     """
     source = str(source)
-    path = download(source, user_cache()) if "://" in source else Path(source)
-    content = _read(path)
+    path = local_path(source)
+    content = _read_all(weight_files(path)) if path.is_dir() else _read(path)
     if not isinstance(content, dict):
         raise InputError(
             f"{source}: holds a {type(content).__name__} instead of a state dict; give a checkpoint"
@@ -45,7 +48,20 @@ def load_checkpoint(source):
             f"{summarize_names('not a name with an array', strange)[0]}; give a file that holds "
             "the state dict itself or under the key 'model'"
         )
+    if is_of_huggingface(model):
+        return _of_huggingface(model, path if path.is_dir() else path.parent)
     return {**checkpoint, "model": dict(model)}
+
+
+def _of_huggingface(state, folder):
+    """The checkpoint of weights with transformers' names, which are in folder (Path)."""
+    model = from_huggingface(state)
+    checkpoint = {"model": model}
+    if (folder / CONFIG).is_file():
+        flags, classes = flags_of(read_config(folder / CONFIG), folder / CONFIG)
+        masks = any(name.startswith("mask_head.") for name in model)
+        checkpoint.update(args={**flags, "masks": masks}, classes=classes)
+    return checkpoint
 
 
 def class_names(checkpoint, source):
@@ -72,6 +88,17 @@ def num_classes_of(checkpoint):
     return 0 if head is None else head.size - 1
 
 
+def _read_all(paths):
+    """The state dict whose parts are in these files."""
+    state = {}
+    for path in paths:
+        part = _read(path)
+        if not isinstance(part, dict):
+            raise InputError(f"{path}: holds a {type(part).__name__} instead of a state dict")
+        state.update(part)
+    return state
+
+
 def _read(path):
     try:
         if path.exists() and not path.is_file():
@@ -80,6 +107,8 @@ def _read(path):
             raise InputError(
                 f"{path}: larger than {MAX_BYTES} bytes, as no checkpoint is; check the path"
             )
+        if path.suffix == ".safetensors" or is_safetensors_file(path):
+            return read_safetensors(path)
         return read_torch_file(path) if is_torch_file(path) else read_jittor_file(path)
     except OSError as error:
         raise InputError(

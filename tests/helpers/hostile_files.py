@@ -1,9 +1,10 @@
-"""Files that no honest program writes, in the three forms of a checkpoint.
+"""Files that no honest program writes, in the four forms of a checkpoint.
 
 What they would run leaves a mark, a new file.
 """
 
 import io
+import json
 import os
 import pickle
 import struct
@@ -159,6 +160,17 @@ def overlapping(count=2000, size=1 << 20):
     return body + directory + end
 
 
+def safetensors(header, body=bytes(24), length=None):
+    """The form of safetensors; header: the entry of one tensor, all entries, or the bytes."""
+    if isinstance(header, dict):
+        header = json.dumps({"a": header} if "dtype" in header else header).encode()
+    return struct.pack("<Q", len(header) if length is None else length) + header + body
+
+
+def entry(dtype="F32", shape=(6,), data_offsets=(0, 24)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(data_offsets)}
+
+
 def files(mark):
     """{kind: {name: content}}; mark: path of the file that a run would make."""
     touch = f"touch {mark}"
@@ -304,6 +316,39 @@ def files(mark):
                 "of a fraction": storage("0", "cpu", 1.5),
                 "of a storage that is absent": storage("7", "cpu", 6),
             }.items()
+        },
+        "safetensors": {
+            "a header of 1 TB": safetensors(entry(), length=1 << 40),
+            "a header of 2^64 bytes": safetensors(entry(), length=2**64 - 1),
+            "a header to its end": safetensors(entry(), b"", length=10**4),
+            "truncated numbers": safetensors(entry(), bytes(20)),
+            "more numbers": safetensors(entry(), bytes(28)),
+            "a tensor of 1 TB": safetensors(entry(shape=(1 << 38,), data_offsets=(0, 1 << 40))),
+            "a size that overflows": safetensors(entry(shape=(1 << 32, 1 << 32))),
+            "a negative size": safetensors(entry(shape=(-2, -3))),
+            "a fraction as size": safetensors(entry(shape=(1.5, 4))),
+            "true as size": safetensors(entry(shape=(True, 6))),
+            "overlapping": safetensors({"a": entry(), "b": entry(data_offsets=(0, 24))}),
+            "half overlapping": safetensors(
+                {"a": entry("F32", (4,), (0, 16)), "b": entry("F32", (4,), (8, 24))}
+            ),
+            "a gap": safetensors(
+                {"a": entry("F32", (2,), (0, 8)), "b": entry("F32", (2,), (16, 24))}
+            ),
+            "a negative offset": safetensors(entry(data_offsets=(-24, 0))),
+            "backwards": safetensors(entry(shape=(0,), data_offsets=(24, 0))),
+            "three offsets": safetensors(entry(data_offsets=(0, 24, 24))),
+            "a wrong type": safetensors(entry("F64")),
+            "an unknown type": safetensors(entry("F8_E4M3", (24,))),
+            "a list as type": safetensors(entry(["F32"])),
+            "no shape": safetensors({"a": {"dtype": "F32", "data_offsets": [0, 24]}}),
+            "a list": safetensors({"a": [1, 2, 3]}),
+            "no tensor": safetensors({"__metadata__": {}}, b""),
+            "no JSON": safetensors(b"{" * 100),
+            "nested without end": safetensors(b'{"a":' * 100_000),
+            "broken UTF-8": safetensors(b'{"\xff\xfe": 1}'),
+            "NaN as shape": safetensors(b'{"a":{"dtype":"F32","shape":NaN,"data_offsets":[0,24]}}'),
+            "control characters": safetensors({"\x1b[2J\n": entry("\x1b[2J")}),
         },
         "damaged": {
             "empty": b"",

@@ -18,6 +18,7 @@ CASES = {
     "resnet101": {"backbone": "resnet101"},
     "learned": {"backbone": "resnet18", "position_embedding": "learned"},
     "pre-norm": {"backbone": "resnet18", "pre_norm": True},
+    "pre-norm-learned": {"backbone": "resnet18", "pre_norm": True, "position_embedding": "learned"},
     "group-norm": {"backbone": "resnet18", "backbone_norm": "group"},
     "tiny": {"backbone": "tiny", "backbone_norm": "batch"},
     "masks": {

@@ -1,4 +1,4 @@
-"""Files that no honest program writes, in the three forms of a checkpoint. What they would run
+"""Files that no honest program writes, in the four forms of a checkpoint. What they would run
 leaves a mark, a new file.
 
 python -m tests.tools.hostile     runs `python -m models.weights` on each, and prints a table of

@@ -1,0 +1,78 @@
+"""`python -m models.export IN OUT.onnx`: a model for ONNX Runtime, OpenVINO and others.
+
+Runs without Jittor.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from models.weights.__main__ import add_architecture
+from models.weights.architecture import architecture_of
+from models.weights.checkpoint import class_names, load_checkpoint
+from util.errors import InputError
+from util.files import replacing
+
+LOWEST_OPSET = 17  # the first with LayerNormalization
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m models.export", description="Write a checkpoint's model as an ONNX file."
+    )
+    parser.add_argument("source", metavar="IN", help="a checkpoint or weights, as for --resume")
+    parser.add_argument("target", metavar="OUT.onnx", help="the file to write")
+    parser.add_argument("--opset", type=int, default=LOWEST_OPSET, help="default %(default)s")
+    parser.add_argument(
+        "--size",
+        nargs="+",
+        default=["dynamic"],
+        metavar="SIDE",
+        help="height and width of the images in pixels; default dynamic, any",
+    )
+    add_architecture(parser)
+    options = parser.parse_args()
+    try:
+        export(options)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def export(options):
+    """Writes the ONNX file. Raises InputError."""
+    size = check_size(options.size)
+    if Path(options.source).resolve() == Path(options.target).resolve():
+        raise InputError(f"{options.target}: is the input itself; name another file")
+    try:
+        import onnx
+    except ImportError as error:
+        raise InputError(
+            'this needs the package onnx: pip install onnx "numpy<2" (Jittor needs NumPy 1)'
+        ) from error
+    highest = onnx.defs.onnx_opset_version()
+    if not LOWEST_OPSET <= options.opset <= highest:
+        raise InputError(f"--opset is {options.opset}: give {LOWEST_OPSET} to {highest}")
+    from .detr import export_detr
+
+    checkpoint = load_checkpoint(options.source)
+    architecture = architecture_of(checkpoint, options.source, options.dilation, options.nheads)
+    classes = class_names(checkpoint, options.source)
+    model = export_detr(checkpoint["model"], architecture, classes, options.opset, size)
+    onnx.checker.check_model(model, full_check=True)
+    with replacing(options.target) as file:
+        file.write(model.SerializeToString())
+
+
+def check_size(sides):
+    """None for `dynamic`, else (height, width). Raises InputError."""
+    if sides == ["dynamic"]:
+        return None
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) >= 32 for side in sides):
+        raise InputError(
+            f"--size is {' '.join(sides)}: give height and width, 32 pixels or more, or dynamic"
+        )
+    return int(sides[0]), int(sides[1])
+
+
+if __name__ == "__main__":
+    main()

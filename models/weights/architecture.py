@@ -1,0 +1,83 @@
+"""What a model is built like, read from its weights."""
+
+from typing import NamedTuple
+
+from models import BASIC_BLOCKS, DEPTHS
+from util.errors import InputError
+
+
+class Architecture(NamedTuple):
+    """The flags that a model's weights and outputs depend on, under main.py's names.
+
+    num_classes: highest category id + 1.
+    """
+
+    backbone: str
+    backbone_norm: str  # "group", or "frozen", which in evaluation is the same as "batch"
+    dilation: bool
+    position_embedding: str
+    enc_layers: int
+    dec_layers: int
+    dim_feedforward: int
+    hidden_dim: int
+    nheads: int
+    num_queries: int
+    pre_norm: bool
+    masks: bool
+    num_classes: int
+
+
+def architecture_of(checkpoint, source, dilation=False, nheads=8):
+    """The Architecture of a checkpoint as `load_checkpoint` returns it.
+
+    dilation, nheads: what weights without a training's flags, as the original's, do not tell.
+    Raises InputError, which names source, where the weights are not those of a DETR.
+    """
+    state = checkpoint["model"]
+    flags = checkpoint.get("args")
+    if isinstance(flags, dict):
+        dilation, nheads = flags.get("dilation", dilation), flags.get("nheads", nheads)
+    masks = any(name.startswith("mask_head.") for name in state)
+    shapes = {name.removeprefix("detr."): value.shape for name, value in state.items()}
+    try:
+        hidden_dim = shapes["query_embed.weight"][1]
+        return Architecture(
+            backbone=_backbone(shapes),
+            backbone_norm=_norm(shapes),
+            dilation=dilation,
+            position_embedding="learned" if "backbone.1.row_embed.weight" in shapes else "sine",
+            enc_layers=_count(shapes, "transformer.encoder.layers."),
+            dec_layers=_count(shapes, "transformer.decoder.layers."),
+            dim_feedforward=shapes["transformer.decoder.layers.0.linear1.weight"][0],
+            hidden_dim=hidden_dim,
+            nheads=nheads,
+            num_queries=shapes["query_embed.weight"][0],
+            pre_norm="transformer.encoder.norm.weight" in shapes,
+            masks=masks,
+            num_classes=shapes["class_embed.bias"][0] - 1,
+        )
+    except (KeyError, IndexError) as error:
+        raise InputError(
+            f"{source}: is not a DETR's weights ({error} is missing); give a DETR's checkpoint"
+        ) from error
+
+
+def _backbone(shapes):
+    blocks = tuple(_count(shapes, f"backbone.0.body.layer{stage}.") for stage in (1, 2, 3, 4))
+    is_basic = "backbone.0.body.layer1.0.conv3.weight" not in shapes
+    for name, depths in DEPTHS.items():
+        if depths == blocks and (name in BASIC_BLOCKS) == is_basic:
+            return name
+    raise KeyError(f"a known backbone, with {blocks} blocks,")
+
+
+def _norm(shapes):
+    return "frozen" if "backbone.0.body.bn1.running_mean" in shapes else "group"
+
+
+def _count(shapes, prefix):
+    """The number of modules prefix0., prefix1., …"""
+    numbers = [
+        name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)
+    ]
+    return len(set(numbers))

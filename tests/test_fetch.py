@@ -1,0 +1,149 @@
+"""Repositories of Hugging Face, from a server on this machine that answers as theirs does."""
+
+import hashlib
+import io
+import json
+
+import numpy as np
+import pytest
+from file_server import Server
+
+from models.weights.checkpoint import load_checkpoint
+from models.weights.fetch import download_repository
+from models.weights.safetensors_file import write_safetensors
+from util import download
+from util.errors import InputError
+
+CONFIG = json.dumps({"model_type": "detr", "num_queries": 7}).encode()
+REPOSITORY = "hf://facebook/detr-resnet-50"
+FILES = "/facebook/detr-resnet-50/resolve/main/"
+
+
+def weights(**arrays):
+    file = io.BytesIO()
+    write_safetensors({name: np.float32(value) for name, value in arrays.items()}, file)
+    return file.getvalue()
+
+
+WEIGHTS = weights(**{"class_labels_classifier.bias": [1, 2, 3]})
+
+
+def git_hash(content):
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+class Hub(Server):
+    """small: kept in Git; large: redirected to another address, with its SHA-256 in a header."""
+
+    def small(self, name, content, place=FILES):
+        self.files[place + name] = {"ETag": f'"{git_hash(content)}"'}, content
+
+    def large(self, name, content, place=FILES, sha256=None):
+        sha256 = sha256 or hashlib.sha256(content).hexdigest()
+        headers = {"X-Linked-Etag": f'"{sha256}"', "ETag": '"of the redirect"'}
+        self.files[place + name] = headers, self.url(f"cdn/{name}")
+        self.files[f"/cdn/{name}"] = {"ETag": '"of the CDN"'}, content
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSE", 0.01)
+    with Hub({}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url(""))
+        hub.small("config.json", CONFIG)
+        hub.large("model.safetensors", WEIGHTS)
+        yield hub
+        hub.shutdown()
+
+
+def test_a_repository_is_downloaded_once(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    checkpoint = load_checkpoint(REPOSITORY)
+    np.testing.assert_array_equal(checkpoint["model"]["class_embed.bias"], [1, 2, 3])
+    assert checkpoint["args"]["num_queries"] == 7
+    folder = tmp_path / "detr-jittor/huggingface/facebook--detr-resnet-50@main"
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    hub.shutdown()
+    hub.server_close()
+    load_checkpoint(REPOSITORY)
+
+
+def test_a_damaged_file_is_downloaded_again(hub, tmp_path):
+    path = download_repository(REPOSITORY, tmp_path) / "model.safetensors"
+    path.write_bytes(WEIGHTS[:-1] + b"x")
+    asked = len(hub.asked)
+    download_repository(REPOSITORY, tmp_path)
+    assert path.read_bytes() == WEIGHTS and len(hub.asked) == asked + 2, "and its redirect"
+
+
+def test_a_revision_has_a_folder_of_its_own(hub, tmp_path):
+    place = "/facebook/detr-resnet-50/resolve/refs%2Fpr%2F1/"
+    hub.small("config.json", CONFIG, place)
+    hub.large("model.safetensors", WEIGHTS, place)
+    folder = download_repository(REPOSITORY + "@refs/pr/1", tmp_path)
+    assert folder.name == "facebook--detr-resnet-50@refs--pr--1"
+    assert all(path.startswith((place, "/cdn/")) for path in hub.asked)
+
+
+def test_parts_of_a_large_model_and_the_older_form(hub, tmp_path):
+    del hub.files[FILES + "model.safetensors"]
+    with pytest.raises(InputError, match="has no model.safetensors and no pytorch_model.bin"):
+        download_repository(REPOSITORY, tmp_path)
+    hub.small("pytorch_model.bin", b"not read here")
+    assert (download_repository(REPOSITORY, tmp_path / "bin") / "pytorch_model.bin").exists()
+    parts = {"a.safetensors": weights(a=[1]), "b.safetensors": weights(b=[2])}
+    index = json.dumps({"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}})
+    hub.small("model.safetensors.index.json", index.encode())
+    for name, content in parts.items():
+        hub.large(name, content)
+    checkpoint = load_checkpoint(download_repository(REPOSITORY, tmp_path))
+    assert checkpoint["model"] == {"a": 1, "b": 2}
+
+
+def test_the_servers_checksum_is_verified(hub, tmp_path):
+    hub.large("model.safetensors", WEIGHTS, sha256="0" * 64)
+    with pytest.raises(InputError, match=f"do not match the checksum {'0' * 64}"):
+        download_repository(REPOSITORY, tmp_path)
+    hub.files[FILES + "config.json"] = {"ETag": f'W/"{git_hash(CONFIG)}"'}, CONFIG[1:]
+    with pytest.raises(InputError, match="config.json: .* do not match the checksum"):
+        download_repository(REPOSITORY, tmp_path / "other")
+    hub.files[FILES + "config.json"] = CONFIG
+    with pytest.raises(InputError, match="config.json: the server gives no checksum"):
+        download_repository(REPOSITORY, tmp_path / "other")
+
+
+def test_a_connection_that_breaks_off_goes_on(hub, tmp_path):
+    hub.cut = 100
+    folder = download_repository(REPOSITORY, tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert any("Range" in headers for headers in hub.headers)
+
+
+def test_a_redirect_may_not_leave_https(hub, tmp_path):
+    headers, _ = hub.files[FILES + "model.safetensors"]
+    hub.files[FILES + "model.safetensors"] = headers, "http://example.com/model.safetensors"
+    with pytest.raises(InputError, match="http://example.com.*only https"):
+        download_repository(REPOSITORY, tmp_path)
+
+
+def test_a_token_goes_to_the_hub_alone(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    download_repository(REPOSITORY, tmp_path)
+    sent = [headers.get("Authorization") for headers in hub.headers]
+    assert hub.asked[-1] == "/cdn/model.safetensors" and sent[-1] is None
+    assert sent[:-1] == ["Bearer secret"] * (len(sent) - 1)
+
+
+@pytest.mark.parametrize("source", ["hf://", "hf://detr", "hf://a/b/c", "hf://a/b@", "hf://a/../b"])
+def test_what_is_no_repository_is_refused(source, tmp_path):
+    with pytest.raises(InputError, match="give hf://OWNER/NAME"):
+        download_repository(source, tmp_path)
+
+
+def test_a_part_outside_the_folder_is_refused(hub, tmp_path):
+    del hub.files[FILES + "model.safetensors"]
+    index = json.dumps({"weight_map": {"a": "../../a.safetensors"}}).encode()
+    hub.small("model.safetensors.index.json", index)
+    with pytest.raises(InputError, match="which is no file beside it"):
+        download_repository(REPOSITORY, tmp_path)
