@@ -12,6 +12,7 @@ from .detr import DETR
 from .position_encoding import PositionEmbeddingSine
 from .segmentation import DETRsegm, PostProcessPanoptic
 from .transformer import Transformer
+from .weights.architecture import architecture_of
 from .weights.checkpoint import load_checkpoint
 from .weights.model import load_model_state
 
@@ -87,12 +88,12 @@ def _detr(backbone, num_classes, dilation=False, masks=False, weights=None):
         model = DETRsegm(model)
     if weights:
         checkpoint = load_checkpoint(weights)
-        flags = checkpoint.get("args") or {}
-        # Weights with and without dilation fit each other, and mean something else.
-        if flags.get("dilation", dilation) != dilation or flags.get("nheads", 8) != 8:
+        # Weights with and without dilation fit each other's models, and mean something else.
+        found = architecture_of(checkpoint, weights, dilation)
+        if (found.dilation, found.nheads) != (dilation, 8):
             raise InputError(
-                f"{weights}: was trained with dilation {flags.get('dilation')} and "
-                f"{flags.get('nheads')} heads instead of {dilation} and 8; take other weights"
+                f"{weights}: was trained with dilation {found.dilation} and {found.nheads} heads, "
+                f"and this model has {dilation} and 8; take another model or other weights"
             )
         load_model_state(model, checkpoint["model"], weights)
     return model

@@ -1,5 +1,6 @@
 """The original's models by name, and programs that use them."""
 
+import argparse
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from processes import REPO
 
 from arguments import parse_args
 from models import hub
+from models.weights.__main__ import convert
 from models.weights.model import model_state
 from util.errors import InputError
 from util.jittor_file import write_jittor_file
@@ -68,6 +70,17 @@ def test_published_weights_load_by_name(tmp_path, monkeypatch):
         match="detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed",
     ):
         hub.detr_resnet50(pretrained=True)
+
+
+def test_weights_of_a_folder_load_by_name(tmp_path):
+    """As transformers writes it; weights with and without dilation fit each other's models."""
+    model = hub.detr_resnet50(num_classes=4)
+    write_jittor_file({"model": model_state(model)}, tmp_path / "mine.pkl")
+    convert(tmp_path / "mine.pkl", tmp_path / "folder", argparse.Namespace(dilation=True, nheads=8))
+    again = hub.detr_resnet50_dc5(pretrained=tmp_path / "folder", num_classes=4)
+    assert (again.class_embed.weight.numpy() == model.class_embed.weight.numpy()).all()
+    with pytest.raises(InputError, match="folder: was trained with dilation True and 8 heads"):
+        hub.detr_resnet50(pretrained=tmp_path / "folder", num_classes=4)
 
 
 def test_the_panoptic_postprocessor_knows_things_and_stuff():

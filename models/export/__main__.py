@@ -57,7 +57,10 @@ def export(options):
     checkpoint = load_checkpoint(options.source)
     architecture = architecture_of(checkpoint, options.source, options.dilation, options.nheads)
     classes = class_names(checkpoint, options.source)
-    model = export_detr(checkpoint["model"], architecture, classes, options.opset, size)
+    try:
+        model = export_detr(checkpoint["model"], architecture, classes, options.opset, size)
+    except KeyError as error:
+        raise InputError(f"{options.source}: the weight {error} is missing") from error
     onnx.checker.check_model(model, full_check=True)
     with replacing(options.target) as file:
         file.write(model.SerializeToString())

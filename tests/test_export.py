@@ -1,0 +1,71 @@
+"""What `python -m models.weights` and `models.export` know of a model, and their messages.
+
+The files that they write: test_huggingface.py, oracle/test_export.py.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+from models.export.__main__ import check_size, main
+from models.weights.architecture import architecture_of
+from models.weights.model import model_state
+from util.errors import InputError
+from util.jittor_file import write_jittor_file
+
+MODELS = [
+    "--num_classes 5",
+    "--num_classes 5 --backbone tiny --backbone_norm batch",
+    "--num_classes 7 --backbone resnet50 --dilation --position_embedding learned",
+    "--num_classes 3 --backbone resnet34 --backbone_norm group --pre_norm --enc_layers 0",
+    "--num_classes 3 --masks --hidden_dim 128 --nheads 8",
+]
+
+
+@pytest.mark.parametrize("flags", MODELS)
+def test_the_architecture_follows_from_the_weights(flags):
+    args = tiny.arguments(flags)
+    state = model_state(tiny.build(args)[0])
+    expected = {name: getattr(args, name) for name in architecture_of_names()}
+    if expected["backbone_norm"] == "batch":
+        expected["backbone_norm"] = "frozen"
+    if not args.enc_layers:
+        expected["pre_norm"] = True
+    found = architecture_of({"model": state, "args": vars(args)}, "x.pkl")
+    assert found._asdict() == expected
+    # The original's weights come without flags.
+    found = architecture_of({"model": state}, "x.pkl", args.dilation, args.nheads)
+    assert found._asdict() == expected
+
+
+def architecture_of_names():
+    from models.weights.architecture import Architecture
+
+    return Architecture._fields
+
+
+def test_other_weights_are_refused():
+    state = model_state(tiny.build(tiny.arguments("--num_classes 5"))[0])
+    for part in ("query_embed", "class_embed", "backbone.0.body.layer3.1", "transformer.decoder"):
+        rest = {name: array for name, array in state.items() if not name.startswith(part)}
+        with pytest.raises(InputError, match="x.pkl: is not a DETR's weights"):
+            architecture_of({"model": rest}, "x.pkl")
+
+
+@pytest.mark.parametrize("sides", [["800"], ["800", "1066", "3"], ["31", "64"], ["a", "b"], ["-1"]])
+def test_a_size_is_two_sides_or_dynamic(sides):
+    assert check_size(["dynamic"]) is None and check_size(["800", "1066"]) == (800, 1066)
+    with pytest.raises(InputError, match="--size is .*: give height and width"):
+        check_size(sides)
+
+
+def test_without_the_package_onnx_a_line_says_how_to_get_it(tmp_path, monkeypatch):
+    source, target = tmp_path / "a.pkl", tmp_path / "a.onnx"
+    write_jittor_file({"model": {"a": np.ones(1, np.float32)}}, source)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setattr("sys.argv", ["export", str(source), str(target)])
+    with pytest.raises(SystemExit, match='pip install onnx "numpy<2"'):
+        main()
+    assert not target.exists()
