@@ -6,10 +6,11 @@ from pathlib import Path
 
 from datasets import EVAL_SIZE, MAX_RATIO, MAX_SIZE, NUM_CLASSES, SCALES, get_num_classes
 from datasets.panoptic_eval import require_panopticapi
-from models import BASIC_BLOCKS, LEARNED_CELLS
+from models import BASIC_BLOCKS, DEPTHS, LEARNED_CELLS
 from models.weights.checkpoint import num_classes_of
 from predict import faults_of_predict, find_pictures
 from util import dist
+from util.best import FIGURES
 from util.errors import InputError
 from util.files import claim, training_files
 
@@ -35,8 +36,7 @@ def get_args_parser():
     add("--freeze", default=[], nargs="+", choices=["backbone", "transformer"])
 
     add = parser.add_argument_group("backbone").add_argument
-    resnets = [f"resnet{layers}" for layers in (18, 34, 50, 101, 152)]
-    add("--backbone", default="resnet50", choices=[*resnets, "tiny"], help="tiny: for small images")
+    add("--backbone", default="resnet50", choices=list(DEPTHS), help="tiny: for small images")
     sources = "imagenet (torchvision's, downloaded once), none (random), or a torchvision .pth"
     add("--backbone_weights", default="imagenet", metavar="SOURCE", help=sources)
     norms = ["frozen", "batch", "group"]
@@ -95,6 +95,9 @@ def get_args_parser():
     add("--resume", default="", help="checkpoint or weights: a path, https://… or hf://…")
     add("--start_epoch", default=0, type=int)
     add("--checkpoint_interval", default=0, type=int, help="steps between saves in an epoch")
+    add("--eval_interval", default=1, type=int, help="epochs between evaluations")
+    add("--best", default="AP", choices=list(FIGURES), help="what checkpoint_best.pkl is best at")
+    add("--patience", default=0, type=int, help="stop after N evaluations without a better one")
     add("--overwrite", action="store_true", help="remove the training that is in --output_dir")
     add("--eval", action="store_true", help="only evaluate")
     add("--per_class", action="store_true", help="print the figures of each class, too")
@@ -105,8 +108,8 @@ def get_args_parser():
     return parser
 
 
-# Learns the shapes from random weights within minutes on two CPU cores. Without data workers:
-# loading takes a tenth of a step, and they would take more than that from the cores that train.
+# Learns the shapes from random weights within minutes on two CPU cores. Loading takes a tenth of a
+# step; data workers would take more than that from the cores that train.
 DEMO = dict(
     dataset_file="shapes", backbone="tiny", backbone_norm="batch", backbone_weights="none",
     enc_layers=2, dec_layers=2, hidden_dim=128, nheads=8, dim_feedforward=256, num_queries=15,
@@ -174,6 +177,7 @@ TRAINING = """
     lr lr_backbone lr_drop weight_decay clip_max_norm epochs batch_size accum_steps dropout freeze
     aux_loss set_cost_class set_cost_bbox set_cost_giou mask_loss_coef dice_loss_coef
     bbox_loss_coef giou_loss_coef eos_coef seed skip_bad_samples checkpoint_interval
+    eval_interval best patience
 """.split()
 
 
@@ -268,9 +272,9 @@ def raise_first(faults):
 # Names, lowest and highest value. The highest is beyond all use: it stops typing errors from
 # taking the machine down.
 RANGES = [
-    ("batch_size accum_steps epochs num_classes dim_feedforward", 1, 10**6),
+    ("batch_size accum_steps epochs num_classes dim_feedforward eval_interval", 1, 10**6),
     ("lr_drop", 1, 10**9),
-    ("start_epoch", 0, 10**6),
+    ("start_epoch patience", 0, 10**6),
     ("checkpoint_interval", 0, 10**9),
     ("num_workers", 0, 1024),
     ("seed", 0, 2**31 - 1),
@@ -308,6 +312,10 @@ def faults_of_model(args):
         yield f"--dilation does not go with --backbone {args.backbone}: use resnet50, 101 or 152"
     if args.hidden_dim % 4 or args.hidden_dim % args.nheads:
         yield f"--hidden_dim is {args.hidden_dim}: give a multiple of 4 and --nheads {args.nheads}"
+    if args.best == "segm_AP" and not args.masks:
+        yield "--best segm_AP: give --masks, too"
+    if args.best == "PQ" and not (args.masks and args.dataset_file == "coco_panoptic"):
+        yield "--best PQ: give --masks and --dataset_file coco_panoptic, too"
     if args.masks and (args.hidden_dim % 128 or args.nheads % 8):
         sizes = f"--hidden_dim ({args.hidden_dim}) and --nheads ({args.nheads})"
         yield f"--masks needs multiples of 128 and of 8 as {sizes}"

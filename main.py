@@ -3,7 +3,6 @@
 `python main.py --help` lists the flags; the README explains them.
 """
 
-import math
 import signal
 import time
 from datetime import timedelta
@@ -24,7 +23,12 @@ from models import build_model
 from models.weights.checkpoint import class_names, load_checkpoint, num_classes_of
 from models.weights.imagenet import load_backbone
 from models.weights.model import load_model_state, model_state, weights_digest
-from models.weights.training import check_training_state, load_optimizer_state, optimizer_state
+from models.weights.training import (
+    check_training_state,
+    load_optimizer_state,
+    optimizer_state,
+    steps_done,
+)
 from predict import predict_pictures
 from util import dist, runtime
 from util.errors import InputError
@@ -200,6 +204,7 @@ class Trainer:
     """A training: what it changes, where it is, and what it saves."""
 
     def __init__(self, args, model, criterion, *, data, evaluator):
+        from util.best import Best
         from util.optim import StepLR
 
         self.args, self.model, self.criterion, self.data = args, model, criterion, data
@@ -207,6 +212,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, args)
         self.lr_scheduler = StepLR(self.optimizer, args.lr_drop)
         self.position = Position(args.start_epoch)
+        self.best = Best(args.best)
         self.n_parameters = count_parameters(model)
         self.stop = StopRequest()
 
@@ -231,10 +237,19 @@ class Trainer:
                 group["weight_decay"] = args.weight_decay
         self.position = Position(
             checkpoint["epoch"] + 1,
-            steps_done(checkpoint, args, len(self.data.train)),
+            steps_done(
+                checkpoint,
+                args.resume,
+                images=len(self.data.train),
+                batch_size=args.batch_size,
+                accum_steps=args.accum_steps,
+                seed=args.seed,
+            ),
             checkpoint.get("meters"),
             checkpoint.get("train_stats"),
         )
+        if "best" in checkpoint:
+            self.best.load_state_dict(checkpoint["best"])
 
     def run(self):
         args, first = self.args, self.position
@@ -245,9 +260,19 @@ class Trainer:
         )
         start_time = time.time()
         with self.stop:
-            if first.train_stats and self.output.lacks(first.epoch - 1):
-                self.evaluate_epoch(first.epoch - 1, first.train_stats)
+            if first.train_stats:  # the checkpoint is from before the evaluation of its epoch
+                test_stats = self.output.logged_figures(first.epoch - 1)
+                if test_stats is None:
+                    self.evaluate_epoch(first.epoch - 1, first.train_stats)
+                elif test_stats:
+                    self.best.update(first.epoch - 1, self.best.find(test_stats))
             for epoch in range(first.epoch, args.epochs):
+                if args.patience and self.best.waited >= args.patience:
+                    print(
+                        f"{self.best.figure} has not improved for {self.best.waited} evaluations: "
+                        f"training stops. Best: {self.best.value:.4f} after epoch {self.best.epoch}"
+                    )
+                    break
                 train_stats = self.train_epoch(epoch)
                 self.evaluate_epoch(epoch, train_stats)
                 self.exit_if_asked_to()
@@ -276,10 +301,17 @@ class Trainer:
         return train_stats
 
     def evaluate_epoch(self, epoch, train_stats):
-        names = ["eval/latest.pkl"]
-        if epoch % 50 == 0:
-            names.append(f"eval/{epoch:03}.pkl")
-        test_stats = self.evaluator.run(names, after_step=self.exit_if_asked_to)
+        """Evaluates, if it is time to, saves the model if it is the best so far, and logs."""
+        test_stats = {}
+        if (epoch + 1) % self.args.eval_interval == 0 or epoch == self.args.epochs - 1:
+            names = ["eval/latest.pkl"]
+            if epoch % 50 == 0:
+                names.append(f"eval/{epoch:03}.pkl")
+            test_stats = self.evaluator.run(names, after_step=self.exit_if_asked_to)
+            value = self.best.find(test_stats) if dist.is_main_process() else None
+            if self.best.update(epoch, dist.broadcast(value)):
+                self.output.save_best(self.make_state(epoch, train_stats=train_stats))
+            test_stats["best_epoch"] = self.best.epoch
         self.output.log_epoch(train_stats, test_stats, epoch, self.n_parameters)
 
     def after_step(self, epoch, step, logger):
@@ -299,25 +331,26 @@ class Trainer:
             self.stop.exit(how_to_go_on(self.args))
 
     def save(self, epoch, step=0, **more):
-        """Saves a checkpoint.
+        """Saves checkpoint.pkl, see `make_state`."""
+        self.output.save_training(self.make_state(epoch, step, **more), self.args.lr_drop)
+
+    def make_state(self, epoch, step=0, **more):
+        """A function that returns the content of a checkpoint.
 
         epoch: the last one that is complete; step: batches of the next one that were trained since.
         """
-
-        def make_state():
-            return {
-                "model": model_state(self.model),
-                "optimizer": optimizer_state(self.optimizer),
-                "lr_scheduler": self.lr_scheduler.state_dict(),
-                "epoch": epoch,
-                "step": step,
-                "processes": dist.get_world_size(),
-                "args": {**vars(self.args), "num_classes": self.data.num_classes},
-                "classes": self.data.classes,
-                **more,
-            }
-
-        self.output.save_training(make_state, self.args.lr_drop)
+        return lambda: {
+            "model": model_state(self.model),
+            "optimizer": optimizer_state(self.optimizer),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "epoch": epoch,
+            "step": step,
+            "processes": dist.get_world_size(),
+            "args": {**vars(self.args), "num_classes": self.data.num_classes},
+            "classes": self.data.classes,
+            "best": self.best.state_dict(),
+            **more,
+        }
 
 
 class Position(NamedTuple):
@@ -327,37 +360,6 @@ class Position(NamedTuple):
     step: int = 0  # batches of this epoch that were trained before
     meters: Optional[dict] = None  # their losses, as MetricLogger keeps them
     train_stats: Optional[dict] = None  # averages of the epoch before, if the checkpoint ends it
-
-
-def steps_done(checkpoint, args, images):
-    """The steps of the epoch that a checkpoint was saved in, counted in steps of this run.
-
-    images: the number of training images. Raises InputError where the epoch would be another one.
-    """
-    saved_by, processes = checkpoint["processes"], dist.get_world_size()
-    if saved_by != processes:
-        print(
-            f"{args.resume}: was saved by a training of {saved_by} processes and goes on with "
-            f"{processes}: a step now takes {processes * args.accum_steps * args.batch_size} images"
-        )
-    if checkpoint["step"] == 0:
-        return 0
-    saved = checkpoint["args"]
-    different = []
-    for name, then, now in (
-        ("training images", checkpoint["images"], images),
-        ("--batch_size", saved["batch_size"], args.batch_size),
-        ("--seed", saved["seed"], args.seed),
-    ):
-        if then != now:
-            different.append(f"{name} {then} (now {now})")
-    if different:
-        raise InputError(
-            f"{args.resume}: was saved in the middle of an epoch, with {', '.join(different)}: "
-            "resume with the same data and flags"
-        )
-    batches = checkpoint["step"] * saved_by * saved["accum_steps"]
-    return math.ceil(batches / (processes * args.accum_steps))  # nothing is trained twice
 
 
 def count_parameters(model):

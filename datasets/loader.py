@@ -15,6 +15,7 @@ import numpy as np
 
 from util.backend import jt
 from util.errors import InputError
+from util.memory import return_freed_memory
 from util.misc import NestedTensor, nested_tensor_from_arrays
 from util.signals import children_ignore, die_with_parent
 
@@ -215,7 +216,9 @@ class BatchWorkers(jt.dataset.Dataset):
         # What _init_workers reads: one Jittor batch is one item, which is one of our batches.
         self.real_len = self.batch_len = len(order.starts)
         self.real_batch_size = 1
-        # The workers' garbage collector leaves alone what there is now, and so does not copy it.
+        # The workers begin with this process's memory, and keep what it frees later. So it frees
+        # first; and their garbage collector leaves alone what there is, and so does not copy it.
+        return_freed_memory()
         gc.freeze()
         with children_ignore():
             self._init_workers(np.arange(len(order.starts)))

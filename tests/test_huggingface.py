@@ -211,6 +211,10 @@ def test_folders_that_cannot_be_used(folder):
         ({"backbone_config": []}, None),
         ({"backbone_config": [1]}, "its backbone_config is no dictionary"),
         ({"backbone_config": {"model_type": "resnet", "depths": [1]}}, r"resnet of \[1\] blocks"),
+        (
+            {"backbone_config": {"model_type": "resnet", "downsample_in_bottleneck": True}},
+            "its backbone_config has downsample_in_bottleneck",
+        ),
         ({"d_model": "256"}, "has d_model '256'; only one whole number"),
         ({"encoder_attention_heads": 4, "decoder_attention_heads": 8}, "heads 4 and .* 8; only"),
         ({"position_embedding_type": "none"}, "its position_embedding_type is 'none'"),

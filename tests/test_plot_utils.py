@@ -115,9 +115,9 @@ def test_command(tmp_path):
     "content, message",
     [
         (None, "log.txt: cannot be read"),
-        ("", "holds no epoch yet"),
+        ("", "holds no epoch with evaluation yet"),
         ("nonsense\n", "log.txt: line 1 is not that of an epoch"),
-        ('{"epoch": 0}\n', "log.txt: line 1 is not that of an epoch with evaluation"),
+        ('{"epoch": 0}\n', "log.txt: line 1 is not that of an epoch"),
         ("[1]\n", "line 1 is not"),
     ],
 )

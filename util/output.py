@@ -47,6 +47,12 @@ class OutputFolder:
                 write_jittor_file(state, self.path / name)
         dist.barrier()  # nobody goes on, or ends the run, before the checkpoint is there
 
+    def save_best(self, make_state):
+        """Writes checkpoint_best.pkl. make_state: as for `save_training`."""
+        if self.active:
+            write_jittor_file(make_state(), self.path / "checkpoint_best.pkl")
+        dist.barrier()
+
     def save_evaluation(self, evaluator, dataset, names):
         """Writes the detections in COCO's result format, figures, and predictions.png.
 
@@ -70,12 +76,28 @@ class OutputFolder:
         """Where the predicted panoptic PNGs go, or None where nothing is written."""
         return self.path / "panoptic_eval" if self.active else None
 
-    def lacks(self, epoch):
-        """Whether log.txt lacks this epoch; the main process's answer, in all processes."""
-        return dist.broadcast(self.active and all(line["epoch"] != epoch for line in self.logs))
+    def logged_figures(self, epoch):
+        """What log.txt has of an epoch's evaluation, {} where there was none.
+
+        None where it lacks the epoch. In all processes what the main process has.
+        """
+        found = {}
+        if self.active:
+            found = None
+            for line in self.logs:
+                if line["epoch"] == epoch:
+                    found = {
+                        name.removeprefix("test_"): value
+                        for name, value in line.items()
+                        if name.startswith("test_")
+                    }
+        return dist.broadcast(found)
 
     def log_epoch(self, train_stats, test_stats, epoch, n_parameters):
-        """Draws curves.png and adds a JSON line to log.txt: train_…, test_…, epoch, n_parameters"""
+        """Draws curves.png and adds a JSON line to log.txt: train_…, test_…, epoch, n_parameters.
+
+        test_stats: {} for an epoch without evaluation.
+        """
         if not self.active:
             return
         line = {

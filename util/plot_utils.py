@@ -28,7 +28,8 @@ FIGURES = {"AP": 0, "AP50": 1, "AP75": 2}  # places among COCO's 12 figures
 def read_log(run):
     """The lines of a run, a folder with log.txt or such a file, sorted by epoch.
 
-    A last line that was cut off while it was written is left out. Raises InputError.
+    Epochs without evaluation have no `test_…`. A last line that was cut off while it was written is
+    left out. Raises InputError.
     """
     path = Path(run) / "log.txt" if Path(run).is_dir() else Path(run)
     try:
@@ -42,13 +43,17 @@ def read_log(run):
         try:
             entry = json.loads(line)
             logs[entry["epoch"]] = entry
-            entry["train_loss"], entry["test_coco_eval_bbox"][11]
+            entry["train_loss"], entry.get("test_coco_eval_bbox", range(12))[11]
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(
-                f"{path}: line {number} is not that of an epoch with evaluation ({error}); remove "
-                "it"
+                f"{path}: line {number} is not that of an epoch ({error}); remove it"
             ) from error
     return [logs[epoch] for epoch in sorted(logs)]
+
+
+def evaluated(logs):
+    """The lines of epochs with evaluation."""
+    return [log for log in logs if "test_coco_eval_bbox" in log]
 
 
 def plot_curves(runs, path):
@@ -63,10 +68,10 @@ def plot_curves(runs, path):
     style = {"marker": "." if last - first < 60 else ""}
     for axes, (name, title) in zip(panels, LOSSES.items()):
         for i, logs in enumerate(runs.values()):
-            for part, line in (("train", "-"), ("test", "--")):
+            for part, line, lines in (("train", "-", logs), ("test", "--", evaluated(logs))):
                 axes.plot(
-                    [log["epoch"] for log in logs],
-                    [log.get(f"{part}_{name}") for log in logs],
+                    [log["epoch"] for log in lines],
+                    [log.get(f"{part}_{name}") for log in lines],
                     f"C{i}{line}",
                     **style,
                 )
@@ -75,8 +80,8 @@ def plot_curves(runs, path):
     for axes, name in zip(panels[len(LOSSES) :], ("AP", "AP50")):
         for i, logs in enumerate(runs.values()):
             axes.plot(
-                [log["epoch"] for log in logs],
-                [log["test_coco_eval_bbox"][FIGURES[name]] for log in logs],
+                [log["epoch"] for log in evaluated(logs)],
+                [log["test_coco_eval_bbox"][FIGURES[name]] for log in evaluated(logs)],
                 f"C{i}--",
                 **style,
             )
@@ -110,7 +115,9 @@ def table(runs):
     ]
     values = {}
     for name, logs in runs.items():
-        figures = [[log["test_coco_eval_bbox"][i] for log in logs] for i in FIGURES.values()]
+        figures = [
+            [log["test_coco_eval_bbox"][i] for log in evaluated(logs)] for i in FIGURES.values()
+        ]
         values[name] = [value for figure in figures for value in (figure[-1], max(figure))]
         lines.append(
             f"| {name} | {len(logs)} | "
@@ -138,8 +145,8 @@ def main():
     names = names if len(set(names)) == len(names) else args.runs
     runs = dict(zip(names, map(read_log, args.runs)))
     for name, logs in runs.items():
-        if not logs:
-            raise InputError(f"{name}: its log.txt holds no epoch yet")
+        if not evaluated(logs):
+            raise InputError(f"{name}: its log.txt holds no epoch with evaluation yet")
     if args.table:
         print(table(runs))
     if args.out:

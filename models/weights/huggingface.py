@@ -22,6 +22,7 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+RESNETS = [name for name in DEPTHS if name != "tiny"]
 _NO_NAME = re.compile(r"N/A|LABEL_\d+")  # of an id that is no class, and where nobody gave names
 
 # ---- config.json
@@ -71,18 +72,21 @@ def _backbone_of(config, path):
     if not isinstance(backbone, dict):
         raise InputError(f"{path}: its backbone_config is no dictionary")
     if backbone.get("model_type") == "resnet":
+        # Where a stage halves the image: the weights fit all the same.
+        for name in ("downsample_in_bottleneck", "downsample_in_first_stage"):
+            if backbone.get(name):
+                raise InputError(f"{path}: its backbone_config has {name}; only without it fits")
         is_basic = backbone.get("layer_type", "bottleneck") == "basic"
         depths = backbone.get("depths", [3, 4, 6, 3])
-        for name, known in DEPTHS.items():
-            if list(known) == depths and (name in BASIC_BLOCKS) == is_basic and name != "tiny":
+        for name in RESNETS:
+            if list(DEPTHS[name]) == depths and (name in BASIC_BLOCKS) == is_basic:
                 return name
         name = f"resnet of {depths!r:.80} blocks"
     else:
         name = backbone.get("backbone") or config.get("backbone") or "resnet50"
         name = str(name).split(".")[0]  # timm's name of the weights that it began with
-    if name not in DEPTHS or name == "tiny":
-        known = ", ".join(name for name in DEPTHS if name != "tiny")
-        raise InputError(f"{path}: its backbone is {name:.80}; there are {known}")
+    if name not in RESNETS:
+        raise InputError(f"{path}: its backbone is {name:.80}; there are {', '.join(RESNETS)}")
     return name
 
 

@@ -1,7 +1,10 @@
 """The state of a training beside the model's weights: the optimizer's, and the schedule's."""
 
+import math
+
 import numpy as np
 
+from util import dist
 from util.errors import InputError
 
 from .model import list_misfits
@@ -95,11 +98,45 @@ def check_training_state(checkpoint, source):
         )
     elif "train_stats" in checkpoint:
         form["train_stats"] = {str: number}
+    if "best" in checkpoint:
+        form["best"] = {"figure": str, "waited": int}
     if fault := _misform(checkpoint, form):
         raise InputError(
             f"{source}: its state of the training is damaged or of another version of the program "
             f"({fault}); take another checkpoint, or only its weights, with models.weights"
         )
+
+
+def steps_done(checkpoint, source, *, images, batch_size, accum_steps, seed):
+    """The steps of the epoch that a checkpoint was saved in, counted in steps of this run.
+
+    images, batch_size, accum_steps, seed: this run's; images: how many to train on.
+    Raises InputError, which names source, where the epoch would be another one.
+    """
+    saved_by, processes = checkpoint["processes"], dist.get_world_size()
+    if saved_by != processes:
+        print(
+            f"{source}: was saved by a training of {saved_by} processes and goes on with "
+            f"{processes}: a step now takes {processes * accum_steps * batch_size} images"
+        )
+    if checkpoint["step"] == 0:
+        return 0
+    saved = checkpoint["args"]
+    different = []
+    for name, then, now in (
+        ("training images", checkpoint["images"], images),
+        ("--batch_size", saved["batch_size"], batch_size),
+        ("--seed", saved["seed"], seed),
+    ):
+        if then != now:
+            different.append(f"{name} {then} (now {now})")
+    if different:
+        raise InputError(
+            f"{source}: was saved in the middle of an epoch, with {', '.join(different)}: resume "
+            "with the same data and flags"
+        )
+    batches = checkpoint["step"] * saved_by * saved["accum_steps"]
+    return math.ceil(batches / (processes * accum_steps))  # nothing is trained twice
 
 
 def _misform(value, form, place="checkpoint"):

@@ -1,0 +1,1 @@
+"""Data sets in other formats, as COCO's annotation files."""

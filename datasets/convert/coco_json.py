@@ -1,0 +1,98 @@
+"""An annotation file in COCO's format while it is written, and the images of a data set."""
+
+import json
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from datasets.coco import FORMATS
+from util.errors import InputError
+from util.files import replacing
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class CocoJson:
+    """The dictionary of an annotation file, and what was found wrong on the way.
+
+    classes: dictionary category id -> name. faults: one line for each, with file and line.
+    """
+
+    def __init__(self, classes):
+        self.images, self.annotations, self.faults = [], [], []
+        self.categories = [{"id": i, "name": name} for i, name in sorted(classes.items())]
+
+    def add_image(self, path, root):
+        """Adds an image, whose name is relative to root. Returns (id, width, height), or None for
+        one that cannot be read.
+        """
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                # Upright: tools for these formats show it so, and the boxes are of that.
+                width, height = ImageOps.exif_transpose(image).size
+        except Exception as error:  # Pillow raises almost any for damaged bytes
+            self.faults.append(
+                f"{path}: cannot be read as an image ({error}); replace or remove it"
+            )
+            return None
+        image_id = len(self.images) + 1
+        name = path.relative_to(root).as_posix()
+        self.images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        return image_id, width, height
+
+    def add(self, image_id, category_id, box, polygon=None, iscrowd=0):
+        """Adds an object. box: x, y, width, height; polygon: x, y, x, y, …; pixels."""
+        self.annotations.append(
+            {
+                "id": len(self.annotations) + 1,
+                "image_id": image_id,
+                "category_id": category_id,
+                "bbox": [round(side, 3) for side in box],
+                "area": round(box[2] * box[3] if polygon is None else area_of(polygon), 3),
+                "iscrowd": iscrowd,
+                "segmentation": [] if polygon is None else [[round(side, 3) for side in polygon]],
+            }
+        )
+
+    def write(self, path):
+        """Writes the file. Raises InputError for the faults, or where it cannot be written."""
+        raise_faults(self.faults)
+        data = {
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": self.categories,
+        }
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path.parent}: cannot be made ({error.strerror})") from error
+        with replacing(path) as file:
+            file.write(json.dumps(data, ensure_ascii=False).encode())
+        print(
+            f"{path}: {len(self.images)} images, {len(self.annotations)} boxes, "
+            f"{len(self.categories)} classes"
+        )
+
+
+def raise_faults(faults):
+    """Raises one InputError for all faults, if there are any."""
+    if faults:
+        more = f"; and {len(faults) - 5} more like these" if len(faults) > 5 else ""
+        raise InputError("; ".join(faults[:5]) + more)
+
+
+def area_of(polygon):
+    """The area of a polygon x, y, x, y, …, by the shoelace formula."""
+    xs, ys = polygon[::2], polygon[1::2]
+    return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
+
+
+def images_below(folder):
+    """The paths of the images in a folder and below, sorted. Raises InputError for none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the one with the images")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder}: has no images; give the one with the images")
+    return paths
