@@ -179,6 +179,7 @@ class Evaluator:
         names: of the files for pycocotools' arrays; after_step: called after each batch.
         """
         from datasets.panoptic_eval import PanopticEvaluator
+        from datasets.quality import make_report
         from engine import evaluate
 
         panoptic_evaluator = None
@@ -197,6 +198,7 @@ class Evaluator:
             per_class=self.per_class,
         )
         self.output.save_evaluation(coco_evaluator, self.data.val, names)
+        self.output.save_report(lambda: make_report(self.data.coco_gt, coco_evaluator.predictions))
         return stats
 
 

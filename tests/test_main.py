@@ -48,6 +48,8 @@ def test_files_of_a_training(trained):
         "checkpoint.pkl",
         "checkpoint0000.pkl",
         "checkpoint0001.pkl",
+        "checkpoint_best.pkl",
+        "report/report.json",
         "eval/latest.pkl",
         "eval/000.pkl",
         ".lock",
@@ -67,6 +69,7 @@ def test_files_of_a_training(trained):
         "classes",
         "train_stats",
         "args",
+        "best",
     }
     assert (
         checkpoint["epoch"] == 1 and load_checkpoint(trained / "checkpoint0000.pkl")["epoch"] == 0
@@ -94,6 +97,7 @@ def test_log_has_the_originals_keys(trained):
         assert set(line) == {
             "train_lr",
             "test_coco_eval_bbox",
+            "test_best_epoch",
             "epoch",
             "n_parameters",
             *(f"{part}_{name}" for part in ("train", "test") for name in meters),
@@ -132,6 +136,7 @@ def test_evaluating_the_checkpoint_gives_the_trainings_figures(coco, trained, tm
         "eval.pkl",
         "detections_bbox.json",
         "predictions.png",
+        "report",
     }
     found, expected = (
         load_figures(path) for path in (tmp_path / "eval.pkl", trained / "eval" / "latest.pkl")
