@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import EVAL_SIZE, MAX_RATIO, MAX_SIZE, NUM_CLASSES, SCALES, get_num_classes
 from datasets.panoptic_eval import require_panopticapi
 from models import BASIC_BLOCKS, DEPTHS, LEARNED_CELLS
-from models.weights.checkpoint import num_classes_of
+from models.weights.checkpoint import class_thresholds, num_classes_of
 from predict import faults_of_predict, find_pictures
 from util import dist
 from util.best import FIGURES
@@ -102,10 +102,15 @@ def get_args_parser():
     add("--eval", action="store_true", help="only evaluate")
     add("--per_class", action="store_true", help="print the figures of each class, too")
     add("--predict", default=[], nargs="+", metavar="PATH", help="pictures, folders or globs")
-    add("--threshold", default=0.7, type=float, help="lowest score that --predict shows")
+    text = "lowest score that --predict shows; auto: each class's best one"
+    add("--threshold", default=0.7, type=number_or_auto, metavar="SCORE", help=text)
     add("--attention", action="store_true", help="with --predict: draw where the model looks")
     add("--demo", action="store_true", help="train a small DETR on the shapes, within minutes")
     return parser
+
+
+def number_or_auto(text):
+    return text if text == "auto" else float(text)
 
 
 # Learns the shapes from random weights within minutes on two CPU cores. Loading takes a tenth of a
@@ -228,6 +233,8 @@ def adopt_flags(args, checkpoint, source):
             )
         args.num_classes = num_classes
     check_flags(args)
+    if args.threshold == "auto":
+        class_thresholds(checkpoint, source)
     return changed
 
 
@@ -288,7 +295,7 @@ RANGES = [
     ("lr lr_backbone weight_decay", 0, 1000),
     ("clip_max_norm set_cost_class set_cost_bbox set_cost_giou mask_loss_coef", 0, 10**6),
     ("dice_loss_coef bbox_loss_coef giou_loss_coef eos_coef", 0, 10**6),
-    ("threshold dropout", 0, 1),
+    ("dropout", 0, 1),
 ]
 
 
@@ -301,6 +308,8 @@ def faults_of_numbers(args):
                     yield f"--{name} is {number}: give a number from {lowest} to {highest}"
     if args.img_scales == []:
         yield "--img_scales is empty: give at least one number"
+    if args.threshold != "auto" and not 0 <= args.threshold <= 1:
+        yield f"--threshold is {args.threshold}: give a number from 0 to 1, or auto"
     if args.dropout == 1:
         yield "--dropout is 1.0: give a number below 1"
     if args.set_cost_class == args.set_cost_bbox == args.set_cost_giou == 0:

@@ -221,7 +221,8 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
     model: set to evaluation mode.
     images: paths, PIL images, or arrays uint8 [H, W, 3]; files and PIL images are turned as their
     EXIF orientation says.
-    threshold: lowest score. size, max_size: shorter and longer side that the model gets, pixels.
+    threshold: lowest score, or a dictionary category id -> lowest score of that class; a class that
+    is not in it is left out. size, max_size: shorter and longer side that the model gets, pixels.
     attention: also return where the model looks, see `watch_attention`.
 
     Returns for each image a dictionary of NumPy arrays, the n detections with the highest score
@@ -248,7 +249,10 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
             outputs = model([array])
             [result] = PostProcess()(outputs, [(image.height, image.width)])
         best = np.argsort(-result["scores"], kind="stable")
-        best = best[result["scores"][best] >= threshold]
+        lowest = threshold
+        if isinstance(threshold, dict):
+            lowest = np.array([threshold.get(label, np.inf) for label in result["labels"][best]])
+        best = best[result["scores"][best] >= lowest]
         result = {name: array[best] for name, array in result.items()}
         result["labels"] = result["labels"].astype(np.int64)
         if "pred_masks" in outputs:

@@ -20,7 +20,7 @@ from datasets import (
 from datasets.names import published_names
 from datasets.summary import print_summary
 from models import build_model
-from models.weights.checkpoint import class_names, load_checkpoint, num_classes_of
+from models.weights.checkpoint import class_names, class_thresholds, load_checkpoint, num_classes_of
 from models.weights.imagenet import load_backbone
 from models.weights.model import load_model_state, model_state, weights_digest
 from models.weights.training import (
@@ -57,7 +57,10 @@ def main(args):
     if args.predict:
         model, _, _ = build_model(args, get_num_classes(args))
         load_model_state(model, checkpoint["model"], args.resume)
-        predict_pictures(model, args, names_of(checkpoint, args.resume))
+        threshold = args.threshold
+        if threshold == "auto":
+            threshold = class_thresholds(checkpoint, args.resume)
+        predict_pictures(model, args, names_of(checkpoint, args.resume), threshold)
         return
 
     # ---- data
@@ -162,7 +165,8 @@ def load_weights(model, args, checkpoint, classes):
 class Evaluator:
     """Evaluates the model on the validation data, and saves the results.
 
-    output: the OutputFolder of --output_dir.
+    output: the OutputFolder of --output_dir; thresholds: the lowest score to show of each class,
+    from the last evaluation, where results are saved.
     """
 
     def __init__(self, args, model, criterion, postprocessors, *, data):
@@ -171,6 +175,7 @@ class Evaluator:
         self.model, self.criterion, self.postprocessors = model, criterion, postprocessors
         self.data = data
         self.per_class = args.per_class
+        self.thresholds = {}
         self.output = OutputFolder(args.output_dir, args.overwrite)
 
     def run(self, names, after_step=None):
@@ -179,7 +184,7 @@ class Evaluator:
         names: of the files for pycocotools' arrays; after_step: called after each batch.
         """
         from datasets.panoptic_eval import PanopticEvaluator
-        from datasets.quality import make_report
+        from datasets.quality import best_thresholds, make_report
         from engine import evaluate
 
         panoptic_evaluator = None
@@ -198,7 +203,10 @@ class Evaluator:
             per_class=self.per_class,
         )
         self.output.save_evaluation(coco_evaluator, self.data.val, names)
-        self.output.save_report(lambda: make_report(self.data.coco_gt, coco_evaluator.predictions))
+        if self.output.active:
+            report = make_report(self.data.coco_gt, coco_evaluator.predictions)
+            self.thresholds = best_thresholds(report)
+            self.output.save_report(report)
         return stats
 
 
@@ -312,7 +320,8 @@ class Trainer:
             test_stats = self.evaluator.run(names, after_step=self.exit_if_asked_to)
             value = self.best.find(test_stats) if dist.is_main_process() else None
             if self.best.update(epoch, dist.broadcast(value)):
-                self.output.save_best(self.make_state(epoch, train_stats=train_stats))
+                more = dict(train_stats=train_stats, thresholds=self.evaluator.thresholds)
+                self.output.save_best(self.make_state(epoch, **more))
             test_stats["best_epoch"] = self.best.epoch
         self.output.log_epoch(train_stats, test_stats, epoch, self.n_parameters)
 

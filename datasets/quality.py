@@ -140,16 +140,21 @@ class Curve(NamedTuple):
         )
 
     def best(self):
-        """(threshold, precision, recall, F1) where F1 is highest; None without detections."""
+        """(threshold, precision, recall, F1) where F1 is highest; None without detections.
+
+        The threshold lies in the middle of two scores, as the same detection may score a little
+        less in a batch of other images.
+        """
         if not len(self.thresholds):
             return None
         # Of equal scores the last one counts: a threshold takes all of them.
-        last = np.append(self.thresholds[1:] != self.thresholds[:-1], True)
+        lower = np.append(self.thresholds[1:], 0)
+        last = self.thresholds > lower
+        if not last.any():  # all score 0
+            last[-1] = True
         index = np.flatnonzero(last)[self.f1[last].argmax()]
-        return tuple(
-            float(values[index])
-            for values in (self.thresholds, self.precision, self.recall, self.f1)
-        )
+        threshold = (float(self.thresholds[index]) + float(lower[index])) / 2
+        return threshold, *(float(v[index]) for v in (self.precision, self.recall, self.f1))
 
     def average_precision(self):
         """COCO's AP at this IoU: the mean of the precision at 101 recalls."""
@@ -243,3 +248,12 @@ def describe(of_classes):
     """
     names = ("threshold", "precision", "recall", "F1")
     return dict(zip(names, of_classes.best() or (1.0, 0.0, 0.0, 0.0)))
+
+
+def best_thresholds(report):
+    """A dictionary category id -> the threshold where its F1 is highest.
+
+    Where none of a class was found, that of all classes together.
+    """
+    overall = report["all_classes"]["threshold"]
+    return {row["id"]: row["threshold"] if row["F1"] > 0 else overall for row in report["classes"]}

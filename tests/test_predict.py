@@ -13,8 +13,10 @@ from PIL import Image
 
 from arguments import parse_args
 from datasets.coco import read_picture
+from datasets.quality import best_thresholds
 from engine import predict
 from main import main
+from models.weights.checkpoint import load_checkpoint
 from predict import find_pictures, unique_names
 from util import pictures
 from util.backend import jt
@@ -180,11 +182,28 @@ def test_names_of_results():
     ]
 
 
+def test_the_threshold_of_each_class_is_that_of_the_best_checkpoint(trained, tmp_path):
+    best = trained[0].with_name("checkpoint_best.pkl")
+    thresholds = load_checkpoint(best)["thresholds"]
+    report = json.loads((best.parent / "report" / "report.json").read_text())
+    assert thresholds == best_thresholds(report) and len(thresholds) == 3
+    every = run(trained, tmp_path / "all", "--predict", trained[1] / "val2017", "--threshold", 0)
+    flags = ["--predict", trained[1] / "val2017", "--threshold", "auto"]
+    found = run((best, *trained[1:]), tmp_path / "auto", *flags)
+    expected = [d for d in every if d["score"] >= thresholds.get(d["category_id"], 2)]
+    assert [d["bbox"] for d in found] == [d["bbox"] for d in expected]
+    assert 0 < len(found) < len(every)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--predict", "/nowhere/*.jpg"], r"--predict /nowhere/\*\.jpg: no such file"),
         (["--predict", "README.md", "--threshold", "-1"], "--threshold is -1.0"),
+        (
+            ["--predict", "README.md", "--threshold", "auto"],
+            "checkpoint.pkl: has no thresholds of the classes; give the checkpoint_best.pkl",
+        ),
         (["--predict", "README.md", "--finetune", "w.pkl"], "--resume .*: give one of the two"),
         (
             ["--predict", "README.md", "--resume", "/nowhere/w.pkl"],

@@ -8,7 +8,7 @@ from pycocotools.coco import COCO
 
 from datasets.annotations import load_coco
 from datasets.coco_eval import CocoEvaluator
-from datasets.quality import confusion, curve, make_report, match
+from datasets.quality import best_thresholds, confusion, curve, make_report, match
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +111,13 @@ def test_hits_and_the_best_threshold_are_those_by_hand(truth, seed):
         of_class = [(s, h) for c, s, h in rows if label in (None, c)]
         total = sum(objects.values()) if label is None else objects[label]
         best = None
-        for threshold in sorted({s for s, _ in of_class}, reverse=True):
+        scores = [*sorted({float(s) for s, _ in of_class}, reverse=True), 0.0]
+        for threshold, lower in zip(scores, scores[1:]):
             above = [h for s, h in of_class if s >= threshold]
             precision, recall = sum(above) / len(above), sum(above) / max(total, 1)
             f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
             if best is None or f1 > best[3]:
-                best = float(threshold), precision, recall, f1
+                best = (threshold + lower) / 2, precision, recall, f1
         assert curve(matches, label).best() == pytest.approx(best, abs=1e-12), label
 
 
@@ -219,6 +220,11 @@ def test_the_report_has_what_the_parts_say(truth):
     assert person["AP50"] == curve(matches, 1).average_precision()
     assert person["detections"] == (matches.labels == 1).sum()
     assert any(row["AP50"] is None and row["threshold"] == 1 for row in report["classes"])
+    thresholds = best_thresholds(report)
+    assert list(thresholds) == sorted(coco.cats)
+    for row in report["classes"]:
+        expected = row["threshold"] if row["F1"] else best[0]
+        assert thresholds[row["id"]] == expected
 
 
 def test_nothing_found_and_nothing_there():

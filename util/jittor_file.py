@@ -132,7 +132,9 @@ def _checksum_fault(path):
             left -= len(chunk)
         checksum, mark = file.read(20), file.read()
     if mark != _MARK:
-        return "neither a checkpoint of this program nor a PyTorch file, or truncated"
+        return (
+            "neither a checkpoint of this program nor a PyTorch or safetensors file, or truncated"
+        )
     if checksum != sha1.digest():
         return "the file is damaged (its checksum does not match)"
     return None

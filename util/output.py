@@ -72,13 +72,11 @@ class OutputFolder:
         with replacing(self.path / "predictions.png") as file:
             plot_predictions(evaluator.coco_gt, dataset.read_by_id, some, file)
 
-    def save_report(self, make_report):
-        """Writes report/report.json. make_report: gives what to write."""
-        if not self.active:
-            return
+    def save_report(self, report):
+        """Writes report/report.json. report: a dictionary of plain values."""
         (self.path / "report").mkdir(exist_ok=True)
         with replacing(self.path / "report" / "report.json") as file:
-            file.write(json.dumps(make_report(), ensure_ascii=False).encode())
+            file.write(json.dumps(report, ensure_ascii=False).encode())
 
     def panoptic_folder(self):
         """Where the predicted panoptic PNGs go, or None where nothing is written."""

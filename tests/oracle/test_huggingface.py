@@ -19,7 +19,12 @@ from util.misc import nested_tensor_from_arrays
 
 REPO = HERE.parents[1]
 SIZES = {"masks": [(96, 128), (64, 90)], "r50-panoptic": [(128, 160), (96, 120)]}
-FAST = [("three-classes", "safetensors"), ("three-classes", "bin"), ("masks", "sharded")]
+FAST = [
+    ("three-classes", "safetensors"),
+    ("three-classes", "sharded"),
+    ("three-classes", "bin"),
+    ("masks", "sharded"),
+]
 ALL = [
     ("three-classes", "new-names"),
     ("masks", "new-names"),
