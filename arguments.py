@@ -190,8 +190,9 @@ def adopt_flags(args, checkpoint, source):
     """Sets the flags that are not given to those of the checkpoint of --resume or --finetune.
 
     With --finetune: the model's, but for masks. With --resume: the model's and the sizes of images;
-    the shapes' to predict; all that a training depends on to train. Prints where a flag that is
-    given differs. Returns the names of the training's flags that do.
+    the shapes' to predict; all that a training depends on to train. `--threshold auto` becomes the
+    checkpoint's thresholds, a dictionary category id -> score. Prints where a flag that is given
+    differs. Returns the names of the training's flags that do.
     Raises InputError where a given flag does not go with --resume.
     """
     saved = checkpoint.get("args")
@@ -234,7 +235,7 @@ def adopt_flags(args, checkpoint, source):
         args.num_classes = num_classes
     check_flags(args)
     if args.threshold == "auto":
-        class_thresholds(checkpoint, source)
+        args.threshold = class_thresholds(checkpoint, source)
     return changed
 
 

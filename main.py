@@ -20,7 +20,7 @@ from datasets import (
 from datasets.names import published_names
 from datasets.summary import print_summary
 from models import build_model
-from models.weights.checkpoint import class_names, class_thresholds, load_checkpoint, num_classes_of
+from models.weights.checkpoint import class_names, load_checkpoint, num_classes_of
 from models.weights.imagenet import load_backbone
 from models.weights.model import load_model_state, model_state, weights_digest
 from models.weights.training import (
@@ -57,10 +57,7 @@ def main(args):
     if args.predict:
         model, _, _ = build_model(args, get_num_classes(args))
         load_model_state(model, checkpoint["model"], args.resume)
-        threshold = args.threshold
-        if threshold == "auto":
-            threshold = class_thresholds(checkpoint, args.resume)
-        predict_pictures(model, args, names_of(checkpoint, args.resume), threshold)
+        predict_pictures(model, args, names_of(checkpoint, args.resume))
         return
 
     # ---- data

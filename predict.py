@@ -65,11 +65,11 @@ def find_pictures(paths, output_dir):
     return list(found)
 
 
-def predict_pictures(model, args, names, threshold):
+def predict_pictures(model, args, names):
     """Predicts on pictures: draws each into --output_dir, prints a line, writes JSON.
 
-    names: dictionary category id -> name; threshold: as in `engine.predict`. A picture that cannot
-    be read, or that fails in any other way, costs only itself.
+    names: dictionary category id -> name. A picture that cannot be read, or that fails in any other
+    way, costs only itself.
     Raises InputError at the end, when all others are done, where there was such a picture.
     """
     from datasets.coco import read_picture
@@ -95,7 +95,7 @@ def predict_pictures(model, args, names, threshold):
                 [result] = predict(
                     model,
                     [image],
-                    threshold=threshold,
+                    threshold=args.threshold,
                     size=size,
                     max_size=args.max_size,
                     attention=args.attention,

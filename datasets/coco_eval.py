@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
+from datasets.annotations import category_names
 from util import dist
 from util.memory import without_garbage_collector
 
@@ -139,14 +140,14 @@ class CocoEvaluator:
             for ann in self.coco_gt.dataset["annotations"]
             if ann["image_id"] in self.predictions and not ann["iscrowd"]
         )
+        names = category_names(self.coco_gt.cats.values())
         rows = []
         for index, class_id in enumerate(params.catIds):
-            name = str(self.coco_gt.cats[class_id].get("name", f"class {class_id}"))
             # [IoU thresholds, recalls]; -1 where there is no box.
             of_class = precision[:, :, index, 0, -1]
             rows.append(
                 {
-                    "name": name,
+                    "name": names[class_id],
                     "boxes": boxes[class_id],
                     "AP": mean_precision(of_class),
                     "AP50": mean_precision(of_class[params.iouThrs == 0.5]),

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.annotations import category_names
+
 IOU = 0.5
 MAX_DETECTIONS = 100  # of a class in an image, as COCO's evaluation takes
 RECALLS = np.linspace(0, 1, 101)  # where COCO's AP looks at the precision
@@ -218,6 +220,7 @@ def make_report(coco_gt, predictions):
     matches = match(coco_gt, predictions)
     overall = describe(curve(matches))
     matrix, ids = confusion(coco_gt, predictions, overall["threshold"])
+    names = category_names(coco_gt.cats.values())
     classes = []
     for class_id in ids:
         of_class = curve(matches, class_id)
@@ -225,7 +228,7 @@ def make_report(coco_gt, predictions):
         classes.append(
             {
                 "id": class_id,
-                "name": str(coco_gt.cats[class_id].get("name", f"class {class_id}")),
+                "name": names[class_id],
                 "objects": objects,
                 "detections": len(of_class.thresholds),
                 "AP50": of_class.average_precision() if objects else None,

@@ -21,7 +21,7 @@ from util.errors import InputError
 
 MAX_BYTES = 4 << 30
 TIMEOUT = 30  # seconds without any data
-ATTEMPTS = 3  # in a row that bring nothing
+ATTEMPTS = 3  # that bring nothing
 PAUSE = 1  # seconds between two of them
 _CHUNK = 1 << 20
 # Whose files DETR_MIRROR has, under the same paths: the original's weights, and torchvision's.
@@ -130,8 +130,7 @@ def _fetch(url, target, mismatch, headers):
     is_old = partial.exists()  # the part that an earlier run has left
     fruitless = 0
     while True:
-        size = partial.stat().st_size if partial.exists() else 0
-        fault = None
+        size = _size(partial)
         try:
             replies = _receive(url, partial, headers)
         except (OSError, HTTPException) as error:
@@ -139,26 +138,28 @@ def _fetch(url, target, mismatch, headers):
                 if error.code != 416:  # 416: there is nothing after the part that we have
                     raise
                 partial.unlink()
-            fault = error
-        if fault is None:
-            wrong = mismatch(partial, replies)
-            if wrong is None:
-                break
-            received = partial.stat().st_size
-            partial.unlink()
-            if not is_old:
-                raise InputError(
-                    f"{url}: the {received} bytes that arrived do not match the checksum {wrong}; "
-                    f"try again, or download it by hand into {target.parent}"
-                )
-            is_old, size = False, 0
-        arrived = partial.stat().st_size if partial.exists() else 0
-        if fault is not None and arrived <= size:
-            fruitless += 1
-            if fruitless == ATTEMPTS:
-                raise fault
-            time.sleep(PAUSE)
-    partial.rename(target)
+            if _size(partial) <= size:
+                fruitless += 1
+                if fruitless == ATTEMPTS:
+                    raise
+                time.sleep(PAUSE)
+            continue
+        wrong = mismatch(partial, replies)
+        if wrong is None:
+            partial.rename(target)
+            return
+        received = _size(partial)
+        partial.unlink()
+        if not is_old:
+            raise InputError(
+                f"{url}: the {received} bytes that arrived do not match the checksum {wrong}; try "
+                f"again, or download it by hand into {target.parent}"
+            )
+        is_old = False
+
+
+def _size(path):
+    return path.stat().st_size if path.exists() else 0
 
 
 def _receive(url, partial, headers):
@@ -171,7 +172,7 @@ def _receive(url, partial, headers):
     # the whole process.
     secure = urllib.request.HTTPSHandler(context=ssl.create_default_context())
     redirects = _SafeRedirects()
-    start = partial.stat().st_size if partial.exists() else 0
+    start = _size(partial)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     for name, value in headers.items():
         request.add_unredirected_header(name, value)

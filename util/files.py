@@ -8,12 +8,8 @@ from pathlib import Path
 from util.errors import InputError
 
 PARTIAL = ".detr-jittor.part"  # how the hidden names end that `replacing` writes to
-OUR_FOLDERS = (
-    ".",
-    "eval",
-    "panoptic_eval",
-    "report",
-)  # where below --output_dir this program writes
+# Where below --output_dir this program writes.
+OUR_FOLDERS = (".", "eval", "panoptic_eval", "report")
 
 
 @contextmanager

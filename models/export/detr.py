@@ -87,10 +87,10 @@ def block(graph, x, stage, number, architecture):
     if stage == 4 and architecture.dilation:
         stride, dilation = 1, 1 if number == 0 else 2
     place = f"backbone.0.body.layer{stage}.{number}"
-    residual = x
+    shortcut = x
     if f"{place}.downsample.0.weight" in graph.weights:
         with graph.scope("downsample"):
-            residual = conv_norm(graph, x, place, "downsample.0", "downsample.1", stride)
+            shortcut = conv_norm(graph, x, place, "downsample.0", "downsample.1", stride)
     if architecture.backbone in BASIC_BLOCKS:
         kernels = [(3, stride, 1), (3, 1, 1)]
     else:
@@ -98,7 +98,7 @@ def block(graph, x, stage, number, architecture):
     for i, (kernel, stride, dilation) in enumerate(kernels, start=1):
         x = conv_norm(graph, x, place, f"conv{i}", f"bn{i}", stride, kernel, dilation)
         if i == len(kernels):
-            x = graph.add("Add", x, residual)
+            x = graph.add("Add", x, shortcut)
         x = graph.add("Relu", x)
     return x
 

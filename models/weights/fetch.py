@@ -62,13 +62,12 @@ def _fetch(base, folder, name):
     record = folder / f"{name}.sha256"
 
     def mismatch(path, headers):
-        expected = _etag(headers, base + name)
-        content = path.read_bytes() if len(expected) == 40 else b""
-        found = sha256(path) if len(expected) == 64 else _git_hash(content)
+        expected, checksum = _etag(headers, base + name), sha256(path)
+        found = checksum if len(expected) == 64 else _git_hash(path.read_bytes())
         if found != expected:
             return expected
         with replacing(record) as file:
-            file.write(f"{sha256(path)}  {name}\n".encode())
+            file.write(f"{checksum}  {name}\n".encode())
         return None
 
     def is_right():

@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
-from memory import proportional_memory  # noqa: E402
+from process_memory import proportional_memory  # noqa: E402
 
 # name -> (title, flags of recipe.CASES, sizes (height, width) of a batch)
 MODELS = {

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.helpers.memory import proportional_memory
+from tests.helpers.process_memory import proportional_memory
 
 REPO = Path(__file__).resolve().parents[2]
 PERIOD = 5  # seconds between two measurements of memory

@@ -20,7 +20,7 @@ from typing import NamedTuple, Optional
 
 from matplotlib.figure import Figure
 
-from tests.helpers.memory import proportional_memory
+from tests.helpers.process_memory import proportional_memory
 
 REPO = Path(__file__).resolve().parents[2]
 PERIOD = 10  # seconds between two readings

@@ -9,7 +9,6 @@ outside, whenever it prints.
 """
 
 import argparse
-import contextlib
 import json
 import re
 import subprocess
@@ -22,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from engine import PRINT_FREQ
+from tests.helpers.process_memory import proportional_memory
 from util.memory import StepMemory
 
 REPO = Path(__file__).resolve().parents[2]
@@ -62,22 +62,10 @@ def repeat_coco(source, folder, counts):
 def memory(pid):
     """Resident memory of the process and, shared pages by parts, of its data workers; GB."""
 
-    def read(process, file, key):
-        return (
-            next(
-                int(line.split()[1])
-                for line in Path(f"/proc/{process}/{file}").read_text().splitlines()
-                if line.startswith(key)
-            )
-            / 2**20
-        )
-
-    workers = 0
-    for worker in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        # It has come to its end.
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
-            workers += read(worker, "smaps_rollup", "Pss:")
-    return read(pid, "status", "VmRSS:"), workers
+    folder = Path("/proc") / str(pid)
+    [resident] = re.findall(r"VmRSS:\s+(\d+)", (folder / "status").read_text())
+    workers = (folder / "task" / str(pid) / "children").read_text().split()
+    return int(resident) / 2**20, proportional_memory(workers)
 
 
 def measure(coco):
