@@ -201,9 +201,9 @@ class Evaluator:
         )
         self.output.save_evaluation(coco_evaluator, self.data.val, names)
         if self.output.active:
-            report = make_report(self.data.coco_gt, coco_evaluator.predictions)
+            report = make_report(coco_evaluator)
             self.thresholds = best_thresholds(report)
-            self.output.save_report(report)
+            self.output.save_report(report, self.data.val, self.data.coco_gt)
         return stats
 
 

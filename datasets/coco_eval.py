@@ -128,7 +128,7 @@ class CocoEvaluator:
                 print(f"{row['name']:<{width}}  {row['boxes']:>5}  {figures}")
 
     def per_class(self, iou_type):
-        """A dictionary for each class, the best AP first: name, boxes, AP, AP50 and AP75.
+        """A dictionary for each class, the best AP first: id, name, boxes, AP, AP50, AP75.
 
         boxes: their number in the images seen, without crowds. The figures are those at 100
         detections per image, and None where there is no box.
@@ -147,6 +147,7 @@ class CocoEvaluator:
             of_class = precision[:, :, index, 0, -1]
             rows.append(
                 {
+                    "id": class_id,
                     "name": names[class_id],
                     "boxes": boxes[class_id],
                     "AP": mean_precision(of_class),
@@ -159,7 +160,7 @@ class CocoEvaluator:
 
 def mean_precision(precision):
     """The mean of COCOeval's precisions, or None where there are none or no box (-1)."""
-    return precision.mean() if precision.size and precision.min() > -1 else None
+    return float(precision.mean()) if precision.size and precision.min() > -1 else None
 
 
 def prepare_for_coco_detection(image_id, prediction):

@@ -1,126 +1,21 @@
-"""How good detections are beyond AP: precision, recall and F1 by threshold, and confused classes.
+"""How good detections are: precision, recall and F1 by threshold, confused classes, mistakes."""
 
-Matching is COCO's at one IoU threshold: in each image and class the detections, the highest score
-first, take the free object with the highest IoU; what covers a crowd counts as nothing.
-"""
-
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from datasets.annotations import category_names
+from datasets.matching import IOU, match, pair_up
+from datasets.mistakes import KINDS, mistakes_in
+from util.best import COCO_FIGURES
 
-IOU = 0.5
-MAX_DETECTIONS = 100  # of a class in an image, as COCO's evaluation takes
 RECALLS = np.linspace(0, 1, 101)  # where COCO's AP looks at the precision
-
-
-class Matches(NamedTuple):
-    """The detections of all images, in the order of the image ids; those on crowds are left out.
-
-    scores: float32 [n]; labels: int64 [n], category ids; hits: bool [n]; objects: dictionary
-    category id -> number of objects without crowds.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
-    hits: np.ndarray
-    objects: dict
-
-
-def match(coco_gt, predictions, iou=IOU):
-    """Matches predictions (image id -> scores, labels, boxes x0, y0, x1, y1) with coco_gt."""
-    scores, labels, hits = [], [], []
-    objects = dict.fromkeys(sorted(coco_gt.cats), 0)
-    for image_id, prediction in sorted(predictions.items()):
-        truth = objects_of(coco_gt, image_id)
-        for label in truth.labels[~truth.crowds].tolist():
-            objects[label] += 1
-        kept = strongest(prediction["scores"], prediction["labels"])
-        of_image = {
-            name: np.asarray(prediction[name])[kept] for name in ("scores", "labels", "boxes")
-        }
-        overlaps = overlap(of_image["boxes"], truth.boxes, truth.crowds)
-        overlaps[of_image["labels"][:, None] != truth.labels] = 0
-        owners = assign(overlaps, truth.crowds, iou)
-        on_crowd = np.array([owner >= 0 and truth.crowds[owner] for owner in owners], bool)
-        known = np.isin(of_image["labels"], list(objects))
-        counted = known & ~on_crowd
-        scores.append(of_image["scores"][counted])
-        labels.append(of_image["labels"][counted].astype(np.int64))
-        hits.append((owners >= 0)[counted])
-    if not scores:
-        return Matches(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, bool), objects)
-    return Matches(np.concatenate(scores), np.concatenate(labels), np.concatenate(hits), objects)
-
-
-class Objects(NamedTuple):
-    """boxes: float64 [n, 4], x0, y0, x1, y1; labels: int64 [n]; crowds: bool [n]."""
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    crowds: np.ndarray
-
-
-def objects_of(coco_gt, image_id):
-    """The annotated objects of an image, crowds last."""
-    anns = sorted(coco_gt.imgToAnns[image_id], key=lambda ann: ann["iscrowd"])
-    boxes = np.array([ann["bbox"] for ann in anns], float).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return Objects(
-        boxes,
-        np.array([ann["category_id"] for ann in anns], np.int64),
-        np.array([ann["iscrowd"] for ann in anns], bool),
-    )
-
-
-def strongest(scores, labels):
-    """The indices of an image's detections, best first, without those beyond MAX_DETECTIONS."""
-    order = np.argsort(-np.asarray(scores), kind="stable")
-    if len(order) <= MAX_DETECTIONS:
-        return order
-    rank = {}
-    kept = []
-    for index in order:
-        rank[labels[index]] = rank.get(labels[index], 0) + 1
-        if rank[labels[index]] <= MAX_DETECTIONS:
-            kept.append(index)
-    return np.array(kept)
-
-
-def overlap(boxes, objects, crowds):
-    """IoU [n, m] of boxes and objects, x0, y0, x1, y1; with a crowd: the box's part inside it."""
-    boxes = np.asarray(boxes, float)
-    low = np.maximum(boxes[:, None, :2], objects[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], objects[None, :, 2:])
-    inter = np.prod(np.clip(high - low, 0, None), axis=2)
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)[:, None]
-    other = np.prod(objects[:, 2:] - objects[:, :2], axis=1)[None]
-    union = np.where(crowds, area, area + other - inter)
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
-
-
-def assign(overlaps, crowds, iou):
-    """The object that each detection takes, -1 for none: int64 [n].
-
-    overlaps: [n, m], detections with the highest score first; crowds: bool [m], crowds last, which
-    several detections may take.
-    """
-    owners = np.full(len(overlaps), -1)
-    free = np.ones(len(crowds), bool)
-    # As COCO's evaluation, which takes an IoU a little below 1 for 1.
-    limit = min(iou, 1 - 1e-10)
-    for index in np.flatnonzero((overlaps >= limit).any(1)):
-        of_index = np.where(free, overlaps[index], 0)
-        for part in (~crowds, crowds):
-            candidates = np.where(part, of_index, 0)
-            # Of equal ones the last, as COCO's evaluation.
-            best = len(candidates) - 1 - candidates[::-1].argmax()
-            if candidates[best] >= limit:
-                owners[index] = best
-                free[best] = crowds[best]
-                break
-    return owners
+THRESHOLDS = np.float32(np.linspace(0, 1, 101))
+SCORE_BINS = 20
+# Smallest and largest area of COCO's sizes, in pixels.
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+WORST_IMAGES = 20
 
 
 class Curve(NamedTuple):
@@ -159,11 +54,19 @@ class Curve(NamedTuple):
         return threshold, *(float(v[index]) for v in (self.precision, self.recall, self.f1))
 
     def average_precision(self):
-        """COCO's AP at this IoU: the mean of the precision at 101 recalls."""
+        """COCO's AP at this IoU: the mean of `precision_at_recalls`."""
+        return float(self.precision_at_recalls().mean())
+
+    def precision_at_recalls(self):
+        """The best precision at each of RECALLS or beyond it; 0 where the recall is not reached."""
         precision = np.maximum.accumulate(self.precision[::-1])[::-1]
         places = np.searchsorted(self.recall, RECALLS, side="left")
-        found = places < len(precision)
-        return float(precision[places[found]].sum() / len(RECALLS))
+        return np.append(precision, 0)[places]
+
+    def f1_at_thresholds(self):
+        """F1 at each of THRESHOLDS."""
+        count = np.searchsorted(-self.thresholds, -THRESHOLDS, side="right")
+        return np.append(0, self.f1)[count]
 
 
 def curve(matches, label=None):
@@ -176,72 +79,120 @@ def curve(matches, label=None):
     return Curve(matches.scores[of_class][order], precision, hits / max(objects, 1))
 
 
-def confusion(coco_gt, predictions, threshold, iou=IOU):
-    """Which classes are taken for which: int64 [classes + 1, classes + 1], and the class ids.
+def confusion(class_ids, pairs):
+    """Which classes are taken for which: int64 [classes + 1, classes + 1].
 
     Rows are what was detected, columns what is there. The last row counts the objects that were
-    missed, the last column the detections where nothing is. An object is found by a detection of
-    any class: those of its own class first, then by IoU.
+    missed, the last column the detections where nothing is, or what was found already.
+
+    class_ids: sorted; pairs: the Pairs of each image.
     """
+    matrix = np.zeros((len(class_ids) + 1, len(class_ids) + 1), np.int64)
+    for of_image in pairs:
+        objects, owners = of_image.objects, of_image.owners
+        detected = np.searchsorted(class_ids, of_image.labels)
+        there = np.searchsorted(class_ids, objects.labels)
+        matrix[-1] += np.bincount(there[of_image.missed], minlength=len(matrix))
+        matrix[:, -1] += np.bincount(detected[owners < 0], minlength=len(matrix))
+        found = owners >= 0
+        found[found] = ~objects.crowds[owners[found]]
+        np.add.at(matrix, (detected[found], there[owners[found]]), 1)
+    return matrix
+
+
+def make_report(evaluator):
+    """All figures of an evaluation as a dictionary of plain values.
+
+    Confusion and mistakes are those at the threshold where F1 over all classes is highest.
+
+    evaluator: a CocoEvaluator, after `summarize`.
+    """
+    coco_gt, predictions = evaluator.coco_gt, evaluator.predictions
     ids = sorted(coco_gt.cats)
-    place = {class_id: index for index, class_id in enumerate(ids)}
-    matrix = np.zeros((len(ids) + 1, len(ids) + 1), np.int64)
-    for image_id, prediction in predictions.items():
-        truth = objects_of(coco_gt, image_id)
-        scores, labels = np.asarray(prediction["scores"]), np.asarray(prediction["labels"])
-        kept = np.argsort(-scores, kind="stable")
-        kept = kept[(scores[kept] >= threshold) & np.isin(labels[kept], ids)]
-        labels = labels[kept]
-        overlaps = overlap(np.asarray(prediction["boxes"])[kept], truth.boxes, truth.crowds)
-        same = labels[:, None] == truth.labels
-        owners = assign(np.where(same, overlaps, 0), truth.crowds, iou)
-        taken = np.zeros(len(truth.labels), bool)
-        taken[owners[owners >= 0]] = True
-        rest = np.flatnonzero(owners < 0)
-        others = assign(np.where(taken | truth.crowds, 0, overlaps[rest]), truth.crowds, iou)
-        owners[rest] = others
-        found = np.zeros(len(truth.labels), bool)
-        for label, owner in zip(labels, owners):
-            if owner < 0:
-                matrix[place[label], -1] += 1
-            elif not truth.crowds[owner]:
-                matrix[place[label], place[truth.labels[owner]]] += 1
-                found[owner] = True
-        for label in truth.labels[~found & ~truth.crowds]:
-            matrix[-1, place[label]] += 1
-    return matrix, ids
-
-
-def make_report(coco_gt, predictions):
-    """The figures of `match`, `curve` and `confusion` as a dictionary of plain values.
-
-    The confusion is that at the threshold where F1 over all classes is highest.
-    """
     matches = match(coco_gt, predictions)
-    overall = describe(curve(matches))
-    matrix, ids = confusion(coco_gt, predictions, overall["threshold"])
-    names = category_names(coco_gt.cats.values())
+    overall = curve(matches)
+    threshold = describe(overall)["threshold"]
+    pairs = {
+        image_id: pair_up(coco_gt, image_id, prediction, threshold)
+        for image_id, prediction in predictions.items()
+    }
+    mistakes = {image_id: mistakes_in(of_image) for image_id, of_image in pairs.items()}
+    kinds = Counter(mistake.kind for of_image in mistakes.values() for mistake in of_image)
+    return {
+        "iou": IOU,
+        "images": len(predictions),
+        "AP": {name: sizes_of_ap(each.stats) for name, each in evaluator.coco_eval.items()},
+        "objects": count_sizes(coco_gt, predictions),
+        "all_classes": {**describe(overall), **points(overall)},
+        "recalls": RECALLS.round(2).tolist(),
+        "thresholds": np.linspace(0, 1, len(THRESHOLDS)).round(2).tolist(),
+        "classes": describe_classes(evaluator, matches),
+        "scores": count_scores(matches),
+        "confusion": confusion(ids, pairs.values()).tolist(),
+        "mistakes": {
+            kind: {"meaning": meaning, "count": kinds[kind]} for kind, meaning in KINDS.items()
+        },
+        "worst_images": [
+            {
+                "image_id": image_id,
+                "file_name": coco_gt.imgs[image_id]["file_name"],
+                "mistakes": [mistake._asdict() for mistake in mistakes[image_id]],
+            }
+            for image_id in sorted(mistakes, key=lambda image_id: -len(mistakes[image_id]))
+            if mistakes[image_id]
+        ][:WORST_IMAGES],
+    }
+
+
+def sizes_of_ap(stats):
+    """COCO's 12 figures by their names, None where there is no object."""
+    return {name: None if value == -1 else float(value) for name, value in zip(COCO_FIGURES, stats)}
+
+
+def count_sizes(coco_gt, image_ids):
+    """The objects in these images, without crowds: all, and those of each of SIZES."""
+    areas = np.array(
+        [
+            ann["area"]
+            for image_id in image_ids
+            for ann in coco_gt.imgToAnns[image_id]
+            if not ann["iscrowd"]
+        ]
+    )
+    sizes = {
+        name: int(((areas >= low) & (areas < high)).sum()) for name, (low, high) in SIZES.items()
+    }
+    return {"all": len(areas), **sizes}
+
+
+def count_scores(matches):
+    """How many hits and misses have which scores, in SCORE_BINS equal parts of 0..1."""
+    return {
+        name: np.histogram(matches.scores[which], SCORE_BINS, (0, 1))[0].tolist()
+        for name, which in (("hits", matches.hits), ("misses", ~matches.hits))
+    }
+
+
+def describe_classes(evaluator, matches):
+    """A dictionary for each class, in the order of the ids."""
+    names = category_names(evaluator.coco_gt.cats.values())
+    ap = {row["id"]: row["AP"] for row in evaluator.per_class("bbox")}
     classes = []
-    for class_id in ids:
+    for class_id, objects in matches.objects.items():
         of_class = curve(matches, class_id)
-        objects = matches.objects[class_id]
         classes.append(
             {
                 "id": class_id,
                 "name": names[class_id],
                 "objects": objects,
                 "detections": len(of_class.thresholds),
+                "AP": ap[class_id],
                 "AP50": of_class.average_precision() if objects else None,
                 **describe(of_class),
+                **points(of_class),
             }
         )
-    return {
-        "iou": IOU,
-        "images": len(predictions),
-        "all_classes": overall,
-        "classes": classes,
-        "confusion": matrix.tolist(),
-    }
+    return classes
 
 
 def describe(of_classes):
@@ -251,6 +202,14 @@ def describe(of_classes):
     """
     names = ("threshold", "precision", "recall", "F1")
     return dict(zip(names, of_classes.best() or (1.0, 0.0, 0.0, 0.0)))
+
+
+def points(of_classes):
+    """A Curve at RECALLS and at THRESHOLDS, to draw it."""
+    return {
+        "precision_at_recalls": of_classes.precision_at_recalls().round(4).tolist(),
+        "F1_at_thresholds": of_classes.f1_at_thresholds().round(4).tolist(),
+    }
 
 
 def best_thresholds(report):

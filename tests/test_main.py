@@ -49,6 +49,7 @@ def test_files_of_a_training(trained):
         "checkpoint0000.pkl",
         "checkpoint0001.pkl",
         "checkpoint_best.pkl",
+        "report/report.html",
         "report/report.json",
         "eval/latest.pkl",
         "eval/000.pkl",

@@ -1,6 +1,7 @@
 """Precision, recall, F1 and confused classes against loops written by hand, and pycocotools."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from pycocotools.coco import COCO
 
 from datasets.annotations import load_coco
 from datasets.coco_eval import CocoEvaluator
-from datasets.quality import best_thresholds, confusion, curve, make_report, match
+from datasets.matching import match, pair_up
+from datasets.mistakes import KINDS, mistakes_in
+from datasets.quality import best_thresholds, confusion, curve, make_report
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,23 @@ def draw(coco, images, seed):
             "scores": np.array(scores, np.float32),
         }
     return predictions
+
+
+def evaluate(coco, predictions):
+    """A CocoEvaluator with its figures."""
+    evaluator = CocoEvaluator(coco, ["bbox"])
+    evaluator.update(predictions)
+    evaluator.synchronize_between_processes()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return evaluator
+
+
+def pair_all(coco, predictions, threshold):
+    return [
+        pair_up(coco, image_id, prediction, threshold)
+        for image_id, prediction in predictions.items()
+    ]
 
 
 def iou(a, b, of_crowd=False):
@@ -126,11 +146,7 @@ def test_hits_and_the_best_threshold_are_those_by_hand(truth, seed):
 def test_the_curves_area_is_pycocotools_ap50(truth, seed, capsys):
     coco, images = truth
     predictions = draw(coco, images, seed)
-    evaluator = CocoEvaluator(coco, ["bbox"])
-    evaluator.update(predictions)
-    evaluator.synchronize_between_processes()
-    evaluator.accumulate()
-    evaluator.summarize()
+    evaluator = evaluate(coco, predictions)
     matches = match(coco, predictions)
     rows = {row["name"]: row["AP50"] for row in evaluator.per_class("bbox")}
     values = []
@@ -140,6 +156,11 @@ def test_the_curves_area_is_pycocotools_ap50(truth, seed, capsys):
             assert expected is None
             continue
         values.append(curve(matches, class_id).average_precision())
+        params, precision = evaluator.coco_eval["bbox"].params, evaluator.coco_eval["bbox"].eval
+        of_class = precision["precision"][0, :, params.catIds.index(class_id), 0, -1]
+        np.testing.assert_allclose(
+            curve(matches, class_id).precision_at_recalls(), of_class, atol=1e-9
+        )
         assert values[-1] == pytest.approx(expected, abs=1e-9)
     stats = evaluator.coco_eval["bbox"].stats
     assert np.mean(values) == pytest.approx(stats[1], abs=1e-9) and len(values) > 10
@@ -150,7 +171,9 @@ def test_the_curves_area_is_pycocotools_ap50(truth, seed, capsys):
 def test_the_confusion_is_that_by_hand(truth, threshold):
     coco, images = truth
     predictions = draw(coco, images, 7)
-    matrix, ids = confusion(coco, predictions, threshold)
+    ids = sorted(coco.cats)
+    pairs = pair_all(coco, predictions, threshold)
+    matrix = confusion(ids, pairs)
     expected = np.zeros_like(matrix)
     place = {class_id: index for index, class_id in enumerate(ids)}
     for image_id, prediction in predictions.items():
@@ -198,22 +221,109 @@ def test_the_confusion_is_that_by_hand(truth, threshold):
     np.testing.assert_array_equal(matrix, expected)
     objects = sum(not a["iscrowd"] for i in images for a in coco.imgToAnns[i])
     assert matrix[:, :-1].sum() == objects, "each object is found or missed once"
+    off_diagonal = matrix[:-1, :-1] - np.diag(np.diag(matrix[:-1, :-1]))
     if threshold == 0:
-        off_diagonal = matrix[:-1, :-1] - np.diag(np.diag(matrix[:-1, :-1]))
         assert off_diagonal.any() and matrix[:-1, -1].any() and matrix[-1].any()
+
+    # ---- the same mistakes, one by one
+    kinds = Counter(mistake.kind for of_image in pairs for mistake in mistakes_in(of_image))
+    assert kinds["wrong class"] == off_diagonal.sum()
+    beside = kinds["wrong place"] + kinds["twice"] + kinds["nothing there"]
+    assert beside == matrix[:-1, -1].sum()
+    assert kinds["missed"] <= matrix[-1].sum() <= kinds["missed"] + kinds["wrong place"]
+    assert threshold or set(kinds) == set(KINDS)
+
+
+def small_truth(*annotations, names=("cat", "dog")):
+    """COCO with one image, 1, of 100 x 100 pixels. annotations: (category id, x0, y0, x1, y1)."""
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": 1, "file_name": "one.png", "width": 100, "height": 100}],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": label,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 0,
+            }
+            for number, (label, x0, y0, x1, y1) in enumerate(annotations, 1)
+        ],
+    }
+    coco.createIndex()
+    return coco
+
+
+def predicted(*rows):
+    """A prediction. rows: (score, category id, x0, y0, x1, y1)."""
+    rows = np.array(rows, np.float64).reshape(-1, 6)
+    return {
+        "scores": np.float32(rows[:, 0]),
+        "labels": rows[:, 1].astype(np.int64),
+        "boxes": np.float32(rows[:, 2:]),
+    }
+
+
+FOUND = (1, 0, 0, 10, 10)
+CAT, DOG = 1, 2
+
+
+@pytest.mark.parametrize(
+    "detections, expected",
+    [
+        ([(0.9, CAT, 0, 0, 10, 10)], []),
+        ([], [("missed", CAT, None, None)]),
+        ([(0.2, CAT, 0, 0, 10, 10)], [("missed", CAT, None, None)]),
+        ([(0.9, DOG, 0, 0, 10, 10)], [("wrong class", DOG, 0.9, CAT)]),
+        ([(0.9, CAT, 0, 0, 10, 4)], [("wrong place", CAT, 0.9, None)]),
+        (
+            [(0.9, CAT, 0, 0, 10, 4), (0.8, CAT, 0, 6, 10, 10)],
+            [("wrong place", CAT, 0.9, None), ("wrong place", CAT, 0.8, None)],
+        ),
+        ([(0.9, CAT, 0, 0, 10, 10), (0.8, CAT, 0, 0, 10, 9)], [("twice", CAT, 0.8, None)]),
+        ([(0.9, CAT, 0, 0, 10, 10), (0.8, DOG, 0, 0, 10, 10)], [("twice", DOG, 0.8, None)]),
+        (
+            [(0.9, DOG, 0, 0, 10, 4), (0.8, CAT, 50, 50, 60, 60)],
+            [
+                ("nothing there", DOG, 0.9, None),
+                ("nothing there", CAT, 0.8, None),
+                ("missed", CAT, None, None),
+            ],
+        ),
+        # the cat's own detection wins over a dog's with a higher score
+        ([(0.9, DOG, 0, 0, 10, 10), (0.6, CAT, 0, 0, 10, 9)], [("twice", DOG, 0.9, None)]),
+    ],
+)
+def test_each_kind_of_mistake(detections, expected):
+    coco = small_truth(FOUND)
+    found = mistakes_in(pair_up(coco, 1, predicted(*detections), 0.5))
+    rounded = [
+        (kind, label, score and round(score, 4), truth) for kind, label, _, score, truth in found
+    ]
+    assert rounded == expected
+    for mistake in found:
+        if mistake.kind == "missed":
+            assert mistake.box == [0, 0, 10, 10]
+        else:
+            assert [mistake.score, mistake.label, *mistake.box] == pytest.approx(
+                next(row for row in detections if row[0] == round(mistake.score, 4))
+            )
 
 
 @pytest.mark.coco
 def test_the_report_has_what_the_parts_say(truth):
     coco, images = truth
     predictions = draw(coco, images, 3)
-    report = make_report(coco, predictions)
+    report = make_report(evaluate(coco, predictions))
     assert report == json.loads(json.dumps(report)), "plain values"
     matches = match(coco, predictions)
     best = curve(matches).best()
     names = ["threshold", "precision", "recall", "F1"]
     assert [report["all_classes"][name] for name in names] == list(best)
-    assert report["confusion"] == confusion(coco, predictions, best[0])[0].tolist()
+    pairs = pair_all(coco, predictions, best[0])
+    assert report["confusion"] == confusion(sorted(coco.cats), pairs).tolist()
     assert report["images"] == 12 and len(report["classes"]) == 80
     person = report["classes"][0]
     assert person["name"] == "person" and person["objects"] == matches.objects[1]
@@ -225,6 +335,33 @@ def test_the_report_has_what_the_parts_say(truth):
     for row in report["classes"]:
         expected = row["threshold"] if row["F1"] else best[0]
         assert thresholds[row["id"]] == expected
+
+    # ---- what is drawn
+    scores = report["scores"]
+    assert sum(scores["hits"]) == matches.hits.sum()
+    assert sum(scores["misses"]) == (~matches.hits).sum()
+    assert (
+        scores["hits"][6]
+        == (matches.hits & (0.3 <= matches.scores) & (matches.scores < 0.35)).sum()
+    )
+    for threshold, f1 in list(zip(report["thresholds"], person["F1_at_thresholds"]))[::7]:
+        kept = (matches.labels == 1) & (matches.scores >= np.float32(threshold))
+        hits = matches.hits[kept].sum()
+        assert f1 == pytest.approx(2 * hits / (kept.sum() + matches.objects[1]), abs=1e-4)
+    areas = [a["area"] for i in images for a in coco.imgToAnns[i] if not a["iscrowd"]]
+    medium = sum(32**2 <= area < 96**2 for area in areas)
+    assert report["objects"]["all"] == len(areas) and report["objects"]["medium"] == medium > 0
+    assert sum(report["objects"].values()) == 2 * len(areas)
+
+    # ---- mistakes
+    of_image = {i: mistakes_in(each) for i, each in zip(predictions, pairs)}
+    kinds = Counter(mistake.kind for mistakes in of_image.values() for mistake in mistakes)
+    assert {kind: each["count"] for kind, each in report["mistakes"].items()} == kinds
+    counts = [len(image["mistakes"]) for image in report["worst_images"]]
+    assert counts == sorted(map(len, of_image.values()), reverse=True)
+    worst = report["worst_images"][0]
+    assert worst["file_name"] == coco.imgs[worst["image_id"]]["file_name"]
+    assert worst["mistakes"] == [m._asdict() for m in of_image[worst["image_id"]]]
 
 
 def test_nothing_found_and_nothing_there():
@@ -239,4 +376,4 @@ def test_nothing_found_and_nothing_there():
     for predictions in ({}, {1: nothing, 2: nothing}):
         matches = match(coco, predictions)
         assert matches.objects == {3: 0} and curve(matches).best() is None
-        assert confusion(coco, predictions, 0.5)[0].tolist() == [[0, 0], [0, 0]]
+        assert confusion([3], pair_all(coco, predictions, 0.5)).tolist() == [[0, 0], [0, 0]]

@@ -1,11 +1,16 @@
 """Which epoch of a training is the best so far, by one of the evaluation's figures."""
 
+# The 12 figures of COCO in their order; AR1 is the recall with one detection in each image.
+COCO_FIGURES = (
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
+)
 # --best -> where the figure is in what `engine.evaluate` returns
 FIGURES = {
-    "AP": ("coco_eval_bbox", 0),
-    "AP50": ("coco_eval_bbox", 1),
-    "AP75": ("coco_eval_bbox", 2),
-    "segm_AP": ("coco_eval_masks", 0),
+    "AP": ("coco_eval_bbox", COCO_FIGURES.index("AP")),
+    "AP50": ("coco_eval_bbox", COCO_FIGURES.index("AP50")),
+    "AP75": ("coco_eval_bbox", COCO_FIGURES.index("AP75")),
+    "segm_AP": ("coco_eval_masks", COCO_FIGURES.index("AP")),
     "PQ": ("PQ_all", "pq"),
 }
 

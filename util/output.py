@@ -1,5 +1,6 @@
 """What a run leaves in its output folder, under the original's names."""
 
+import io
 import json
 import math
 from itertools import chain, islice
@@ -8,8 +9,9 @@ from pathlib import Path
 from util import dist
 from util.files import replacing, training_files
 from util.jittor_file import write_jittor_file
-from util.pictures import GRID, plot_predictions
+from util.pictures import GRID, draw_mistakes, plot_predictions
 from util.plot_utils import plot_curves, read_log
+from util.report_page import make_page
 
 
 class OutputFolder:
@@ -72,11 +74,29 @@ class OutputFolder:
         with replacing(self.path / "predictions.png") as file:
             plot_predictions(evaluator.coco_gt, dataset.read_by_id, some, file)
 
-    def save_report(self, report):
-        """Writes report/report.json. report: a dictionary of plain values."""
+    def save_report(self, report, dataset, coco_gt):
+        """Writes report/report.json and report.html.
+
+        report: what `datasets.quality.make_report` returns.
+        """
+        names = {row["id"]: row["name"] for row in report["classes"]}
+        pictures = []
+        for image in report["worst_images"]:
+            boxes = [ann["bbox"] for ann in coco_gt.imgToAnns[image["image_id"]]]
+            boxes = [(x, y, x + width, y + height) for x, y, width, height in boxes]
+            picture = dataset.read_by_id(image["image_id"])
+            picture = draw_mistakes(picture, boxes, image["mistakes"], names)
+            jpeg = io.BytesIO()
+            picture.save(jpeg, format="JPEG", quality=85)
+            pictures.append(jpeg.getvalue())
+        page = make_page(report, pictures)
         (self.path / "report").mkdir(exist_ok=True)
-        with replacing(self.path / "report" / "report.json") as file:
-            file.write(json.dumps(report, ensure_ascii=False).encode())
+        for name, text in (
+            ("report.json", json.dumps(report, ensure_ascii=False)),
+            ("report.html", page),
+        ):
+            with replacing(self.path / "report" / name) as file:
+                file.write(text.encode())
 
     def panoptic_folder(self):
         """Where the predicted panoptic PNGs go, or None where nothing is written."""

@@ -18,6 +18,15 @@ MIN_SCORE = 0.5  # detections below are not drawn
 MIN_PICTURE_SIDE = 600  # smaller pictures are enlarged to it, so that labels are legible
 MASK_OPACITY = 0.5  # share of the colour in a mask
 MIN_CAPTION_WIDTH = 240  # pixels
+MISTAKE_SIDE = 640  # longer side of an image with its mistakes
+# The colours that datasets.mistakes.KINDS are drawn in.
+MISTAKE_COLOURS = {
+    "missed": (255, 80, 80),
+    "wrong class": (255, 165, 0),
+    "wrong place": (250, 235, 60),
+    "twice": (90, 190, 255),
+    "nothing there": (240, 110, 240),
+}
 MAX_POINTS = 4  # from which the encoder's attention is drawn
 MAX_ATTENTION_MAPS = 20  # detections whose attention is drawn
 
@@ -70,6 +79,30 @@ def draw_detections(image, result, names):
     labels_drawn = Labels(draw, image.size, text)
     for box, label, score in zip(boxes, labels, result["scores"].tolist()):
         labels_drawn.add(box, _name(names, label), f" {score:.2f}", _colour(label))
+    return image
+
+
+def draw_mistakes(image, objects, mistakes, names):
+    """The picture, enlarged or shrunk, with all objects thin and white, and a detector's mistakes.
+
+    image: PIL, RGB; objects: float [n, 4], x0, y0, x1, y1 in pixels; mistakes: list of dictionaries
+    of a `datasets.mistakes.Mistake`; names: dictionary category id -> name.
+    """
+    scale = MISTAKE_SIDE / max(image.size)
+    image = _resize(image, scale)
+    draw = ImageDraw.Draw(image)
+    for box in np.asarray(objects) * scale:
+        _truth(draw, box)
+    boxes = [[value * scale for value in mistake["box"]] for mistake in mistakes]
+    for box, mistake in zip(boxes, mistakes):
+        _frame(draw, box, MISTAKE_COLOURS[mistake["kind"]], FRAME_WIDTH)
+    labels = Labels(draw, image.size, TEXT_HEIGHT)
+    for box, mistake in zip(boxes, mistakes):
+        name = _name(names, mistake["label"])
+        if mistake["truth"] is not None:
+            name += f", is {_name(names, mistake['truth'])}"
+        score = "" if mistake["score"] is None else f" {mistake['score']:.2f}"
+        labels.add(box, name, score, MISTAKE_COLOURS[mistake["kind"]])
     return image
 
 
@@ -182,10 +215,7 @@ def _draw_cell(coco, read_image, image_id, detections):
     image = _resize(image, scale)
     draw = ImageDraw.Draw(image)
     for annotation in coco.imgToAnns[image_id]:
-        left, top, right, bottom = _corners(annotation["bbox"], scale)
-        # White on black is seen on any ground.
-        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3)
-        draw.rectangle((left, top, right, bottom), outline="white", width=1)
+        _truth(draw, _corners(annotation["bbox"], scale))
     names = {
         class_id: category.get("name", f"class {class_id}")
         for class_id, category in coco.cats.items()
@@ -216,6 +246,13 @@ def _frame(draw, box, colour, line):
         (x0 - edge, y0 - edge, x1 + edge, y1 + edge), outline="black", width=line + 2 * edge
     )
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
+
+
+def _truth(draw, box):
+    """The frame of an object: white on black is seen on any ground."""
+    left, top, right, bottom = box
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=3)
+    draw.rectangle((left, top, right, bottom), outline="white", width=1)
 
 
 class Labels:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from util.best import COCO_FIGURES
 from util.errors import InputError
 
 LOSSES = {
@@ -22,7 +23,7 @@ LOSSES = {
     "loss_bbox": "loss_bbox, last layer",
     "loss_giou": "loss_giou, last layer",
 }
-FIGURES = {"AP": 0, "AP50": 1, "AP75": 2}  # places among COCO's 12 figures
+IN_TABLE = ("AP", "AP50", "AP75")
 
 
 def read_log(run):
@@ -56,6 +57,11 @@ def evaluated(logs):
     return [log for log in logs if "test_coco_eval_bbox" in log]
 
 
+def coco_figure(log, name):
+    """One of COCO_FIGURES in a line of an epoch with evaluation."""
+    return log["test_coco_eval_bbox"][COCO_FIGURES.index(name)]
+
+
 def plot_curves(runs, path):
     """Draws losses, AP and AP50 over the epochs.
 
@@ -81,7 +87,7 @@ def plot_curves(runs, path):
         for i, logs in enumerate(runs.values()):
             axes.plot(
                 [log["epoch"] for log in evaluated(logs)],
-                [log["test_coco_eval_bbox"][FIGURES[name]] for log in evaluated(logs)],
+                [coco_figure(log, name) for log in evaluated(logs)],
                 f"C{i}--",
                 **style,
             )
@@ -109,15 +115,13 @@ def table(runs):
     """
     lines = [
         "| run | epochs | "
-        + " | ".join(f"{kind} {name}" for name in FIGURES for kind in ("last", "best"))
+        + " | ".join(f"{kind} {name}" for name in IN_TABLE for kind in ("last", "best"))
         + " |",
-        "| --- | --- |" + " --- |" * (2 * len(FIGURES)),
+        "| --- | --- |" + " --- |" * (2 * len(IN_TABLE)),
     ]
     values = {}
     for name, logs in runs.items():
-        figures = [
-            [log["test_coco_eval_bbox"][i] for log in evaluated(logs)] for i in FIGURES.values()
-        ]
+        figures = [[coco_figure(log, name) for log in evaluated(logs)] for name in IN_TABLE]
         values[name] = [value for figure in figures for value in (figure[-1], max(figure))]
         lines.append(
             f"| {name} | {len(logs)} | "

@@ -1,0 +1,103 @@
+"""The page of an evaluation's report: whole, self-contained, with any number of classes."""
+
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from test_quality import evaluate, predicted, small_truth
+
+from datasets.mistakes import KINDS
+from datasets.quality import make_report
+from util import report_page
+from util.pictures import MISTAKE_COLOURS
+from util.report_page import make_page
+
+
+class Reader(HTMLParser):
+    """Notes a page's text, tags, and whatever it would load; fails where tags do not match."""
+
+    UNCLOSED = {"meta", "img", "br"}
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.loaded, self.text = [], [], [], ""
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.open += [] if tag in self.UNCLOSED else [tag]
+        self.loaded += [value for name, value in attributes if name in ("src", "xlink:href")]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.UNCLOSED:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def make(classes, *detections, objects=((1, 10, 10, 50, 50),)):
+    coco = small_truth(*objects, names=classes)
+    report = make_report(evaluate(coco, {1: predicted(*detections)}))
+    return report, make_page(report, [b"jpeg"] * len(report["worst_images"]))
+
+
+@pytest.mark.parametrize("count", [1, 3, 11, 80, 250])
+def test_any_number_of_classes(count):
+    names = [f"class {number}" for number in range(count)]
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 50, (count, 2))
+    boxes = np.concatenate([low, low + rng.uniform(20, 50, (count, 2))], 1)
+    objects = [(label, *box) for label, box in enumerate(boxes, 1)]
+    # every tenth class is taken for the next one, but for the first class
+    labels = [label % count + 1 if label % 10 == 5 else label for label in range(1, count + 1)]
+    detections = [(0.5 + 0.001 * i, labels[i], *boxes[i]) for i in range(count)]
+    report, page = make(names, *detections, objects=objects)
+    reader = Reader(page)
+    assert reader.tags.count("svg") == 5
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(svg)
+        assert report_page.INK not in svg
+    assert all(each.startswith(("data:image/", "#")) for each in reader.loaded)
+    assert "<script" not in page and "<link" not in page
+    for name in names:
+        assert name in reader.text
+    shown = re.findall(r"<svg.*?</svg>", page, re.DOTALL)[-1]
+    assert shown.count(">class ") == 2 * min(count, report_page.MATRIX_CLASSES)
+    if count > 10:
+        assert f"{report['all_classes']['threshold']:.2f}" in reader.text
+        assert ">class 5<" in shown, "a confused class is shown"
+    assert page == make_page(report, [b"jpeg"] * len(report["worst_images"]))
+
+
+def test_names_are_text_and_nothing_else(recwarn):
+    names = ["<b>&", "$x_1$", "_hidden", "狗", '"quoted" ${summary}']
+    detections = [(0.9, 2, 10, 10, 50, 50), (0.8, 5, 60, 60, 90, 90)]
+    _, page = make(names, *detections)
+    reader = Reader(page)
+    assert reader.tags.count("b") == 6 + 2, "the figures above and the thresholds"
+    for name in names:
+        # curves, matrix, table
+        assert reader.text.count(name) >= 3, name
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_nothing_there_and_nothing_found():
+    for objects, detections in (((), ()), ((), [(0.5, 1, 0, 0, 9, 9)]), ([(1, 0, 0, 9, 9)], ())):
+        report, page = make(["cat"], *detections, objects=objects)
+        reader = Reader(page)
+        assert f"1 image, {len(objects)} object" in reader.text
+        assert ("<b>–</b>AP50" in page) == (not objects)
+        assert len(report["worst_images"]) == (1 if objects or detections else 0)
+
+
+def test_every_kind_of_mistake_has_a_colour():
+    assert list(MISTAKE_COLOURS) == list(KINDS)
