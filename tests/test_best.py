@@ -1,10 +1,15 @@
 """The best checkpoint, patience, and epochs without evaluation."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import tiny
 from interrupt import assert_same_training
+from processes import ENVIRONMENT, REPO
+from same import assert_same
 
 import engine
 from arguments import parse_args
@@ -101,6 +106,58 @@ def test_a_resumed_training_knows_the_best_one_before(coco, tmp_path, figures, f
     assert_same_training(parts, whole)
     bests = [load_checkpoint(folder / "checkpoint_best.pkl") for folder in (parts, whole)]
     assert bests[0]["best"] == bests[1]["best"] and bests[0]["epoch"] == 1
+
+
+# A training whose second epoch is better than its first, killed while it writes the better one.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, "tests/helpers")
+import engine, tiny
+values, evaluate, fsync = [0.1, 0.3], engine.evaluate, os.fsync
+
+def better(*arguments, **options):
+    stats, evaluator = evaluate(*arguments, **options)
+    stats["coco_eval_bbox"][0] = values.pop(0)
+    return stats, evaluator
+
+def killed(handle):
+    if not values and "checkpoint_best" in os.readlink(f"/proc/self/fd/{handle}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(handle)
+
+engine.evaluate, os.fsync = better, killed
+tiny.train(*sys.argv[1:])
+"""
+
+
+def test_killed_while_the_best_one_is_written_both_are_intact(coco, tmp_path, figures):
+    flags = ["--batch_size 2 --num_workers 0", "--coco_path", coco]
+    command = [sys.executable, "-c", KILLED, *map(str, flags)]
+    done = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "killed"), "--epochs 2"],
+        cwd=REPO,
+        env=ENVIRONMENT | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list((tmp_path / "killed").glob(".checkpoint_best*")), "half written, beside it"
+    epochs = [
+        load_checkpoint(tmp_path / "killed" / f"{name}.pkl")["epoch"]
+        for name in ("checkpoint", "checkpoint_best")
+    ]
+    assert epochs == [1, 0]
+    figures(0.3)
+    run(coco, tmp_path / "killed", "--resume", tmp_path / "killed" / "checkpoint.pkl")
+    figures(0.1, 0.3)
+    run(coco, tmp_path / "whole", "--epochs 2")
+    assert_same_training(tmp_path / "killed", tmp_path / "whole")
+    bests = [
+        load_checkpoint(tmp_path / name / "checkpoint_best.pkl") for name in ("killed", "whole")
+    ]
+    assert_same(bests[0]["model"], bests[1]["model"])
+    assert bests[0]["epoch"] == 1 and bests[0]["thresholds"] == bests[1]["thresholds"]
+    assert not list((tmp_path / "killed").glob(".checkpoint_best*"))
 
 
 def test_a_training_that_patience_ended_stays_ended(coco, tmp_path, figures, capfd):
