@@ -1,6 +1,7 @@
 """The flags: their parser, the demo's, what is wrong with them, and what a checkpoint decides."""
 
 import argparse
+import importlib.util
 import shlex
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def get_args_parser():
     add("--eval_interval", default=1, type=int, help="epochs between evaluations")
     add("--best", default="AP", choices=list(FIGURES), help="what checkpoint_best.pkl is best at")
     add("--patience", default=0, type=int, help="stop after N evaluations without a better one")
+    add("--tensorboard", action="store_true", help="log for TensorBoard, in OUTPUT_DIR/tensorboard")
     add("--overwrite", action="store_true", help="remove the training that is in --output_dir")
     add("--eval", action="store_true", help="only evaluate")
     add("--per_class", action="store_true", help="print the figures of each class, too")
@@ -266,7 +268,13 @@ def check_args(args):
 def check_flags(args):
     """Raises InputError for the first fault of the flags alone."""
     faults_of_paths = faults_of_predict if args.predict else faults_of_data
-    for faults_of in (faults_of_numbers, faults_of_model, faults_of_weights, faults_of_paths):
+    for faults_of in (
+        faults_of_numbers,
+        faults_of_model,
+        faults_of_weights,
+        faults_of_logs,
+        faults_of_paths,
+    ):
         raise_first(faults_of(args))
     if args.dataset_file == "coco_panoptic" and args.masks and not args.predict:
         require_panopticapi()
@@ -362,6 +370,17 @@ def faults_of_weights(args):
             yield f"there are no ImageNet weights for {model}: use --backbone_weights none"
     if args.frozen_weights and not args.masks:
         yield "--frozen_weights trains the mask head only: give --masks, too"
+
+
+def faults_of_logs(args):
+    if not args.tensorboard:
+        return
+    if args.eval or args.predict:
+        yield "--tensorboard is for a training: leave it out"
+    if not args.output_dir:
+        yield "--tensorboard needs a folder for its files: give --output_dir"
+    if importlib.util.find_spec("tensorboard") is None:
+        yield "--tensorboard needs the package tensorboard: pip install tensorboard"
 
 
 OWN_DATA = ["train_images", "train_ann", "val_images", "val_ann"]

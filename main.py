@@ -173,7 +173,7 @@ class Evaluator:
         self.data = data
         self.per_class = args.per_class
         self.thresholds = {}
-        self.output = OutputFolder(args.output_dir, args.overwrite)
+        self.output = OutputFolder(args.output_dir, args.overwrite, args.tensorboard)
 
     def run(self, names, after_step=None):
         """Returns the figures.

@@ -86,5 +86,6 @@ def claim(folder):
 
 
 def training_files(folder):
-    """The files of a training in folder (Path): checkpoints, log.txt and eval/."""
-    return [*folder.glob("checkpoint*.pkl"), *folder.glob("log.txt"), *folder.glob("eval/*.pkl")]
+    """The files of a training in folder (Path): checkpoints, log.txt, eval/ and tensorboard/."""
+    patterns = ("checkpoint*.pkl", "log.txt", "eval/*.pkl", "tensorboard/events.out.tfevents.*")
+    return [file for pattern in patterns for file in folder.glob(pattern)]

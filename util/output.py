@@ -17,11 +17,14 @@ from util.report_page import make_page
 class OutputFolder:
     """The folder of --output_dir. Nothing is written where it is empty, or by other processes.
 
+    overwrite: remove the training that is in it; tensorboard: log for TensorBoard, too.
     Raises InputError for a log.txt that is there and cannot be continued.
     """
 
-    def __init__(self, path, overwrite=False):
+    def __init__(self, path, overwrite=False, tensorboard=False):
         self.path = Path(path)
+        self.tensorboard = tensorboard
+        self.tensorboard_log = None
         self.active = bool(path) and dist.is_main_process()
         if not self.active:
             return
@@ -138,9 +141,20 @@ class OutputFolder:
         )
         with replacing(self.path / "curves.png") as file:
             plot_curves({self.path.resolve().name: self.logs}, file)
+        if self.tensorboard:
+            self.log_to_tensorboard(line, with_picture=bool(test_stats))
         # Last, because the line says that the epoch needs nothing more.
         with replacing(self.path / "log.txt") as file:
             file.write("".join(json.dumps(line) + "\n" for line in self.logs).encode())
+
+    def log_to_tensorboard(self, line, with_picture):
+        """Adds an epoch to tensorboard/. line: that of log.txt."""
+        from util.tensorboard_log import TensorBoardLog
+
+        if self.tensorboard_log is None:
+            self.tensorboard_log = TensorBoardLog(self.path / "tensorboard", line["epoch"])
+        picture = self.path / "predictions.png" if with_picture else None
+        self.tensorboard_log.add_epoch(line, picture)
 
 
 def write_list(parts, file):

@@ -1,0 +1,53 @@
+"""The log of a training for TensorBoard. The package tensorboard is imported here alone."""
+
+import time
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from util.best import COCO_FIGURES
+
+
+class TensorBoardLog:
+    """Writes an event file into a folder (Path).
+
+    first_epoch: what earlier event files of the folder have from this epoch on is not shown.
+    """
+
+    def __init__(self, folder, first_epoch):
+        self.writer = EventFileWriter(str(folder))
+        start = SessionLog(status=SessionLog.START)
+        self.writer.add_event(Event(wall_time=time.time(), step=first_epoch, session_log=start))
+
+    def add_epoch(self, line, picture=None):
+        """Adds an epoch.
+
+        line: that of log.txt, a dictionary; picture: predictions.png (Path), or None.
+        """
+        values = [
+            Summary.Value(tag=tag, simple_value=value) for tag, value in scalars_of(line).items()
+        ]
+        if picture is not None:
+            image = Summary.Image(encoded_image_string=picture.read_bytes(), colorspace=3)
+            values.append(Summary.Value(tag="predictions", image=image))
+        summary = Summary(value=values)
+        self.writer.add_event(Event(wall_time=time.time(), step=line["epoch"], summary=summary))
+        self.writer.flush()
+
+
+def scalars_of(line):
+    """The numbers of a line of log.txt: tag -> float: train/loss, test/AP, test_masks/AP, …."""
+    scalars = {}
+    for name, value in line.items():
+        part, _, rest = name.partition("_")
+        if part not in ("train", "test"):
+            continue
+        if rest.startswith("coco_eval_"):
+            group = "test_masks" if rest.endswith("masks") else "test"
+            scalars.update({f"{group}/{key}": number for key, number in zip(COCO_FIGURES, value)})
+        elif isinstance(value, dict):  # of PQ
+            scalars.update({f"{part}/{rest}_{key}": number for key, number in value.items()})
+        else:
+            scalars[f"{part}/{rest}"] = value
+    return scalars
