@@ -17,12 +17,12 @@ from datasets import (
     get_num_classes,
     num_classes_from_ids,
 )
-from datasets.names import published_names
 from datasets.summary import print_summary
 from models import build_model
-from models.weights.checkpoint import class_names, load_checkpoint, num_classes_of
+from models.weights.checkpoint import class_names, load_checkpoint
 from models.weights.imagenet import load_backbone
 from models.weights.model import load_model_state, model_state, weights_digest
+from models.weights.names import names_of
 from models.weights.training import (
     check_training_state,
     load_optimizer_state,
@@ -125,11 +125,6 @@ class Data:
         if self.num_classes is None:
             ann_file = args.val_ann if args.eval else args.train_ann
             self.num_classes = num_classes_from_ids(self.classes, ann_file)
-
-
-def names_of(checkpoint, source):
-    """The names of a checkpoint's classes: its own, or COCO's if it has as many classes."""
-    return class_names(checkpoint, source) or published_names(num_classes_of(checkpoint))
 
 
 def load_weights(model, args, checkpoint, classes):

@@ -2,21 +2,51 @@
 
 `pretrained=True` loads the original's weights, downloaded once into the user's cache. Instead of
 True it can be what `models.load_checkpoint` takes, such as "hf://facebook/detr-resnet-50" or a
-path. Without it all weights are random.
+path. Without it all weights are random. `load_detr` loads any other checkpoint.
 """
 
 from util.errors import InputError
 
 from .backbone import Backbone, Joiner
 from .detr import DETR
-from .position_encoding import PositionEmbeddingSine
+from .position_encoding import build_position_encoding
 from .segmentation import DETRsegm, PostProcessPanoptic
 from .transformer import Transformer
-from .weights.architecture import architecture_of
+from .weights.architecture import Architecture, architecture_of
 from .weights.checkpoint import load_checkpoint
 from .weights.model import load_model_state
+from .weights.names import names_of
 
 WEIGHTS = "https://dl.fbaipublicfiles.com/detr/"
+R50 = Architecture(
+    backbone="resnet50",
+    backbone_norm="frozen",
+    dilation=False,
+    position_embedding="sine",
+    enc_layers=6,
+    dec_layers=6,
+    dim_feedforward=2048,
+    hidden_dim=256,
+    nheads=8,
+    num_queries=100,
+    pre_norm=False,
+    masks=False,
+    num_classes=91,
+)
+
+
+def load_detr(source, dilation=False, nheads=8):
+    """The model of a checkpoint, whatever it is built like, and the names of its classes.
+
+    source: what `load_checkpoint` takes: a checkpoint of this program, the original's weights, a
+    folder of transformers, hf://…; dilation, nheads: what weights alone do not tell.
+    Returns (model, dictionary category id -> name, see `names_of`). Raises InputError.
+    """
+    checkpoint = load_checkpoint(source)
+    architecture = architecture_of(checkpoint, source, dilation, nheads)
+    model = _build(architecture)
+    load_model_state(model, checkpoint["model"], source)
+    return model, names_of(checkpoint, source)
 
 
 def detr_resnet50(pretrained=False, num_classes=91):
@@ -81,11 +111,10 @@ def _source(pretrained, name):
 
 def _detr(backbone, num_classes, dilation=False, masks=False, weights=None):
     """weights: what `load_checkpoint` takes, or None for random weights."""
-    body = Backbone(backbone, train_backbone=True, dilation=dilation, return_interm_layers=masks)
-    joined = Joiner(body, PositionEmbeddingSine(128))
-    model = DETR(joined, Transformer(), num_classes, num_queries=100)
-    if masks:
-        model = DETRsegm(model)
+    architecture = R50._replace(
+        backbone=backbone, num_classes=num_classes, dilation=dilation, masks=masks
+    )
+    model = _build(architecture)
     if weights:
         checkpoint = load_checkpoint(weights)
         # Weights with and without dilation fit each other's models, and mean something else.
@@ -97,6 +126,28 @@ def _detr(backbone, num_classes, dilation=False, masks=False, weights=None):
             )
         load_model_state(model, checkpoint["model"], weights)
     return model
+
+
+def _build(architecture):
+    """A model with random weights. architecture: an Architecture."""
+    body = Backbone(
+        architecture.backbone,
+        train_backbone=True,
+        dilation=architecture.dilation,
+        norm=architecture.backbone_norm,
+        return_interm_layers=architecture.masks,
+    )
+    transformer = Transformer(
+        architecture.hidden_dim,
+        architecture.nheads,
+        architecture.enc_layers,
+        architecture.dec_layers,
+        architecture.dim_feedforward,
+        normalize_before=architecture.pre_norm,
+    )
+    backbone = Joiner(body, build_position_encoding(architecture))
+    model = DETR(backbone, transformer, architecture.num_classes, architecture.num_queries)
+    return DETRsegm(model) if architecture.masks else model
 
 
 def _with_postprocessor(model, num_classes, threshold):

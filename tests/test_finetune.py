@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tiny
 
-from datasets.names import published_names
 from engine import train_one_epoch
 from main import build_optimizer
 from models.weights.checkpoint import class_names, num_classes_of
 from models.weights.finetune import load_what_fits, match_classes
 from models.weights.model import model_state
+from models.weights.names import published_names
 from util.backend import jt
 from util.errors import InputError
 

@@ -4,12 +4,15 @@ import argparse
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny
 from PIL import Image
 from processes import REPO
+from same import assert_same
 
 from arguments import parse_args
+from engine import predict
 from models import hub
 from models.weights.__main__ import convert
 from models.weights.model import model_state
@@ -43,19 +46,22 @@ def test_models_by_name(name):
 
 
 def test_the_readmes_program_runs(tmp_path):
-    """In a process of its own, where its imports are the first; without the download."""
+    """In a process of its own, where its imports are the first."""
     blocks = (REPO / "README.md").read_text().split("```python\n")[1:]
     program = blocks[0].split("```")[
         0
     ]  # the other one needs an exported model: oracle/test_export.py
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
-    program = program.replace("pretrained=True", "").replace(
-        "photo.jpg", str(tmp_path / "photo.jpg")
-    )
+    names = {number: f"class {number}" for number in range(5)}
+    model = tiny.build(tiny.arguments("--num_classes 5"))[0]
+    write_jittor_file({"model": model_state(model), "classes": names}, tmp_path / "mine.pkl")
+    program = program.replace("output/mine/checkpoint.pkl", str(tmp_path / "mine.pkl"))
+    program = program.replace("photo.jpg", str(tmp_path / "photo.jpg"))
     program = program.replace("threshold=0.7", "threshold=0, size=64")
     done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("["), "the labels"
+    lines = done.stdout.splitlines()
+    assert len(lines) == 10 and all(line.startswith("class ") for line in lines)
 
 
 def test_published_weights_load_by_name(tmp_path, monkeypatch):
@@ -81,6 +87,33 @@ def test_weights_of_a_folder_load_by_name(tmp_path):
     assert (again.class_embed.weight.numpy() == model.class_embed.weight.numpy()).all()
     with pytest.raises(InputError, match="folder: was trained with dilation True and 8 heads"):
         hub.detr_resnet50(pretrained=tmp_path / "folder", num_classes=4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--masks --hidden_dim 128 --nheads 8",
+        "--pre_norm --position_embedding learned --max_size 500 --backbone_norm group",
+        "--backbone tiny --backbone_norm batch --enc_layers 0 --dec_layers 1",
+    ],
+)
+def test_any_checkpoint_loads_as_what_it_is(tmp_path, flags):
+    """With the outputs of the model that was saved, and the names of its classes."""
+    args = tiny.arguments(f"--num_classes 5 {flags}")
+    model = tiny.build(args)[0]
+    names = {1: "cat", 4: "dog"}
+    checkpoint = {"model": model_state(model), "args": vars(args), "classes": names}
+    write_jittor_file(checkpoint, tmp_path / "mine.pkl")
+    again, names_again = hub.load_detr(tmp_path / "mine.pkl")
+    assert names_again == names
+    image = np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)
+    [found], [expected] = (predict(m, [image], threshold=0, size=64) for m in (again, model))
+    assert ("masks" in found) == ("masks" in flags)
+    if "batch" in flags:  # loaded as frozen, which rounds differently
+        np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-6)
+    else:
+        assert_same(found, expected)
 
 
 def test_the_panoptic_postprocessor_knows_things_and_stuff():

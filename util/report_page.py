@@ -20,6 +20,10 @@ COLOURED_CLASSES = 10  # as many have a colour and a name in the curves; more ar
 MATRIX_CLASSES = 80  # as many have a row and a column in the matrix of confused classes
 CONFUSED_PAIRS = 20
 NOTHING = "nothing there"
+CONFUSION = """
+At that threshold. Each column adds up to 1: the part of a class's objects that were found, taken
+for another class, or missed. The last column has the detections that no object was left for.
+"""
 INK = "#010203"  # stands for the page's own text colour, which is light or dark
 BLUE = (0.26, 0.54, 0.96)
 HITS, MISSES = "#2a9d5c", "#e05d44"
@@ -62,10 +66,9 @@ def make_page(report, pictures):
                 "Scores of detections": lambda axes: draw_scores(axes, report),
             }
         ),
-        confusion_text="At that threshold. Each column adds up to 1: the part of a class's objects "
-        "that were found, taken for another class, or missed. "
+        confusion_text=CONFUSION
         + (
-            f"Shown are the {MATRIX_CLASSES} of {len(classes)} classes with the most mistakes; "
+            f" Shown are the {MATRIX_CLASSES} of {len(classes)} classes with the most mistakes; "
             "report.json has all."
             if len(classes) > MATRIX_CLASSES
             else ""

@@ -1,13 +1,20 @@
-"""The names of COCO's categories by their ids, for weights that come without their class names."""
+"""The names of a model's classes; COCO's for weights that come without them."""
 
-from datasets import NUM_CLASSES
+from .checkpoint import class_names, num_classes_of
+
+
+def names_of(checkpoint, source):
+    """The names of a checkpoint's classes, a dictionary category id -> name.
+
+    Its own; if it has none and as many classes as a published model, COCO's; else {}.
+    Raises InputError, which names source, where they are something else than names.
+    """
+    return class_names(checkpoint, source) or published_names(num_classes_of(checkpoint))
 
 
 def published_names(num_classes):
     """COCO's category id -> name for a model with as many classes as a published one, else {}."""
-    return {NUM_CLASSES["coco"]: COCO, NUM_CLASSES["coco_panoptic"]: {**COCO, **STUFF}}.get(
-        num_classes, {}
-    )
+    return {91: COCO, 250: {**COCO, **STUFF}}.get(num_classes, {})
 
 
 COCO = {
