@@ -64,12 +64,7 @@ def train_one_epoch(
         if num_boxes is None:
             continue
         first_batch = accum_steps * (step * dist.get_world_size() + dist.get_rank())
-        # Dropout depends on seed, epoch and batch only: a resumed run continues as if it had never
-        # stopped.
-        seeds = [
-            random.Random(f"{seed}/{epoch}/{first_batch + i}").getrandbits(31)
-            for i in range(len(batches))
-        ]
+        seeds = [seed_of_batch(seed, epoch, first_batch + i) for i in range(len(batches))]
         scalars = dist.reduce_dict(backward(model, criterion, optimizer, batches, num_boxes, seeds))
         if not math.isfinite(scalars["loss"]):
             raise InputError(
@@ -90,6 +85,15 @@ def train_one_epoch(
             after_step(step + 1, logger)
     print("Averaged stats:", logger)
     return logger.averages()
+
+
+def seed_of_batch(seed, epoch, batch):
+    """The seed of dropout, an int of 31 bits.
+
+    It depends on these three only: a resumed run continues as if it had never stopped.
+    batch: its number in the epoch, among those of all processes.
+    """
+    return random.Random(f"{seed}/{epoch}/{batch}").getrandbits(31)
 
 
 def average_boxes(batches):

@@ -20,10 +20,6 @@ COLOURED_CLASSES = 10  # as many have a colour and a name in the curves; more ar
 MATRIX_CLASSES = 80  # as many have a row and a column in the matrix of confused classes
 CONFUSED_PAIRS = 20
 NOTHING = "nothing there"
-CONFUSION = """
-At that threshold. Each column adds up to 1: the part of a class's objects that were found, taken
-for another class, or missed. The last column has the detections that no object was left for.
-"""
 INK = "#010203"  # stands for the page's own text colour, which is light or dark
 BLUE = (0.26, 0.54, 0.96)
 HITS, MISSES = "#2a9d5c", "#e05d44"
@@ -46,46 +42,26 @@ def make_page(report, pictures):
     report: what `datasets.quality.make_report` returns; pictures: for each of its worst images a
     JPEG, bytes.
     """
-    overall, classes = report["all_classes"], report["classes"]
+    classes, confusion = report["classes"], np.array(report["confusion"])
     names = [row["name"] for row in classes]
     return Template(TEMPLATE.read_text()).substitute(
-        summary=f"{count(report['images'], 'image', 'images')}, "
-        f"{count(report['objects']['all'], 'object', 'objects')}, "
-        f"{count(len(classes), 'class', 'classes')}. A detection finds an object of its class if "
-        f"their IoU is {report['iou']} or more. Precision, recall and F1 count all classes "
-        "together.",
+        images=count(report["images"], "image", "images"),
+        objects=count(report["objects"]["all"], "object", "objects"),
+        number_of_classes=count(len(classes), "class", "classes"),
+        iou=report["iou"],
         tiles=tiles(report),
-        threshold="F1 over all classes is highest at "
-        f"<b>--threshold {overall['threshold']:.2f}</b>. <b>--threshold auto</b> takes the best "
-        "one of each class, which the last table shows.",
-        charts=figures(
-            {
-                "Precision and recall": lambda axes: draw_precision(axes, report),
-                "F1 and threshold": lambda axes: draw_f1(axes, report),
-                "AP and size of objects": lambda axes: draw_sizes(axes, report),
-                "Scores of detections": lambda axes: draw_scores(axes, report),
-            }
-        ),
-        confusion_text=CONFUSION
-        + (
-            f" Shown are the {MATRIX_CLASSES} of {len(classes)} classes with the most mistakes; "
-            "report.json has all."
-            if len(classes) > MATRIX_CLASSES
-            else ""
-        ),
-        confusion=draw_confusion(np.array(report["confusion"]), names),
-        confused=confused_table(np.array(report["confusion"]), names),
-        mistakes=table(
-            ["at that threshold", "number", "meaning"],
-            [
-                [mark(kind) + kind, f"{each['count']:,}", escape(each["meaning"])]
-                for kind, each in report["mistakes"].items()
-            ],
-        ),
-        worst_text="The images with the most mistakes. White: all objects." if pictures else "",
-        images="".join(map(picture_of, report["worst_images"], pictures)),
-        classes_text="Threshold: where the F1 of the class is highest; precision, recall and F1 "
-        "are those at it. The lowest AP comes first.",
+        threshold=f"{report['all_classes']['threshold']:.2f}",
+        precision=to_svg(lambda axes: draw_precision(axes, report)),
+        f1=to_svg(lambda axes: draw_f1(axes, report)),
+        sizes=to_svg(lambda axes: draw_sizes(axes, report)),
+        scores=to_svg(lambda axes: draw_scores(axes, report)),
+        shown=f"the {MATRIX_CLASSES} classes with the most mistakes"
+        if len(classes) > MATRIX_CLASSES
+        else "all classes",
+        confusion=draw_confusion(confusion, names),
+        confused=confused_table(confusion, names),
+        mistakes=mistake_table(report["mistakes"]),
+        pictures="".join(map(picture_of, report["worst_images"], pictures)),
         classes=class_table(classes),
     )
 
@@ -159,10 +135,14 @@ def bar(value):
     return f'<div class="bar" style="--share: {share:.1%}">{figure_text(value)}</div>'
 
 
-def mark(kind):
-    """A square in the colour of a kind of mistakes."""
-    colour = "rgb{}".format(MISTAKE_COLOURS[kind])
-    return f'<span class="kind" style="background: {colour}"></span>'
+def mistake_table(mistakes):
+    """How many of each kind, with the colour that they are drawn in."""
+    rows = []
+    for kind, each in mistakes.items():
+        colour = f"rgb{MISTAKE_COLOURS[kind]}"
+        mark = f'<span class="kind" style="background: {colour}"></span>'
+        rows.append([mark + kind, f"{each['count']:,}", escape(each["meaning"])])
+    return table(["kind", "number", "meaning"], rows)
 
 
 def picture_of(image, jpeg):
@@ -174,16 +154,8 @@ def picture_of(image, jpeg):
     )
 
 
-def figures(charts):
-    """title -> a function that draws into Axes, as HTML."""
-    return "".join(
-        f"<figure><figcaption>{title}</figcaption>{to_svg(draw, (7, 4.2))}</figure>"
-        for title, draw in charts.items()
-    )
-
-
-def to_svg(draw, size):
-    """A chart as an SVG element. size: width and height in inches."""
+def to_svg(draw, size=(7, 4.2)):
+    """A chart as an SVG element. draw: draws into Axes; size: width and height in inches."""
     file = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Matplotlib's font may lack the characters of a class; the browser draws them.

@@ -46,7 +46,7 @@ class TrainedBackbone(BackboneBase):
         else:
             body = getattr(torchvision.models, args.backbone)(norm_layer=norm)
             channels = 512 if args.backbone in ("resnet18", "resnet34") else 2048
-        super().__init__(body, True, channels, False)
+        super().__init__(body, True, channels, args.masks)
         self.requires_grad_(True)
 
 

@@ -1,8 +1,11 @@
 """Prepares a training for both frameworks, or runs it in this project (see training.py):
 
 python tests/oracle/train_ours.py --prepare steps --coco_path PATH [--rate X] FOLDER
-python tests/oracle/train_ours.py --prepare demo [--seed N] FOLDER
-python tests/oracle/train_ours.py [--evaluate SHAPES_FOLDER] FOLDER RUN
+python tests/oracle/train_ours.py --prepare demo [--seed N] [--flags "…"] [--detector NPZ] FOLDER
+python tests/oracle/train_ours.py [--evaluate SHAPES_FOLDER] [--evaluate_from EPOCH] FOLDER RUN
+python tests/oracle/train_ours.py --gradients BATCHES FOLDER OUT
+
+Under mpirun, process r of n takes the images r, r + n, … of each batch.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import numpy as np  # noqa: E402
 import training  # noqa: E402
 
 import main as program  # noqa: E402
-from util import runtime  # noqa: E402
+from util import dist, runtime  # noqa: E402
 
 STEPS, STEPS_PER_EPOCH, SHORT_SIDE = 30, 10, 320
 
@@ -33,7 +36,8 @@ def prepare(options):
     from util.backend import jt
 
     if options.prepare == "demo":
-        args = program.parse_args(["--demo", "--seed", str(options.seed)])
+        flags = options.flags.split()
+        args = program.parse_args(["--demo", "--seed", str(options.seed), *flags])
         dataset, epochs, batches = build_dataset("train", args), args.epochs, None
     else:
         args = program.parse_args(
@@ -57,7 +61,12 @@ def prepare(options):
         epochs, batches = STEPS // STEPS_PER_EPOCH, STEPS_PER_EPOCH
     jt.set_global_seed(args.seed)
     (options.folder / "epochs").mkdir(parents=True)
-    np.savez(options.folder / "weights.npz", **model_state(tiny.build(args)[0]))
+    weights = model_state(tiny.build(args)[0])
+    if options.detector:
+        with np.load(options.detector) as detector:
+            weights.update({name: detector[name.removeprefix("detr.")] for name in weights
+                            if name.startswith("detr.")})  # fmt: skip
+    np.savez(options.folder / "weights.npz", **weights)
     flags = {**vars(args), "classes": NUM_CLASSES[args.dataset_file], "device": "cpu"}
     (options.folder / "flags.json").write_text(json.dumps(flags))
     loader = DataLoader(
@@ -83,7 +92,7 @@ class Loader:
 
         self.batches = [
             (nested_tensor_from_arrays(images), targets)
-            for images, targets in training.load_epoch(path)
+            for images, targets in training.load_epoch(path, dist.get_rank(), dist.get_world_size())
         ]
 
     def set_epoch(self, epoch, start=0):
@@ -121,29 +130,59 @@ class Recording:
         return {"loss": sum(weighted.values()), **weighted}
 
 
-def train(options):
+def build_model(folder):
+    """The flags, the model with its first weights, criterion and postprocessors of a folder."""
     import tiny
 
+    from models.weights.model import load_model_state
+
+    args = argparse.Namespace(**json.loads((folder / "flags.json").read_text()))
+    model, criterion, postprocessors = tiny.build(args)
+    with np.load(folder / "weights.npz") as arrays:
+        load_model_state(model, dict(arrays), "weights.npz")
+    return args, model, criterion, postprocessors
+
+
+def save_gradients(options):
+    """Those of each of the first batches, at the first weights."""
+    from engine import weighted_sum
+    from util.backend import jt
+
+    _, model, criterion, _ = build_model(options.folder)
+    model.train()
+    trainable = {name: p for name, p in model.named_parameters() if not p.is_stop_grad()}
+    sizes = {name: p.numel() for name, p in sorted(trainable.items())}
+    gradients = training.Gradients(options.run, options.gradients, sizes, np.float32)
+    batches = Loader(options.folder / "epochs" / "000.npz")
+    for _, (samples, targets) in zip(range(options.gradients), batches):
+        losses = criterion(model(samples.to_jittor()), targets)
+        loss, _ = weighted_sum(losses, criterion.weight_dict)
+        found = jt.grad(loss, [trainable[name] for name in sizes])
+        gradients.add([gradient.numpy() for gradient in found])
+
+
+def train(options):
     from datasets import build_dataset, get_coco_api_from_dataset
     from datasets.loader import DataLoader
     from engine import evaluate, train_one_epoch
-    from models.weights.model import load_model_state, model_state
+    from models.weights.model import model_state
     from util.optim import StepLR
 
-    flags = json.loads((options.folder / "flags.json").read_text())
-    args = argparse.Namespace(**flags)
-    model, criterion, postprocessors = tiny.build(args)
-    with np.load(options.folder / "weights.npz") as arrays:
-        load_model_state(model, dict(arrays), "weights.npz")
+    args, model, criterion, postprocessors = build_model(options.folder)
     optimizer = program.build_optimizer(model, args)
     scheduler = StepLR(optimizer, args.lr_drop)
-    recorder = training.Recorder(options.run)
+    recorder = training.Recorder(options.run if dist.is_main_process() else None)
     recording = Recording(criterion)
     if options.evaluate:
         args.coco_path = str(options.evaluate)
         dataset = build_dataset("val", args)
         loader = DataLoader(
-            dataset, args.batch_size, shuffle=False, drop_last=False, num_workers=0, seed=0
+            dataset,
+            args.batch_size,
+            num_workers=0,
+            seed=0,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
         )
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
         batches = Loader(path)
@@ -157,12 +196,14 @@ def train(options):
             args.clip_max_norm,
         )
         scheduler.step()
-        if options.evaluate:
+        stats = {}
+        if options.evaluate and epoch >= options.evaluate_from:
             stats, _ = evaluate(
                 model, criterion, postprocessors, loader, get_coco_api_from_dataset(dataset)
             )
-            recorder.epoch(epoch, averages, stats)
-    recorder.save(model_state(model))
+        recorder.epoch(epoch, averages, stats)
+    if dist.is_main_process():
+        recorder.save(model_state(model))
 
 
 class Steps:
@@ -193,7 +234,17 @@ if __name__ == "__main__":
         "--rate", type=float, default=1, help="factor of the original's learning rates"
     )
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--flags", default="", help="of main.py, for --prepare demo")
+    parser.add_argument("--detector", type=Path, help="weights.npz of a run, for a mask head")
     parser.add_argument("--evaluate", type=Path)
+    parser.add_argument("--evaluate_from", type=int, default=0, help="the first epoch to evaluate")
+    parser.add_argument("--gradients", type=int, metavar="BATCHES")
     options = parser.parse_args()
     runtime.prepare_device("cpu")
-    (prepare if options.prepare else train)(options)
+    with dist.job():
+        if options.prepare:
+            prepare(options)
+        elif options.gradients:
+            save_gradients(options)
+        else:
+            train(options)

@@ -26,11 +26,13 @@ def save_epoch(path, batches):
         for j, (image, target) in enumerate(zip(images, targets)):
             arrays[f"{i}/{j}/image"] = np.rint((image * STD + MEAN) * 255).astype(np.uint8)
             arrays[f"{i}/{j}/boxes"], arrays[f"{i}/{j}/labels"] = target["boxes"], target["labels"]
+            if "masks" in target:
+                arrays[f"{i}/{j}/masks"] = np.packbits(target["masks"], axis=-1)
     np.savez(path, **arrays)
 
 
-def load_epoch(path):
-    """Yields what save_epoch was given, to the bit."""
+def load_epoch(path, rank=0, processes=1):
+    """Yields what save_epoch was given, to the bit; of each batch the images of one process."""
     with np.load(path) as arrays:
         last = {}
         for name in arrays.files:
@@ -41,27 +43,57 @@ def load_epoch(path):
                 ((arrays[f"{batch}/{i}/image"].astype(np.float32) / np.float32(255)) - MEAN) / STD
                 for i in range(count + 1)
             ]
-            targets = [
-                {key: arrays[f"{batch}/{i}/{key}"] for key in ("boxes", "labels")}
-                for i in range(count + 1)
-            ]
-            yield images, targets
+            targets = []
+            for i, image in enumerate(images):
+                target = {key: arrays[f"{batch}/{i}/{key}"] for key in ("boxes", "labels")}
+                if f"{batch}/{i}/masks" in arrays.files:
+                    packed = arrays[f"{batch}/{i}/masks"]
+                    width = image.shape[2]
+                    target["masks"] = np.unpackbits(packed, axis=-1, count=width).astype(bool)
+                targets.append(target)
+            yield images[rank::processes], targets[rank::processes]
+
+
+class Gradients:
+    """The gradients of some batches, each a row of an array float [batches, numbers] on the disk.
+
+    The file PATH.npy holds the array, PATH.json the names of the parameters and their sizes.
+    """
+
+    def __init__(self, path, batches, sizes, dtype):
+        """path: without its suffix; sizes: dictionary name -> count of numbers."""
+        path.with_suffix(".json").write_text(json.dumps(sizes))
+        shape = (batches, sum(sizes.values()))
+        self.rows = np.lib.format.open_memmap(path.with_suffix(".npy"), "w+", dtype, shape)
+        self.done = 0
+
+    def add(self, arrays):
+        """arrays: a batch's gradients, in the order of the names."""
+        np.concatenate([array.ravel() for array in arrays], out=self.rows[self.done])
+        self.done += 1
 
 
 class Recorder:
     """The losses of a run, step by step, and its log.txt."""
 
     def __init__(self, folder):
+        """folder: a Path, or None to write nothing."""
         self.folder = folder
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "log.txt").unlink(missing_ok=True)
         self.steps = []
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "log.txt").unlink(missing_ok=True)
 
     def step(self, losses):
         self.steps.append({name: float(value) for name, value in losses.items()})
 
     def epoch(self, epoch, train_stats, test_stats):
-        """Ends an epoch: a line of log.txt of what the engines return."""
+        """Ends an epoch: a line of log.txt of what the engines return.
+
+        test_stats: {} for an epoch without evaluation.
+        """
+        if not self.folder:
+            return
         line = {
             **{f"train_{name}": value for name, value in train_stats.items()},
             **{f"test_{name}": value for name, value in test_stats.items()},
