@@ -33,7 +33,7 @@ RESULTS = ROOT / "docs" / "alignment" / "equivalence.jsonl"
 # The weights of a detector that the original trained, for the mask heads.
 DETECTOR = Path("~/.cache/detr-jittor/equivalence/detector.npz").expanduser()
 DETECTOR_SEED = 100
-SCHEDULE = "--epochs 15 --lr_drop 12 --shapes_val 2000"
+DEMO = "--shapes_val 2000"  # 22 epochs, the learning rate drops after 18
 GROUP_NORM = "--backbone_norm group"  # has no statistics, which processes would have to share
 
 
@@ -54,9 +54,13 @@ class Study(NamedTuple):
     processes: int = 1
 
 
+ALL = ("ours", "original", "perturbed")
+MASKS = "--masks --frozen_weights detector --epochs 3 --lr_drop 2 --shapes_val 2000"
 STUDIES = {
-    "boxes": Study(range(16), ("ours", "original", "perturbed"), SCHEDULE, 7, 0.5),
-    "dropout": Study(range(8), ("ours", "original"), f"{SCHEDULE} --dropout 0.1", 7, 0.7),
+    "boxes": Study(range(1, 17), ALL, DEMO, 19, 0.5),
+    "dropout": Study(range(1, 9), ALL[:2], f"{DEMO} --dropout 0.1", 19, 0.7),
+    "masks": Study(range(1, 9), ALL[:2], MASKS, 2, 0.7, on_detector=True),
+    "processes": Study(range(1, 5), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, 0.7, processes=2),
 }
 
 
@@ -71,7 +75,7 @@ def train_detector(shapes):
         return
     with tempfile.TemporaryDirectory(dir=os.environ.get("DETR_WORK")) as work:
         work = Path(work)
-        prepare(work / "prepared", DETECTOR_SEED, f"{SCHEDULE} {GROUP_NORM}")
+        prepare(work / "prepared", DETECTOR_SEED, DEMO)
         train("original", work / "prepared", work / "run", shapes, evaluate_from=99)
         DETECTOR.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(work / "run" / "weights.npz", DETECTOR)
@@ -174,7 +178,7 @@ def validation_shapes():
     from arguments import parse_args
     from datasets import build_dataset
 
-    args = parse_args(["--demo", *SCHEDULE.split()])
+    args = parse_args(["--demo", *DEMO.split()])
     return build_dataset("val", args).img_folder.parent
 
 

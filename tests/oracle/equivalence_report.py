@@ -14,12 +14,15 @@ PAIRS = {"ours": "DETR-Jittor", "perturbed": "one bit away"}
 CONFIDENCE = 0.95
 
 
-def differences(rows, study, arm, figure):
-    """arm - original of each seed that has both, float64 [n]; of AP in points."""
+def differences(rows, study, arm, figure, others=("original",)):
+    """arm - the mean of `others`, of each seed that has all of them: float64 [n]; of AP in points."""
     values = {(row["seed"], row["arm"]): row[figure] for row in rows if row["study"] == study}
-    seeds = [seed for seed, name in values if name == arm and (seed, "original") in values]
-    difference = np.array([values[seed, arm] - values[seed, "original"] for seed in sorted(seeds)])
-    return difference * (100 if figure in IN_POINTS else 1)
+    found = [
+        values[seed, arm] - np.mean([values[seed, other] for other in others])
+        for seed in sorted({seed for seed, _ in values})
+        if all((seed, name) in values for name in (arm, *others))
+    ]
+    return np.array(found) * (100 if figure in IN_POINTS else 1)
 
 
 def interval(values):

@@ -153,6 +153,8 @@ def train(rank, options):
     epochs = []  # (averages, weights to evaluate or None)
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
         model.train()
+        if args.frozen_weights:
+            model.detr.backbone.eval()  # its statistics stay; the original's backbones have none
         criterion.train()
         logger = MetricLogger()
         for batch in training.load_epoch(path, rank, options.processes):
