@@ -1,7 +1,5 @@
 """What the trainings of equivalence.py say: intervals, tests and a picture."""
 
-from itertools import product
-
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
@@ -10,12 +8,24 @@ from .report import ROOT
 
 OUT = ROOT / "docs" / "alignment"
 IN_POINTS = ("AP", "AP50", "AP75")
-PAIRS = {"ours": "DETR-Jittor", "perturbed": "one bit away"}
-CONFIDENCE = 0.95
+# title -> what is compared, and with the mean of what
+CHAOS = "the original one bit away − the original"
+FIRST = "this project − the original"
+BOTH = "this project − the mean of both"
+COMPARISONS = {
+    CHAOS: ("perturbed", ["original"]),
+    FIRST: ("ours", ["original"]),
+    BOTH: ("ours", ["original", "perturbed"]),
+}
 
 
-def differences(rows, study, arm, figure, others=("original",)):
-    """arm - the mean of `others`, of each seed that has all of them: float64 [n]; of AP in points."""
+def differences(rows, study, figure, title):
+    """A comparison's differences, of each seed that has all of its trainings: float64 [n].
+
+    rows: the lines of equivalence.jsonl; figure: one of theirs; title: one of COMPARISONS. AP is in
+    points.
+    """
+    arm, others = COMPARISONS[title]
     values = {(row["seed"], row["arm"]): row[figure] for row in rows if row["study"] == study}
     found = [
         values[seed, arm] - np.mean([values[seed, other] for other in others])
@@ -26,107 +36,109 @@ def differences(rows, study, arm, figure, others=("original",)):
 
 
 def interval(values):
-    """(mean, lower end, upper end) of Student's confidence interval."""
-    mean, error = values.mean(), stats.sem(values)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
-    return mean, mean - half, mean + half
+    """(lower, upper end) of Student's 95% confidence interval of the mean."""
+    return tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95))
 
 
 def equivalence(values, bound):
     """p of two one-sided t-tests: the larger one of "mean <= -bound" and "mean >= bound"."""
-    error, freedom = stats.sem(values), len(values) - 1
-    lower = stats.t.sf((values.mean() + bound) / error, freedom)
-    upper = stats.t.cdf((values.mean() - bound) / error, freedom)
-    return max(lower, upper)
+    above = stats.ttest_1samp(values, -bound, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, bound, alternative="less").pvalue
+    return max(above, below)
 
 
-def permutation(first, second, limit=20):
-    """p that the means of two paired samples differ as much by chance, exact: all swaps of pairs."""
-    halves = (first - second)[:limit]
-    signs = np.array(list(product((1, -1), repeat=len(halves))), np.int8)
-    return (np.abs(signs @ halves) >= abs(halves.sum()) - 1e-12).mean()
+def permutation(first, second):
+    """p that the means of two paired samples differ as much by chance: exact, by swapping pairs."""
+    test = stats.permutation_test(
+        (first, second),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=2 ** len(first),
+    )
+    return test.pvalue
 
 
 def describe(rows, name, study):
     """A study's section."""
-    figures = [key for key in rows[0] if key not in ("study", "seed", "arm", "seconds")]
     lines = [
-        "| figure | of | pairs | mean difference | 95% interval | standard deviation |",
+        "| figure | difference | seeds | mean | 95% interval | standard deviation |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for figure in figures:
-        for arm, title in PAIRS.items():
-            values = differences(rows, name, arm, figure)
+    for figure in [key for key in rows[0] if key not in ("study", "seed", "arm", "seconds")]:
+        for title in titles(study):
+            values = differences(rows, name, figure, title)
             if len(values) > 1:
-                mean, low, high = interval(values)
-                digits = 2 if figure in IN_POINTS else 4
+                low, high = interval(values)
+                digits, unit = (2, ", points") if figure in IN_POINTS else (4, "")
+                numbers = [f"{number:+.{digits}f}" for number in (values.mean(), low, high)]
                 lines.append(
-                    f"| {figure}{', points' * (figure in IN_POINTS)} | {title} | {len(values)} | "
-                    f"{mean:+.{digits}f} | {low:+.{digits}f} to {high:+.{digits}f} | "
-                    f"{values.std(ddof=1):.{digits}f} |"
+                    f"| {figure}{unit} | {title} | {len(values)} | {numbers[0]} | {numbers[1]} to "
+                    f"{numbers[2]} | {values.std(ddof=1):.{digits}f} |"
                 )
-    mine = differences(rows, name, "ours", "AP")
-    text = [
-        f"## {name}\n",
-        f"`{study.flags}`, {len(mine)} of {len(study.seeds)} seeds.\n",
-        *lines,
-        "",
+    decisive = titles(study)[-1]
+    values = differences(rows, name, "AP", decisive)
+    text = f"## {name}\n\n{len(values)} of {len(study.seeds)} seeds are done.\n\n"
+    text += "\n".join(lines) + "\n"
+    if len(values) > 1:
+        low, high = interval(values)
+        within = "within" if -study.bound <= low and high <= study.bound else "not within"
+        text += f"""
+The interval of AP ({decisive}) lies **{within} ±{study.bound} points**. Two one-sided tests of equivalence within these bounds: p =
+{equivalence(values, study.bound):.2g}.
+"""
+    chaos, mine = (differences(rows, name, "AP", title) for title in (CHAOS, FIRST))
+    if len(chaos) == len(mine) > 1:
+        text += f"""
+Permutation test of the differences of this project from the original against those of one bit away: p = {permutation(mine, chaos):.2g}.
+"""
+    return text
+
+
+def titles(study):
+    """The comparisons that a study allows, the decisive one last."""
+    return [
+        title for title, (arm, others) in COMPARISONS.items() if {arm, *others} <= set(study.arms)
     ]
-    if len(mine) > 1:
-        _, low, high = interval(mine)
-        within = -study.bound <= low and high <= study.bound
-        text.append(
-            f"The interval of AP lies {'within' if within else 'not within'} ±{study.bound} points. Two "
-            f"one-sided tests of equivalence within ±{study.bound} points: p = {equivalence(mine, study.bound):.2g}."
-        )
-    other = differences(rows, name, "perturbed", "AP")
-    if len(other) == len(mine) > 1:
-        text.append(
-            "Permutation test of DETR-Jittor - original against one bit away - original: "
-            f"p = {permutation(mine, other):.2g}."
-        )
-    return "\n".join(text) + "\n"
 
 
 def draw(rows, studies, path):
-    """All pairs: each seed's difference from the original, with the mean and its interval."""
-    figure = Figure(figsize=(4.5 * len(studies), 4.2), layout="constrained")
-    for axes, (name, study) in zip(np.ravel(figure.subplots(1, len(studies))), studies.items()):
-        for place, arm in enumerate(arm for arm in PAIRS if arm in study.arms):
-            values = differences(rows, name, arm, "AP")
-            if len(values) < 2:
-                continue
-            offsets = np.linspace(-0.2, 0.2, len(values))
-            axes.plot(place + offsets, values, "o", color=f"C{place}", alpha=0.6)
-            mean, low, high = interval(values)
-            axes.errorbar(
-                place, mean, [[mean - low], [high - mean]], color="black", capsize=8, fmt="D"
-            )
+    """Each seed's differences, with their mean and its interval, and the bounds."""
+    figure = Figure(figsize=(4.6 * len(studies), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(studies), squeeze=False)[0]
+    for axes, (name, study) in zip(panels, studies.items()):
+        labels = []
+        for place, title in enumerate(titles(study)):
+            values = differences(rows, name, "AP", title)
+            labels.append(title.replace(" − ", "\n− "))
+            axes.plot(place + np.linspace(-0.25, 0.25, len(values)), values, "o", alpha=0.6)
+            if len(values) > 1:
+                mean, (low, high) = values.mean(), interval(values)
+                error = [[mean - low], [high - mean]]
+                axes.errorbar(place, mean, error, color="black", capsize=8, fmt="D")
         axes.axhspan(-study.bound, study.bound, color="tab:green", alpha=0.12)
         axes.axhline(0, color="black", linewidth=0.8)
-        arms = [title for arm, title in PAIRS.items() if arm in study.arms]
-        axes.set_xticks(range(len(arms)), arms)
-        axes.set_xlim(-0.5, len(arms) - 0.5)
-        axes.set_ylabel("AP - original's, points")
-        axes.set_title(name)
+        axes.set_xticks(range(len(labels)), labels, fontsize="small")
+        axes.set_xlim(-0.5, len(labels) - 0.5)
+        axes.set(ylabel="difference of AP, points", title=name)
     figure.savefig(path, dpi=100)
 
 
 def write_report(rows, studies):
     """Writes docs/alignment/equivalence.md and equivalence.png, and prints the former."""
-    studies = {
-        name: study for name, study in studies.items() if any(row["study"] == name for row in rows)
-    }
+    begun = {row["study"] for row in rows}
+    studies = {name: study for name, study in studies.items() if name in begun}
     draw(rows, studies, OUT / "equivalence.png")
-    hours = sum(row["seconds"] for row in rows) / 2 / 3600
+    hours = sum(row["seconds"] for row in rows) / 3600
     sections = "\n".join(describe(rows, name, study) for name, study in studies.items())
     text = f"""# The same detector, with many seeds
 
-`python -m tests.oracle.equivalence` trained these and wrote this; [plan.md](plan.md) says what was fixed before. {len(rows)} trainings, two at once,
-took {hours:.1f} hours. Each dot is one seed: AP minus the original's from the same weights and batches. "One bit away" is the original itself, from
-weights that differ in their last bit: what chaos alone does. The green band is what counts as equivalent.
+`python -m tests.oracle.equivalence --resume` trains what is missing, two seeds at once, and writes this; [plan.md](plan.md) says what was fixed
+before the results were looked at. So far {len(rows)} trainings of one thread each, {hours:.1f} hours of a core. Each dot is a seed, the black mark
+the mean with its 95% interval, the green band what counts as equivalent. "One bit away" is the original itself, from weights that differ in their
+last bit: what chaos alone does.
 
-![difference of AP of all pairs](equivalence.png)
+![differences of AP of all seeds](equivalence.png)
 
 {sections}"""
     (OUT / "equivalence.md").write_text(text)

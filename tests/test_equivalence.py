@@ -1,0 +1,71 @@
+"""The statistics of the alignment with many seeds, on made-up results."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.oracle.equivalence import STUDIES
+from tests.oracle.equivalence_report import (
+    BOTH,
+    CHAOS,
+    FIRST,
+    describe,
+    differences,
+    draw,
+    equivalence,
+    interval,
+    permutation,
+    titles,
+)
+
+
+def rows_of(seeds, bias=0.0):
+    """Results in which chaos moves AP by half a point."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(seeds):
+        level = rng.uniform(0.6, 0.7)
+        for arm in ("ours", "original", "perturbed"):
+            ap = level + rng.normal(0, 0.005) + (bias if arm == "ours" else 0)
+            rows.append({"study": "boxes", "seed": seed, "arm": arm, "AP": ap, "loss": 1 - ap})
+    return rows
+
+
+def test_differences_are_paired_and_in_points():
+    rows = rows_of(3)
+    value = {(row["seed"], row["arm"]): row["AP"] for row in rows}
+    expected = [100 * (value[seed, "ours"] - value[seed, "original"]) for seed in range(3)]
+    assert differences(rows, "boxes", "AP", FIRST) == pytest.approx(expected)
+    expected = [value[s, "original"] + value[s, "perturbed"] for s in range(3)]
+    expected = [100 * (value[s, "ours"] - both / 2) for s, both in enumerate(expected)]
+    assert differences(rows, "boxes", "AP", BOTH) == pytest.approx(expected)
+    assert len(differences(rows[:-1], "boxes", "AP", BOTH)) == 2, "a seed without all of them"
+    assert differences(rows, "boxes", "loss", CHAOS)[0] == pytest.approx(
+        value[0, "original"] - value[0, "perturbed"]
+    )
+
+
+def test_interval_and_tests_by_their_formulas():
+    values = np.random.default_rng(1).normal(0.1, 0.5, 16)
+    half = stats.t.ppf(0.975, 15) * values.std(ddof=1) / 4
+    assert interval(values) == pytest.approx((values.mean() - half, values.mean() + half))
+    # At 5%, two one-sided tests accept what the 90% interval lies within.
+    edge = abs(values.mean()) + stats.t.ppf(0.95, 15) * values.std(ddof=1) / 4
+    assert equivalence(values, edge) == pytest.approx(0.05)
+    assert equivalence(values, edge + 0.1) < 0.05 < equivalence(values, edge - 0.1)
+
+
+def test_the_permutation_test_counts_all_swaps():
+    first, second = np.array([1.0, 2.0, 3.0, 4.0]), np.zeros(4)
+    assert permutation(first, second) == pytest.approx(2 / 16)
+    assert permutation(first, first) == 1
+
+
+@pytest.mark.parametrize("bias, verdict", [(0, "within ±0.5"), (-0.01, "not within ±0.5")])
+def test_a_fault_of_one_point_shows(tmp_path, bias, verdict):
+    rows = rows_of(16, bias)
+    text = describe(rows, "boxes", STUDIES["boxes"])
+    assert f"lies **{verdict} points**" in text and "16 of 16 seeds" in text
+    assert titles(STUDIES["dropout"]) == [FIRST]
+    draw(rows, {"boxes": STUDIES["boxes"]}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
