@@ -153,9 +153,13 @@ class SetCriterion(nn.Module):
         return losses
 
     def average_boxes(self, targets):
-        """The number of objects, at least 1: the mean over the processes, all of which call it."""
+        """The number of objects, at least 1: the mean over the processes that have images.
+
+        All processes call it; those without images, at the end of a validation set, with [].
+        """
         count = sum(len(target["labels"]) for target in targets)
-        return max(dist.all_gather_numbers([count]).mean(), 1)
+        counts, has_images = dist.all_gather_numbers([count, bool(targets)]).T
+        return max(counts.sum() / max(has_images.sum(), 1), 1)
 
     def _dense_targets(self, indices, targets, shape):
         """What each query should predict.

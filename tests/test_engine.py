@@ -171,3 +171,26 @@ def test_dropout_depends_on_seed_epoch_and_step_only():
         )["loss"]
 
     assert loss_in(3, draws=1) == loss_in(3, draws=50) != loss_in(4, draws=1)
+
+
+@pytest.mark.parametrize(
+    "targets, others, expected",
+    [
+        ([2, 3], [], 5),
+        ([2, 3], [[1, True]], 3),
+        ([2, 3], [[0, False]], 5),  # at the end of a validation set, the other one has no image
+        ([2, 3], [[0, True]], 2.5),
+        ([], [[4, True]], 4),
+        ([0], [[0, False]], 1),
+    ],
+)
+def test_boxes_are_averaged_over_the_processes_that_have_images(
+    monkeypatch, targets, others, expected
+):
+    """targets: the number of objects of each image; others: what the other processes send."""
+    monkeypatch.setattr(
+        "util.dist.all_gather_numbers", lambda values: np.array([values, *others], float)
+    )
+    _, criterion, _ = make()
+    targets = [{"labels": np.zeros(count)} for count in targets]
+    assert criterion.average_boxes(targets) == expected

@@ -24,14 +24,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from util.best import COCO_FIGURES
 from util.plot_utils import evaluated, read_log
 
 from .conftest import HERE, ORACLE_PYTHON
+from .panoptic_shapes import write_panoptic_shapes
 from .report import ROOT, shake
 
 RESULTS = ROOT / "docs" / "alignment" / "equivalence.jsonl"
-# The weights of a detector that the original trained, for the mask heads.
-DETECTOR = Path("~/.cache/detr-jittor/equivalence/detector.npz").expanduser()
+# Detectors that the original trained, and the panoptic shapes.
+CACHE = Path("~/.cache/detr-jittor/equivalence").expanduser()
+PANOPTIC_SHAPES = CACHE / "panoptic"
 DETECTOR_SEED = 100
 DEMO = "--shapes_val 2000"  # 22 epochs, the learning rate drops after 18
 GROUP_NORM = "--backbone_norm group"  # has no statistics, which processes would have to share
@@ -40,9 +43,10 @@ GROUP_NORM = "--backbone_norm group"  # has no statistics, which processes would
 class Study(NamedTuple):
     """seeds: of the weights, the order of the images and their flips. arms: what is trained: this
     project ("ours"), the original, and the original from weights that differ in their last bit
-    ("perturbed"). flags: of main.py. evaluate_from: the figures are the means over the evaluations
-    from this epoch on. bound: what counts as equivalent, in points of AP. on_detector: trains a
-    mask head on DETECTOR. processes: that share each batch.
+    ("perturbed"). flags: of main.py; those with {panoptic} have sky and ground behind the shapes.
+    evaluate_from: the figures are the means over the evaluations from this epoch on. bound: what
+    counts as equivalent, in points of `figure`. detector: flags of the detector, trained once by
+    the original, that a mask head is trained on. processes: that share each batch.
     """
 
     seeds: range
@@ -50,35 +54,59 @@ class Study(NamedTuple):
     flags: str
     evaluate_from: int
     bound: float
-    on_detector: bool = False
+    detector: str = ""
     processes: int = 1
+    figure: str = "AP"
 
 
+PQ = ("PQ", "SQ", "RQ")
 ALL = ("ours", "original", "perturbed")
-MASKS = "--masks --frozen_weights detector --epochs 3 --lr_drop 2 --shapes_val 2000"
+PANOPTIC = "--dataset_file coco_panoptic --coco_path {panoptic} --coco_panoptic_path {panoptic}"
+MASK_HEAD = "--masks --frozen_weights detector --epochs 3 --lr_drop 2"
 STUDIES = {
     "boxes": Study(range(1, 17), ALL, DEMO, 19, 0.5),
     "dropout": Study(range(1, 9), ALL[:2], f"{DEMO} --dropout 0.1", 19, 0.7),
-    "masks": Study(range(1, 9), ALL[:2], MASKS, 2, 0.7, on_detector=True),
+    "masks": Study(range(1, 9), ALL[:2], f"{DEMO} {MASK_HEAD}", 2, 0.7, detector=DEMO),
+    "panoptic": Study(
+        range(1, 9), ALL[:2], f"{PANOPTIC} {MASK_HEAD}", 2, 0.7, detector=PANOPTIC, figure="PQ"
+    ),
     "processes": Study(range(1, 5), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, 0.7, processes=2),
 }
 
 
 def prepare(folder, seed, flags, *more):
     command = [sys.executable, HERE / "train_ours.py", "--prepare", "demo", "--seed", seed]
-    call(*command, "--flags", flags, *more, folder)
+    call(*command, "--flags", flags.format(panoptic=PANOPTIC_SHAPES), *more, folder)
 
 
-def train_detector(shapes):
-    """Writes DETECTOR, unless it is there."""
-    if DETECTOR.exists():
-        return
-    with tempfile.TemporaryDirectory(dir=os.environ.get("DETR_WORK")) as work:
-        work = Path(work)
-        prepare(work / "prepared", DETECTOR_SEED, DEMO)
-        train("original", work / "prepared", work / "run", shapes, evaluate_from=99)
-        DETECTOR.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(work / "run" / "weights.npz", DETECTOR)
+def validation_data(flags):
+    """The folder of the images to evaluate on, which is drawn if need be."""
+    from arguments import parse_args
+    from datasets import build_dataset
+
+    args = parse_args(["--demo", *DEMO.split()])
+    shapes = build_dataset("val", args).img_folder.parent
+    if "{panoptic}" not in flags:
+        return shapes
+    if not PANOPTIC_SHAPES.exists():
+        with tempfile.TemporaryDirectory(dir=shapes.parent) as folder:
+            write_panoptic_shapes(shapes, Path(folder) / "panoptic")
+            CACHE.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / "panoptic").rename(PANOPTIC_SHAPES)
+    return PANOPTIC_SHAPES
+
+
+def train_detector(name, flags, data):
+    """The weights of a study's detector, which is trained if need be: the path of an npz file."""
+    path = CACHE / f"detector-{name}.npz"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=os.environ.get("DETR_WORK")) as work:
+            work = Path(work)
+            prepare(work / "prepared", DETECTOR_SEED, flags)
+            train("original", work / "prepared", work / "run", data, evaluate_from=99)
+            CACHE.mkdir(parents=True, exist_ok=True)
+            shutil.move(work / "run" / "weights.npz", path)
+    return path
 
 
 def train(arm, folder, out, shapes, evaluate_from, processes=1):
@@ -120,13 +148,16 @@ def call(*command):
 def figures_of(run):
     """What is compared, from a run's log.txt."""
     logs = read_log(run)
-    kind = "masks" if "test_coco_eval_masks" in logs[-1] else "bbox"
-    stats = np.array([log[f"test_coco_eval_{kind}"] for log in evaluated(logs)]).mean(0)
+    last = evaluated(logs)
+    figures = {}
+    if "test_PQ_all" in last[0]:
+        figures = {name: np.mean([log["test_PQ_all"][name.lower()] for log in last]) for name in PQ}
+    kind = "masks" if "test_coco_eval_masks" in last[0] else "bbox"
+    stats = np.mean([log[f"test_coco_eval_{kind}"] for log in last], axis=0)
     return {
-        "AP": stats[0],
-        "AP50": stats[1],
-        "AP75": stats[2],
-        "loss on the validation set": np.mean([log["test_loss"] for log in evaluated(logs)]),
+        **figures,
+        **dict(zip(COCO_FIGURES[:3], stats)),
+        "loss on the validation set": np.mean([log["test_loss"] for log in last]),
         "loss of the first epoch": logs[0]["train_loss"],
     }
 
@@ -152,34 +183,24 @@ class Results:
         print(json.dumps(row), flush=True)
 
 
-def run_seed(name, seed, shapes, results):
-    """Trains what is missing of one seed."""
+def run_seed(name, seed, data, detector, results):
+    """Trains what is missing of one seed. detector: the path of its weights, or None."""
     study = STUDIES[name]
     arms = [arm for arm in study.arms if results.find(name, seed, arm) is None]
     if not arms:
         return
     with tempfile.TemporaryDirectory(dir=os.environ.get("DETR_WORK")) as work:
         folder = Path(work) / "prepared"
-        flags = ["--detector", DETECTOR] if study.on_detector else []
-        prepare(folder, seed, study.flags, *flags)
+        prepare(folder, seed, study.flags, *(["--detector", detector] if detector else []))
         for arm in arms:
             start = time.time()
             out = Path(work) / arm
-            train(arm, folder, out, shapes, study.evaluate_from, study.processes)
+            train(arm, folder, out, data, study.evaluate_from, study.processes)
             seconds = round(time.time() - start)
             results.add(
                 {"study": name, "seed": seed, "arm": arm, **figures_of(out), "seconds": seconds}
             )
             shutil.rmtree(out)
-
-
-def validation_shapes():
-    """The folder of the images to evaluate on, which it draws if need be."""
-    from arguments import parse_args
-    from datasets import build_dataset
-
-    args = parse_args(["--demo", *DEMO.split()])
-    return build_dataset("val", args).img_folder.parent
 
 
 def main():
@@ -192,15 +213,14 @@ def main():
     if RESULTS.exists() and not (options.resume or options.report):
         parser.error(f"{RESULTS} has results: go on with --resume, or remove it")
     results = Results(RESULTS)
-    if not options.report:
-        shapes = validation_shapes()
-        if any(STUDIES[name].on_detector for name in options.studies):
-            train_detector(shapes)
+    for name in [] if options.report else options.studies:
+        study = STUDIES[name]
+        data = validation_data(study.flags)
+        detector = train_detector(name, study.detector, data) if study.detector else None
         with ThreadPoolExecutor(2) as pool:
             jobs = [
-                pool.submit(run_seed, name, seed, shapes, results)
-                for name in options.studies
-                for seed in STUDIES[name].seeds[: options.seeds]
+                pool.submit(run_seed, name, seed, data, detector, results)
+                for seed in study.seeds[: options.seeds]
             ]
             for job in jobs:
                 job.result()

@@ -7,7 +7,7 @@ from scipy import stats
 from .report import ROOT
 
 OUT = ROOT / "docs" / "alignment"
-IN_POINTS = ("AP", "AP50", "AP75")
+IN_POINTS = ("AP", "AP50", "AP75", "PQ", "SQ", "RQ")
 # title -> what is compared, and with the mean of what
 CHAOS = "the original one bit away − the original"
 FIRST = "this project − the original"
@@ -65,7 +65,8 @@ def describe(rows, name, study):
         "| figure | difference | seeds | mean | 95% interval | standard deviation |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for figure in [key for key in rows[0] if key not in ("study", "seed", "arm", "seconds")]:
+    of_study = next(row for row in rows if row["study"] == name)
+    for figure in [key for key in of_study if key not in ("study", "seed", "arm", "seconds")]:
         for title in titles(study):
             values = differences(rows, name, figure, title)
             if len(values) > 1:
@@ -77,17 +78,17 @@ def describe(rows, name, study):
                     f"{numbers[2]} | {values.std(ddof=1):.{digits}f} |"
                 )
     decisive = titles(study)[-1]
-    values = differences(rows, name, "AP", decisive)
+    values = differences(rows, name, study.figure, decisive)
     text = f"## {name}\n\n{len(values)} of {len(study.seeds)} seeds are done.\n\n"
     text += "\n".join(lines) + "\n"
     if len(values) > 1:
         low, high = interval(values)
         within = "within" if -study.bound <= low and high <= study.bound else "not within"
         text += f"""
-The interval of AP ({decisive}) lies **{within} ±{study.bound} points**. Two one-sided tests of equivalence within these bounds: p =
+The interval of {study.figure} ({decisive}) lies **{within} ±{study.bound} points**. Two one-sided tests of equivalence within these bounds: p =
 {equivalence(values, study.bound):.2g}.
 """
-    chaos, mine = (differences(rows, name, "AP", title) for title in (CHAOS, FIRST))
+    chaos, mine = (differences(rows, name, study.figure, title) for title in (CHAOS, FIRST))
     if len(chaos) == len(mine) > 1:
         text += f"""
 Permutation test of the differences of this project from the original against those of one bit away: p = {permutation(mine, chaos):.2g}.
@@ -109,7 +110,7 @@ def draw(rows, studies, path):
     for axes, (name, study) in zip(panels, studies.items()):
         labels = []
         for place, title in enumerate(titles(study)):
-            values = differences(rows, name, "AP", title)
+            values = differences(rows, name, study.figure, title)
             labels.append(title.replace(" − ", "\n− "))
             axes.plot(place + np.linspace(-0.25, 0.25, len(values)), values, "o", alpha=0.6)
             if len(values) > 1:
@@ -120,7 +121,7 @@ def draw(rows, studies, path):
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xticks(range(len(labels)), labels, fontsize="small")
         axes.set_xlim(-0.5, len(labels) - 0.5)
-        axes.set(ylabel="difference of AP, points", title=name)
+        axes.set(ylabel=f"difference of {study.figure}, points", title=name)
     figure.savefig(path, dpi=100)
 
 

@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ import training
 from detr.datasets import transforms as T
 from detr.datasets.coco import CocoDetection
 from detr.datasets.coco_eval import CocoEvaluator
+from detr.datasets.coco_panoptic import CocoPanoptic
+from detr.datasets.panoptic_eval import PanopticEvaluator
 from detr.models.detr import SetCriterion
 from detr.models.segmentation import MaskHeadSmallConv
 from detr.util.misc import MetricLogger, collate_fn, reduce_dict
+from pycocotools.coco import COCO
 
 
 def build(flags):
@@ -33,9 +37,13 @@ def build(flags):
         # The original's mask head knows the widths of resnet50 only.
         dim = args.hidden_dim + args.nheads
         model.mask_head = MaskHeadSmallConv(dim, [64, 32, 16], args.hidden_dim)
+    if "panoptic" in postprocessors:
+        # The original knows 201 classes, and its model has 250.
+        postprocessors["panoptic"].is_thing_map = {i: i <= 90 for i in range(flags["classes"])}
     if flags["classes"] != 91:
         detr = model.detr if args.masks else model
         detr.class_embed = torch.nn.Linear(args.hidden_dim, flags["classes"] + 1)
+        detr.class_embed.requires_grad_(not args.frozen_weights)
         criterion = SetCriterion(
             flags["classes"],
             criterion.matcher,
@@ -46,12 +54,16 @@ def build(flags):
     return args, model, criterion, postprocessors
 
 
-def build_dataset(folder, masks):
-    """The validation part of the shapes."""
+def build_dataset(folder, masks, panoptic):
+    """The validation part of the shapes, and COCO with their instances."""
     normalize = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
-    return CocoDetection(
-        folder / "val2017", folder / "annotations" / "instances_val2017.json", normalize, masks
-    )
+    images, annotations = folder / "val2017", folder / "annotations"
+    if panoptic:
+        segments = folder / "panoptic_val2017", annotations / "panoptic_val2017.json"
+        dataset = CocoPanoptic(images, *segments, normalize, masks)
+        return dataset, COCO(annotations / "instances_val2017.json")
+    dataset = CocoDetection(images, annotations / "instances_val2017.json", normalize, masks)
+    return dataset, dataset.coco
 
 
 def load_weights(model, path):
@@ -69,8 +81,14 @@ def evaluate(model, criterion, postprocessors, folder):
     """What the original's function of this name returns: mean losses and COCO's 12 figures."""
     model.eval()
     criterion.eval()
-    dataset, logger = build_dataset(folder, "segm" in postprocessors), MetricLogger()
-    evaluator = CocoEvaluator(dataset.coco, list(postprocessors))
+    panoptic = "panoptic" in postprocessors
+    dataset, coco = build_dataset(folder, "segm" in postprocessors, panoptic)
+    logger, predictions = MetricLogger(), tempfile.TemporaryDirectory()
+    evaluator = CocoEvaluator(coco, [key for key in ("bbox", "segm") if key in postprocessors])
+    if panoptic:
+        panoptic_evaluator = PanopticEvaluator(
+            dataset.ann_file, dataset.ann_folder, predictions.name
+        )
     for samples, targets in torch.utils.data.DataLoader(dataset, 16, collate_fn=collate_fn):
         outputs = model(samples)
         log(logger, criterion, criterion(outputs, targets))
@@ -81,11 +99,19 @@ def evaluate(model, criterion, postprocessors, folder):
         if "segm" in postprocessors:
             results = postprocessors["segm"](results, outputs, orig_sizes, sizes)
         evaluator.update({t["image_id"].item(): result for t, result in zip(targets, results)})
+        if panoptic:
+            found = postprocessors["panoptic"](outputs, sizes, orig_sizes)
+            for target, segments in zip(targets, found):
+                image_id = target["image_id"].item()
+                segments.update(image_id=image_id, file_name=f"{image_id:012}.png")
+            panoptic_evaluator.update(found)
     evaluator.synchronize_between_processes()
     evaluator.accumulate()
     evaluator.summarize()
     names = {"bbox": "coco_eval_bbox", "segm": "coco_eval_masks"}
     figures = {names[key]: each.stats.tolist() for key, each in evaluator.coco_eval.items()}
+    if panoptic:
+        figures["PQ_all"] = panoptic_evaluator.summarize()["All"]
     return {**averages(logger), **figures}
 
 

@@ -32,6 +32,7 @@ def prepare(options):
     from datasets import transforms as T
     from datasets.coco import NORMALIZE
     from datasets.loader import DataLoader
+    from datasets.shapes import make_shapes_transforms
     from engine import seed_of_batch
     from models.weights.model import model_state
     from util.backend import jt
@@ -40,6 +41,7 @@ def prepare(options):
         flags = options.flags.split()
         args = program.parse_args(["--demo", "--seed", str(options.seed), *flags])
         dataset, epochs, batches = build_dataset("train", args), args.epochs, None
+        dataset.transforms = make_shapes_transforms("train")
     else:
         args = program.parse_args(
             [
@@ -167,6 +169,8 @@ def save_gradients(options):
 def train(options):
     from datasets import build_dataset, get_coco_api_from_dataset
     from datasets.loader import DataLoader
+    from datasets.panoptic_eval import PanopticEvaluator
+    from datasets.shapes import make_shapes_transforms
     from engine import evaluate, train_one_epoch
     from models.weights.model import model_state
     from util.optim import StepLR
@@ -176,9 +180,11 @@ def train(options):
     scheduler = StepLR(optimizer, args.lr_drop)
     recorder = training.Recorder(options.run if dist.is_main_process() else None)
     recording = Recording(criterion)
+    panoptic_evaluator = None
     if options.evaluate:
-        args.coco_path = str(options.evaluate)
+        args.coco_path = args.coco_panoptic_path = str(options.evaluate)
         dataset = build_dataset("val", args)
+        dataset.transforms = make_shapes_transforms("val")
         loader = DataLoader(
             dataset,
             args.batch_size,
@@ -201,8 +207,15 @@ def train(options):
         scheduler.step()
         stats = {}
         if options.evaluate and epoch >= options.evaluate_from:
+            if "panoptic" in postprocessors:
+                panoptic_evaluator = PanopticEvaluator(dataset.ann_file, dataset.ann_folder, None)
             stats, _ = evaluate(
-                model, criterion, postprocessors, loader, get_coco_api_from_dataset(dataset)
+                model,
+                criterion,
+                postprocessors,
+                loader,
+                get_coco_api_from_dataset(dataset),
+                panoptic_evaluator,
             )
         recorder.epoch(epoch, averages, stats)
     if dist.is_main_process():
