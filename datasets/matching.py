@@ -25,7 +25,7 @@ class Matches(NamedTuple):
     objects: dict
 
 
-def match(coco_gt, predictions, iou=IOU):
+def match(coco_gt, predictions):
     """Matches predictions (image id -> scores, labels, boxes x0, y0, x1, y1) with coco_gt."""
     scores, labels, hits = [], [], []
     objects = dict.fromkeys(sorted(coco_gt.cats), 0)
@@ -39,7 +39,7 @@ def match(coco_gt, predictions, iou=IOU):
         }
         overlaps = overlap(of_image["boxes"], truth.boxes, truth.crowds)
         overlaps[of_image["labels"][:, None] != truth.labels] = 0
-        owners = assign(overlaps, truth.crowds, iou)
+        owners = assign(overlaps, truth.crowds)
         on_crowd = np.array([owner >= 0 and truth.crowds[owner] for owner in owners], bool)
         known = np.isin(of_image["labels"], list(objects))
         counted = known & ~on_crowd
@@ -97,7 +97,7 @@ def overlap(boxes, objects, crowds):
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
-def assign(overlaps, crowds, iou):
+def assign(overlaps, crowds):
     """The object that each detection takes, -1 for none: int64 [n].
 
     overlaps: [n, m], detections with the highest score first; crowds: bool [m], crowds last, which
@@ -105,15 +105,13 @@ def assign(overlaps, crowds, iou):
     """
     owners = np.full(len(overlaps), -1)
     free = np.ones(len(crowds), bool)
-    # As COCO's evaluation, which takes an IoU a little below 1 for 1.
-    limit = min(iou, 1 - 1e-10)
-    for index in np.flatnonzero((overlaps >= limit).any(1)):
+    for index in np.flatnonzero((overlaps >= IOU).any(1)):
         of_index = np.where(free, overlaps[index], 0)
         for part in (~crowds, crowds):
             candidates = np.where(part, of_index, 0)
             # Of equal ones the last, as COCO's evaluation.
             best = len(candidates) - 1 - candidates[::-1].argmax()
-            if candidates[best] >= limit:
+            if candidates[best] >= IOU:
                 owners[index] = best
                 free[best] = crowds[best]
                 break
@@ -143,7 +141,7 @@ class Pairs(NamedTuple):
         return missed
 
 
-def pair_up(coco_gt, image_id, prediction, threshold, iou=IOU):
+def pair_up(coco_gt, image_id, prediction, threshold):
     """The Pairs of an image: a detection takes an object of its own class first, then any.
 
     prediction: scores, labels, boxes; threshold: detections that score less, or whose class coco_gt
@@ -156,9 +154,9 @@ def pair_up(coco_gt, image_id, prediction, threshold, iou=IOU):
     scores, labels, boxes = scores[kept], labels[kept], boxes[kept]
     overlaps = overlap(boxes, objects.boxes, objects.crowds)
     same_class = labels[:, None] == objects.labels
-    owners = assign(np.where(same_class, overlaps, 0), objects.crowds, iou)
+    owners = assign(np.where(same_class, overlaps, 0), objects.crowds)
     taken = objects.crowds.copy()
     taken[owners[owners >= 0]] = True
     rest = np.flatnonzero(owners < 0)
-    owners[rest] = assign(np.where(taken, 0, overlaps[rest]), objects.crowds, iou)
+    owners[rest] = assign(np.where(taken, 0, overlaps[rest]), objects.crowds)
     return Pairs(labels, scores, boxes, objects, overlaps, owners)

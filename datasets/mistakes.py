@@ -12,7 +12,7 @@ KINDS = {
     "missed": "an object that no detection found or came near",
     "wrong class": f"a detection on an object of another class, IoU {IOU} or more",
     "wrong place": f"a detection near an object of its class, IoU from {NEAR} to {IOU}",
-    "twice": f"a detection on an object that another one found, IoU {IOU} or more",
+    "twice": f"a detection on an object that another one is counted for, IoU {IOU} or more",
     "nothing there": "any other detection",
 }
 

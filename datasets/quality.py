@@ -53,12 +53,11 @@ class Curve(NamedTuple):
         threshold = (float(self.thresholds[index]) + float(lower[index])) / 2
         return threshold, *(float(v[index]) for v in (self.precision, self.recall, self.f1))
 
-    def average_precision(self):
-        """COCO's AP at this IoU: the mean of `precision_at_recalls`."""
-        return float(self.precision_at_recalls().mean())
-
     def precision_at_recalls(self):
-        """The best precision at each of RECALLS or beyond it; 0 where the recall is not reached."""
+        """The best precision at each of RECALLS or beyond it; 0 where the recall is not reached.
+
+        Their mean is COCO's AP at this IoU.
+        """
         precision = np.maximum.accumulate(self.precision[::-1])[::-1]
         places = np.searchsorted(self.recall, RECALLS, side="left")
         return np.append(precision, 0)[places]
@@ -79,25 +78,21 @@ def curve(matches, label=None):
     return Curve(matches.scores[of_class][order], precision, hits / max(objects, 1))
 
 
-def confusion(class_ids, pairs):
-    """Which classes are taken for which: int64 [classes + 1, classes + 1].
+def add_confusion(matrix, class_ids, pairs):
+    """Adds an image to the matrix of confused classes, int64 [classes + 1, classes + 1].
 
     Rows are what was detected, columns what is there. The last row counts the objects that were
     missed, the last column the detections where nothing is, or what was found already.
 
-    class_ids: sorted; pairs: the Pairs of each image.
+    class_ids: sorted; pairs: the image's Pairs.
     """
-    matrix = np.zeros((len(class_ids) + 1, len(class_ids) + 1), np.int64)
-    for of_image in pairs:
-        objects, owners = of_image.objects, of_image.owners
-        detected = np.searchsorted(class_ids, of_image.labels)
-        there = np.searchsorted(class_ids, objects.labels)
-        matrix[-1] += np.bincount(there[of_image.missed], minlength=len(matrix))
-        matrix[:, -1] += np.bincount(detected[owners < 0], minlength=len(matrix))
-        found = owners >= 0
-        found[found] = ~objects.crowds[owners[found]]
-        np.add.at(matrix, (detected[found], there[owners[found]]), 1)
-    return matrix
+    detected = np.searchsorted(class_ids, pairs.labels)
+    there = np.searchsorted(class_ids, pairs.objects.labels)
+    matrix[-1] += np.bincount(there[pairs.missed], minlength=len(matrix))
+    matrix[:, -1] += np.bincount(detected[pairs.owners < 0], minlength=len(matrix))
+    found = pairs.owners >= 0
+    found[found] = ~pairs.objects.crowds[pairs.owners[found]]
+    np.add.at(matrix, (detected[found], there[pairs.owners[found]]), 1)
 
 
 def make_report(evaluator):
@@ -112,23 +107,27 @@ def make_report(evaluator):
     matches = match(coco_gt, predictions)
     overall = curve(matches)
     threshold = describe(overall)["threshold"]
-    pairs = {
-        image_id: pair_up(coco_gt, image_id, prediction, threshold)
-        for image_id, prediction in predictions.items()
-    }
-    mistakes = {image_id: mistakes_in(of_image) for image_id, of_image in pairs.items()}
-    kinds = Counter(mistake.kind for of_image in mistakes.values() for mistake in of_image)
+    confusion = np.zeros((len(ids) + 1, len(ids) + 1), np.int64)
+    kinds, worst = Counter(), []
+    for image_id, prediction in predictions.items():
+        pairs = pair_up(coco_gt, image_id, prediction, threshold)
+        add_confusion(confusion, ids, pairs)
+        mistakes = mistakes_in(pairs)
+        kinds.update(mistake.kind for mistake in mistakes)
+        if mistakes:
+            worst.append((image_id, mistakes))
+            worst = sorted(worst, key=lambda image: -len(image[1]))[:WORST_IMAGES]
     return {
         "iou": IOU,
         "images": len(predictions),
-        "AP": {name: sizes_of_ap(each.stats) for name, each in evaluator.coco_eval.items()},
+        "AP": {name: named_figures(each.stats) for name, each in evaluator.coco_eval.items()},
         "objects": count_sizes(coco_gt, predictions),
         "all_classes": {**describe(overall), **points(overall)},
         "recalls": RECALLS.round(2).tolist(),
         "thresholds": np.linspace(0, 1, len(THRESHOLDS)).round(2).tolist(),
         "classes": describe_classes(evaluator, matches),
         "scores": count_scores(matches),
-        "confusion": confusion(ids, pairs.values()).tolist(),
+        "confusion": confusion.tolist(),
         "mistakes": {
             kind: {"meaning": meaning, "count": kinds[kind]} for kind, meaning in KINDS.items()
         },
@@ -136,15 +135,14 @@ def make_report(evaluator):
             {
                 "image_id": image_id,
                 "file_name": coco_gt.imgs[image_id]["file_name"],
-                "mistakes": [mistake._asdict() for mistake in mistakes[image_id]],
+                "mistakes": [mistake._asdict() for mistake in mistakes],
             }
-            for image_id in sorted(mistakes, key=lambda image_id: -len(mistakes[image_id]))
-            if mistakes[image_id]
-        ][:WORST_IMAGES],
+            for image_id, mistakes in worst
+        ],
     }
 
 
-def sizes_of_ap(stats):
+def named_figures(stats):
     """COCO's 12 figures by their names, None where there is no object."""
     return {name: None if value == -1 else float(value) for name, value in zip(COCO_FIGURES, stats)}
 
@@ -159,8 +157,8 @@ def count_sizes(coco_gt, image_ids):
             if not ann["iscrowd"]
         ]
     )
-    sizes = {
-        name: int(((areas >= low) & (areas < high)).sum()) for name, (low, high) in SIZES.items()
+    sizes = {  # COCO counts the borders on both sides
+        name: int(((areas >= low) & (areas <= high)).sum()) for name, (low, high) in SIZES.items()
     }
     return {"all": len(areas), **sizes}
 
@@ -176,7 +174,7 @@ def count_scores(matches):
 def describe_classes(evaluator, matches):
     """A dictionary for each class, in the order of the ids."""
     names = category_names(evaluator.coco_gt.cats.values())
-    ap = {row["id"]: row["AP"] for row in evaluator.per_class("bbox")}
+    of_coco = {row["id"]: row for row in evaluator.per_class("bbox")}
     classes = []
     for class_id, objects in matches.objects.items():
         of_class = curve(matches, class_id)
@@ -186,8 +184,8 @@ def describe_classes(evaluator, matches):
                 "name": names[class_id],
                 "objects": objects,
                 "detections": len(of_class.thresholds),
-                "AP": ap[class_id],
-                "AP50": of_class.average_precision() if objects else None,
+                "AP": of_coco[class_id]["AP"],
+                "AP50": of_coco[class_id]["AP50"],
                 **describe(of_class),
                 **points(of_class),
             }

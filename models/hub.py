@@ -40,7 +40,8 @@ def load_detr(source, dilation=False, nheads=8):
 
     source: what `load_checkpoint` takes: a checkpoint of this program, the original's weights, a
     folder of transformers, hf://…; dilation, nheads: what weights alone do not tell.
-    Returns (model, dictionary category id -> name, see `names_of`). Raises InputError.
+    Returns (model, names), a dictionary category id -> name, {} where the weights come without and
+    have not as many classes as COCO. Raises InputError.
     """
     checkpoint = load_checkpoint(source)
     architecture = architecture_of(checkpoint, source, dilation, nheads)

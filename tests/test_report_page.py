@@ -73,7 +73,7 @@ def test_any_number_of_classes(count):
     shown = re.findall(r"<svg.*?</svg>", page, re.DOTALL)[-1]
     assert shown.count(">class ") == 2 * min(count, report_page.MATRIX_CLASSES)
     if count > 10:
-        assert f"{report['all_classes']['threshold']:.2f}" in reader.text
+        assert f"--threshold {report['all_classes']['threshold']:.4f}" in reader.text
         assert ">class 5<" in shown, "a confused class is shown"
     assert page == make_page(report, [b"jpeg"] * len(report["worst_images"]))
 
@@ -81,13 +81,27 @@ def test_any_number_of_classes(count):
 def test_names_are_text_and_nothing_else(recwarn):
     names = ["<b>&", "$x_1$", "_hidden", "狗", '"quoted" ${summary}']
     detections = [(0.9, 2, 10, 10, 50, 50), (0.8, 5, 60, 60, 90, 90)]
-    _, page = make(names, *detections)
+    objects = [(label, 10 * label, 10, 50, 50) for label in range(1, 6)]
+    _, page = make(names, *detections, objects=objects)
     reader = Reader(page)
     assert reader.tags.count("b") == 6 + 2, "the figures above and the thresholds"
     for name in names:
-        # curves, matrix, table
-        assert reader.text.count(name) >= 3, name
+        # two charts with curves, two sides of the matrix, and the table
+        assert reader.text.count(name) >= 5, name
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_long_names_are_cut_in_charts_only(recwarn):
+    name = "a name that says everything " * 4
+    report, page = make([name, "cat"], (0.9, 1, 10, 10, 50, 50))
+    assert page.count(name) == 1 and page.count("a name that says everyt…") == 4
+    assert not [warning for warning in recwarn if "layout" in str(warning.message)]
+
+
+def test_a_threshold_between_two_close_scores_keeps_them_apart():
+    detections = [(0.9995, 1, 10, 10, 50, 50), (0.9975, 1, 60, 60, 90, 90)]
+    _, page = make(["cat"], *detections)
+    assert "--threshold 0.9985<" in page
 
 
 def test_nothing_there_and_nothing_found():

@@ -1,10 +1,13 @@
 """--tensorboard: what it writes, and that nothing needs the package without the flag."""
 
+import io
 import json
 import sys
 
+import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from arguments import check_args
 from util.best import COCO_FIGURES
@@ -46,7 +49,12 @@ def test_it_shows_what_the_log_has_also_after_a_resume(coco, tmp_path):
     assert list(scalars["test/AP"]) == [1, 3] and set(pictures) == {1, 3}
     for place, name in enumerate(COCO_FIGURES):
         assert scalars[f"test/{name}"][3] == pytest.approx(lines[3]["test_coco_eval_bbox"][place])
-    assert pictures[3] == (tmp_path / "predictions.png").read_bytes()
+    with (
+        Image.open(tmp_path / "predictions.png") as png,
+        Image.open(io.BytesIO(pictures[3])) as seen,
+    ):
+        difference = np.asarray(png.convert("RGB")).astype(int) - np.asarray(seen)
+    assert np.abs(difference).mean() < 3
 
     run(coco, tmp_path, "--epochs 1 --tensorboard --overwrite")
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
@@ -72,6 +80,13 @@ def test_without_the_flag_nothing_imports_it(coco, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # an import of it fails
     run(coco, tmp_path, "--epochs 1")
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_folder_that_cannot_be_made_ends_the_run_before_the_training(coco, tmp_path):
+    (tmp_path / "tensorboard").write_text("a file of the user's")
+    with pytest.raises(InputError, match="tensorboard: cannot be made"):
+        run(coco, tmp_path, "--epochs 1 --tensorboard")
+    assert not (tmp_path / "checkpoint.pkl").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from util import dist
+from util.errors import InputError
 from util.files import replacing, training_files
 from util.jittor_file import write_jittor_file
 from util.pictures import GRID, draw_mistakes, plot_predictions
@@ -18,7 +19,8 @@ class OutputFolder:
     """The folder of --output_dir. Nothing is written where it is empty, or by other processes.
 
     overwrite: remove the training that is in it; tensorboard: log for TensorBoard, too.
-    Raises InputError for a log.txt that is there and cannot be continued.
+    Raises InputError for a log.txt that is there and cannot be continued, and where the folder of
+    TensorBoard cannot be made.
     """
 
     def __init__(self, path, overwrite=False, tensorboard=False):
@@ -32,6 +34,14 @@ class OutputFolder:
             for old in training_files(self.path):
                 old.unlink()
         self.logs = read_log(self.path) if (self.path / "log.txt").exists() else []
+        if tensorboard:
+            try:
+                (self.path / "tensorboard").mkdir(exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}/tensorboard: cannot be made ({error.strerror}); move what is "
+                    "there away"
+                ) from error
 
     def save_training(self, make_state, lr_drop):
         """Writes checkpoint.pkl, and some as checkpointNNNN.pkl, too.

@@ -19,7 +19,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 COLOURED_CLASSES = 10  # as many have a colour and a name in the curves; more are thin lines
 MATRIX_CLASSES = 80  # as many have a row and a column in the matrix of confused classes
 CONFUSED_PAIRS = 20
-NOTHING = "nothing there"
+CHART_NAME = 24  # letters of a class's name in charts
 INK = "#010203"  # stands for the page's own text colour, which is light or dark
 BLUE = (0.26, 0.54, 0.96)
 HITS, MISSES = "#2a9d5c", "#e05d44"
@@ -50,7 +50,7 @@ def make_page(report, pictures):
         number_of_classes=count(len(classes), "class", "classes"),
         iou=report["iou"],
         tiles=tiles(report),
-        threshold=f"{report['all_classes']['threshold']:.2f}",
+        threshold=threshold_text(report["all_classes"]["threshold"]),
         precision=to_svg(lambda axes: draw_precision(axes, report)),
         f1=to_svg(lambda axes: draw_f1(axes, report)),
         sizes=to_svg(lambda axes: draw_sizes(axes, report)),
@@ -72,6 +72,16 @@ def count(number, one, many):
 
 def figure_text(value):
     return "–" if value is None else f"{value:.3f}"
+
+
+def threshold_text(value):
+    """With more digits than a figure, as it lies between two scores that may be close."""
+    return f"{value:.4f}"
+
+
+def short(name):
+    """A class's name as charts have room for."""
+    return name if len(name) <= CHART_NAME else name[: CHART_NAME - 1] + "…"
 
 
 def tiles(report):
@@ -112,16 +122,17 @@ def confused_table(confusion, names):
 
 
 def class_table(classes):
-    names = ("AP", "AP50", "threshold", "precision", "recall", "F1")
+    names = ("AP", "AP50", "precision", "recall", "F1")
     rows = sorted(classes, key=lambda row: (row["AP"] is None, row["AP"]))
     return table(
-        ["class", "id", "objects", "detections", *names],
+        ["class", "id", "objects", "detections", "threshold", *names],
         [
             [
                 escape(row["name"]),
                 row["id"],
                 f"{row['objects']:,}",
                 f"{row['detections']:,}",
+                threshold_text(row["threshold"]),
                 *(bar(row[name]) for name in names),
             ]
             for row in rows
@@ -175,7 +186,7 @@ def draw_lines(axes, x, report, key):
     for number, row in enumerate(classes):
         style = dict(color=f"C{number}", lw=1.5) if few else dict(color=BLUE, lw=0.7, alpha=0.45)
         lines += axes.plot(x, row[key], **style)
-    names = [row["name"] for row in classes] if few else ["each class"]
+    names = [short(row["name"]) for row in classes] if few else ["each class"]
     shown = lines[: len(names)]
     if len(report["classes"]) > 1:
         shown += axes.plot(x, report["all_classes"][key], color=INK, lw=2.5)
@@ -259,8 +270,8 @@ def draw_confusion(confusion, names):
             for y, x in np.argwhere(confusion):
                 axes.text(x, y, f"{confusion[y, x]:,}", ha="center", va="center", fontsize=8)
         small = dict(fontsize=6.5 if size > 30 else 9)
-        axes.set_xticks(range(size), [*names, NOTHING], rotation=90, **small)
-        axes.set_yticks(range(size), [*names, "missed"], **small)
+        axes.set_xticks(range(size), [*map(short, names), "no object"], rotation=90, **small)
+        axes.set_yticks(range(size), [*map(short, names), "not found"], **small)
         axes.set(xlabel="what is there", ylabel="what was detected")
         axes.tick_params(length=0)
         axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)

@@ -1,7 +1,9 @@
 """The log of a training for TensorBoard. The package tensorboard is imported here alone."""
 
+import io
 import time
 
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -23,13 +25,16 @@ class TensorBoardLog:
     def add_epoch(self, line, picture=None):
         """Adds an epoch.
 
-        line: that of log.txt, a dictionary; picture: predictions.png (Path), or None.
+        line: that of log.txt, a dictionary; picture: the path of predictions.png, or None.
         """
         values = [
             Summary.Value(tag=tag, simple_value=value) for tag, value in scalars_of(line).items()
         ]
         if picture is not None:
-            image = Summary.Image(encoded_image_string=picture.read_bytes(), colorspace=3)
+            file = io.BytesIO()
+            # A PNG of photos would be megabytes in each epoch.
+            Image.open(picture).convert("RGB").save(file, format="JPEG", quality=85)
+            image = Summary.Image(encoded_image_string=file.getvalue(), colorspace=3)
             values.append(Summary.Value(tag="predictions", image=image))
         summary = Summary(value=values)
         self.writer.add_event(Event(wall_time=time.time(), step=line["epoch"], summary=summary))
