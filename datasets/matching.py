@@ -144,6 +144,9 @@ class Pairs(NamedTuple):
 def pair_up(coco_gt, image_id, prediction, threshold):
     """The Pairs of an image: a detection takes an object of its own class first, then any.
 
+    The package supervision does the same for its confusion matrix, but in the order of IoU instead
+    of scores; Ultralytics takes the best object of any class first.
+
     prediction: scores, labels, boxes; threshold: detections that score less, or whose class coco_gt
     does not have, are left out. A crowd takes detections of its own class only.
     """
