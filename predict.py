@@ -9,12 +9,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from datasets import IMAGE_SUFFIXES
 from util import dist
 from util.errors import InputError, printable
 from util.files import replacing
 from util.memory import StepMemory
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
 
 
 def faults_of_predict(args):
@@ -46,7 +45,7 @@ def find_pictures(paths, output_dir):
             matches = sorted(
                 file
                 for file in Path(path).rglob("*")
-                if file.suffix.lower() in SUFFIXES and file.is_file()
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
             )
         elif Path(path).exists():
             matches = [Path(path)]

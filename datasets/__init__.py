@@ -13,6 +13,8 @@ MAX_SIZE = 1333
 MAX_RATIO = 100
 # Where the highest category id decides their number. Higher ids do not number classes.
 MAX_CLASSES = 10_000
+# How names of images end, in small letters.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
 
 
 def get_num_classes(args):

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from datasets import IMAGE_SUFFIXES
 from datasets.coco import FORMATS
 from util.errors import InputError
 from util.files import replacing
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 class CocoJson:
@@ -92,7 +91,7 @@ def images_below(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one with the images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise InputError(f"{folder}: has no images; give the one with the images")
     return paths
