@@ -106,11 +106,11 @@ def make_report(evaluator):
     ids = sorted(coco_gt.cats)
     matches = match(coco_gt, predictions)
     overall = curve(matches)
-    threshold = describe(overall)["threshold"]
+    best = describe(overall)
     confusion = np.zeros((len(ids) + 1, len(ids) + 1), np.int64)
     kinds, worst = Counter(), []
     for image_id, prediction in predictions.items():
-        pairs = pair_up(coco_gt, image_id, prediction, threshold)
+        pairs = pair_up(coco_gt, image_id, prediction, best["threshold"])
         add_confusion(confusion, ids, pairs)
         mistakes = mistakes_in(pairs)
         kinds.update(mistake.kind for mistake in mistakes)
@@ -122,7 +122,7 @@ def make_report(evaluator):
         "images": len(predictions),
         "AP": {name: named_figures(each.stats) for name, each in evaluator.coco_eval.items()},
         "objects": count_sizes(coco_gt, predictions),
-        "all_classes": {**describe(overall), **points(overall)},
+        "all_classes": {**best, **points(overall)},
         "recalls": RECALLS.round(2).tolist(),
         "thresholds": np.linspace(0, 1, len(THRESHOLDS)).round(2).tolist(),
         "classes": describe_classes(evaluator, matches),

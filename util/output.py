@@ -1,6 +1,5 @@
 """What a run leaves in its output folder, under the original's names."""
 
-import io
 import json
 import math
 from itertools import chain, islice
@@ -10,7 +9,7 @@ from util import dist
 from util.errors import InputError
 from util.files import replacing, training_files
 from util.jittor_file import write_jittor_file
-from util.pictures import GRID, draw_mistakes, plot_predictions
+from util.pictures import GRID, draw_mistakes, jpeg_of, plot_predictions
 from util.plot_utils import plot_curves, read_log
 from util.report_page import make_page
 
@@ -95,13 +94,10 @@ class OutputFolder:
         names = {row["id"]: row["name"] for row in report["classes"]}
         pictures = []
         for image in report["worst_images"]:
-            boxes = [ann["bbox"] for ann in coco_gt.imgToAnns[image["image_id"]]]
-            boxes = [(x, y, x + width, y + height) for x, y, width, height in boxes]
+            annotations = coco_gt.imgToAnns[image["image_id"]]
             picture = dataset.read_by_id(image["image_id"])
-            picture = draw_mistakes(picture, boxes, image["mistakes"], names)
-            jpeg = io.BytesIO()
-            picture.save(jpeg, format="JPEG", quality=85)
-            pictures.append(jpeg.getvalue())
+            picture = draw_mistakes(picture, annotations, image["mistakes"], names)
+            pictures.append(jpeg_of(picture))
         page = make_page(report, pictures)
         (self.path / "report").mkdir(exist_ok=True)
         for name, text in (

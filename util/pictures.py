@@ -1,6 +1,7 @@
 """Pictures of detections: beside the ground truth, alone, and of where the model looks."""
 
 import colorsys
+import io
 import math
 from functools import lru_cache
 
@@ -82,17 +83,17 @@ def draw_detections(image, result, names):
     return image
 
 
-def draw_mistakes(image, objects, mistakes, names):
+def draw_mistakes(image, annotations, mistakes, names):
     """The picture, enlarged or shrunk, with all objects thin and white, and a detector's mistakes.
 
-    image: PIL, RGB; objects: float [n, 4], x0, y0, x1, y1 in pixels; mistakes: list of dictionaries
-    of a `datasets.mistakes.Mistake`; names: dictionary category id -> name.
+    image: PIL, RGB; annotations: its objects in COCO's format; mistakes: list of dictionaries of a
+    `datasets.mistakes.Mistake`; names: dictionary category id -> name.
     """
     scale = MISTAKE_SIDE / max(image.size)
     image = _resize(image, scale)
     draw = ImageDraw.Draw(image)
-    for box in np.asarray(objects) * scale:
-        _truth(draw, box)
+    for annotation in annotations:
+        _truth(draw, _corners(annotation["bbox"], scale))
     boxes = [[value * scale for value in mistake["box"]] for mistake in mistakes]
     for box, mistake in zip(boxes, mistakes):
         _frame(draw, box, MISTAKE_COLOURS[mistake["kind"]], FRAME_WIDTH)
@@ -146,6 +147,13 @@ def draw_attention(image, result, names):
         page.paste(cell, (left + 4, top + HEADER_HEIGHT))
         _caption(draw, (left + 6, top + HEADER_HEIGHT / 2), caption, width - 10)
     return page
+
+
+def jpeg_of(image):
+    """A PIL image as the bytes of a JPEG."""
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=85)
+    return file.getvalue()
 
 
 def unreadable_names(names):

@@ -248,15 +248,13 @@ def draw_scores(axes, report):
 
 def draw_confusion(confusion, names):
     """The matrix of confused classes, an SVG element."""
+    shares = normalise(confusion)
     if len(names) > MATRIX_CLASSES:
         mistakes = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
         shown = np.sort(np.argsort(-mistakes[:-1], kind="stable")[:MATRIX_CLASSES])
         names = [names[index] for index in shown]
         shown = np.append(shown, len(confusion) - 1)
-        shares = normalise(confusion)[shown][:, shown]
-        confusion = confusion[shown][:, shown]
-    else:
-        shares = normalise(confusion)
+        shares, confusion = (matrix[shown][:, shown] for matrix in (shares, confusion))
     size = len(confusion)
     cell = min(0.8, max(0.125, 5 / size))
 

@@ -1,6 +1,5 @@
 """The log of a training for TensorBoard. The package tensorboard is imported here alone."""
 
-import io
 import time
 
 from PIL import Image
@@ -9,6 +8,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from util.best import COCO_FIGURES
+from util.pictures import jpeg_of
 
 
 class TensorBoardLog:
@@ -31,10 +31,9 @@ class TensorBoardLog:
             Summary.Value(tag=tag, simple_value=value) for tag, value in scalars_of(line).items()
         ]
         if picture is not None:
-            file = io.BytesIO()
             # A PNG of photos would be megabytes in each epoch.
-            Image.open(picture).convert("RGB").save(file, format="JPEG", quality=85)
-            image = Summary.Image(encoded_image_string=file.getvalue(), colorspace=3)
+            jpeg = jpeg_of(Image.open(picture).convert("RGB"))
+            image = Summary.Image(encoded_image_string=jpeg, colorspace=3)
             values.append(Summary.Value(tag="predictions", image=image))
         summary = Summary(value=values)
         self.writer.add_event(Event(wall_time=time.time(), step=line["epoch"], summary=summary))

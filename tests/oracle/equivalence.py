@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,12 +23,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tests.helpers.processes import ENVIRONMENT
 from util.best import COCO_FIGURES
 from util.plot_utils import evaluated, read_log
 
-from .conftest import HERE, ORACLE_PYTHON
+from .conftest import HERE
 from .panoptic_shapes import write_panoptic_shapes
-from .report import ROOT, shake
+from .report import FRAMEWORKS, ROOT, run, shake
 
 RESULTS = ROOT / "docs" / "alignment" / "equivalence.jsonl"
 # Detectors that the original trained, and the panoptic shapes.
@@ -76,7 +76,8 @@ STUDIES = {
 
 def prepare(folder, seed, flags, *more):
     command = [sys.executable, HERE / "train_ours.py", "--prepare", "demo", "--seed", seed]
-    call(*command, "--flags", flags.format(panoptic=PANOPTIC_SHAPES), *more, folder)
+    flags = flags.format(panoptic=PANOPTIC_SHAPES)
+    run(*command, "--flags", flags, *more, folder, env=ENVIRONMENT)
 
 
 def validation_data(flags):
@@ -111,17 +112,17 @@ def train_detector(name, flags, data):
 
 def train(arm, folder, out, shapes, evaluate_from, processes=1):
     """One training. folder: filled by train_ours.py --prepare; out: the run's folder."""
-    command = [ORACLE_PYTHON, "-W", "ignore", HERE / "train_original.py"]
-    if arm == "ours":
-        command = [sys.executable, HERE / "train_ours.py"]
-    elif arm == "perturbed":
+    python, script = FRAMEWORKS["DETR-Jittor" if arm == "ours" else "original"]
+    command = [python, "-W", "ignore", HERE / script]
+    if arm == "perturbed":
         folder = shake(folder)
     if processes > 1 and arm == "ours":
         mpirun = ["mpirun", "-np", processes, "--oversubscribe", "--bind-to", "none"]
         command = [*mpirun, *command]
     elif processes > 1:
         command += ["--processes", processes, "--port", free_port()]
-    call(*command, "--evaluate", shapes, "--evaluate_from", evaluate_from, folder, out)
+    evaluate = ["--evaluate", shapes, "--evaluate_from", evaluate_from]
+    run(*command, *evaluate, folder, out, env=ENVIRONMENT)
 
 
 def free_port():
@@ -130,24 +131,9 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def call(*command):
-    subprocess.run(
-        [str(word) for word in command],
-        check=True,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        },
-    )
-
-
-def figures_of(run):
-    """What is compared, from a run's log.txt."""
-    logs = read_log(run)
+def figures_of(folder):
+    """What is compared, from the log.txt of a training's folder."""
+    logs = read_log(folder)
     last = evaluated(logs)
     figures = {}
     if "test_PQ_all" in last[0]:
