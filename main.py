@@ -46,7 +46,7 @@ def main(args):
 
     # ---- from here on Jittor is imported, which may compile for minutes
     from util import compilation
-    from util.backend import jt, select_device
+    from util.backend import jt, select_device, set_seed
 
     start_time = time.time()
     device = select_device(args.device)
@@ -67,7 +67,7 @@ def main(args):
         check_names(data.classes, "the annotations", names, args.resume)
 
     # ---- model
-    jt.set_global_seed(args.seed, different_seed_for_mpi=False)
+    set_seed(args.seed)
     model, criterion, postprocessors = build_model(args, data.num_classes)
     load_weights(model, args, checkpoint, data.classes)
     dist.check_same(weights_digest(model), "the initial weights")

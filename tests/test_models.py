@@ -8,7 +8,7 @@ from arguments import get_args_parser
 from models.backbone import FrozenBatchNorm2d
 from models.detr import PostProcess
 from models.position_encoding import PositionEmbeddingLearned
-from util.backend import jt
+from util.backend import jt, set_seed
 from util.misc import NestedTensor
 
 
@@ -17,7 +17,7 @@ def trainable(model):
 
 
 def build_tiny(*flags):
-    jt.set_global_seed(0)
+    set_seed(0)
     return tiny.build(tiny.arguments(*flags))[0]
 
 
@@ -35,6 +35,16 @@ def test_detr_resnet50_has_the_originals_names_and_parameters():
         "backbone.0.body.layer1.0.downsample.1.running_var",
     } <= names
     assert sum(p.numel() for p in trainable(model).values()) == 41_302_368
+
+
+def test_weights_of_close_seeds_are_independent():
+    weights = []
+    for seed in (0, 1, 2, 3, 42, 84):
+        set_seed(seed)
+        weights.append(tiny.build(tiny.arguments())[0].transformer.encoder.layers[0].linear1.weight)
+    correlations = np.corrcoef([weight.numpy().ravel() for weight in weights])
+    others = correlations[~np.eye(len(weights), dtype=bool)]
+    assert np.abs(others).max() < 5 / np.sqrt(weights[0].numel()), correlations
 
 
 def test_stem_and_first_stage_never_train():

@@ -7,6 +7,7 @@ Where CUDA works, Jittor uses the GPU from then on.
 
 import atexit
 import os
+import random
 import sys
 
 from util import dist, runtime
@@ -52,6 +53,17 @@ def select_device(name):
             "show every GPU to each (CUDA_VISIBLE_DEVICES)"
         )
     return "cuda" if jt.flags.use_cuda else "cpu"
+
+
+def set_seed(seed):
+    """Seeds the initial weights; those of different seeds are independent, and equal in all
+    processes.
+
+    seed: int >= 0
+    """
+    # Jittor's generator on the CPU gives the seeds 0 and 1 the same numbers, and 1 and 2 related
+    # ones; those of large seeds are not.
+    jt.set_global_seed(random.Random(seed).getrandbits(31), different_seed_for_mpi=False)
 
 
 def _count_gpus():

@@ -62,8 +62,7 @@ def prepare(options):
             [T.RandomHorizontalFlip(), T.RandomResize([SHORT_SIDE], max_size=640), NORMALIZE]
         )
         epochs, batches = STEPS // STEPS_PER_EPOCH, STEPS_PER_EPOCH
-    # Jittor's uniform numbers of the seeds k and 2 k correlate by 0.5, of 1 and 3 by 0.33, and so
-    # on; those of large and different seeds do not.
+    # A large number, see util/backend.py's set_seed, and not its own: trainings were done with it.
     jt.set_global_seed(seed_of_batch(args.seed, 0, 0))
     (options.folder / "epochs").mkdir(parents=True)
     weights = model_state(tiny.build(args)[0])
