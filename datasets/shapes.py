@@ -1,6 +1,6 @@
 """Coloured shapes on a grey ground: a data set that is drawn from a seed, as a COCO folder.
 
-A small DETR learns it from nothing within minutes on a CPU (`python main.py --demo`), so that
+A small DETR learns it from scratch within minutes on a CPU (`python main.py --demo`), so that
 anybody can tell a working installation from a broken one. Afterwards it is an ordinary COCO folder,
 which `--dataset_file coco` reads too.
 """

@@ -1,9 +1,9 @@
-"""Fine-tuning against training from nothing: a detector of circles, rectangles and triangles learns
+"""Fine-tuning against training from scratch: a detector of circles, rectangles and triangles learns
 stars too.
 
     python -m tests.tools.finetune_curve output/demo/checkpoint.pkl output/finetune [--epochs 22]
 
-Draws a variant of the shapes with one more class and other category ids, trains on it from nothing
+Draws a variant of the shapes with one more class and other category ids, trains on it from scratch
 for the given number of epochs, and fine-tunes the demo's detector for a quarter of them; then draws
 both curves into FOLDER/curve.png and prints them.
 """
@@ -115,8 +115,8 @@ def main():
         "--finetune",
         str(options.weights.resolve()),
     )
-    scratch = train(options.folder.resolve() / "from_nothing", data, options.epochs)
-    for name, values in (("from nothing", scratch), ("fine-tuned", tuned)):
+    scratch = train(options.folder.resolve() / "from_scratch", data, options.epochs)
+    for name, values in (("from scratch", scratch), ("fine-tuned", tuned)):
         print(f"{name}: AP after each epoch {' '.join(f'{value:.3f}' for value in values)}")
         plt.plot(range(1, len(values) + 1), values, marker=".", label=name)
     plt.xlabel("epochs of 250 steps")
