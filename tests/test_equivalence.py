@@ -1,4 +1,4 @@
-"""The statistics of the alignment with many seeds, on made-up results."""
+"""The alignment with many seeds: its stored batches, and its statistics on made-up results."""
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from tests.oracle.equivalence_report import (
     permutation,
     titles,
 )
+from tests.oracle.training import MEAN, STD, load_epoch, save_epoch
 
 
 def rows_of(seeds, bias=0.0):
@@ -29,6 +30,31 @@ def rows_of(seeds, bias=0.0):
             ap = level + rng.normal(0, 0.005) + (bias if arm == "ours" else 0)
             rows.append({"study": "boxes", "seed": seed, "arm": arm, "AP": ap, "loss": 1 - ap})
     return rows
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_stored_batches_come_back_to_the_bit(masks, tmp_path):
+    rng = np.random.default_rng(0)
+    batches = []
+    for sizes in [[(5, 7), (9, 4), (3, 3)], [(1, 1), (6, 2)]]:
+        images, targets = [], []
+        for objects, (height, width) in enumerate(sizes):
+            pixels = rng.integers(0, 256, (3, height, width)).astype(np.float32)
+            images.append((pixels / np.float32(255) - MEAN) / STD)
+            targets.append(
+                {"boxes": rng.random((objects, 4), np.float32), "labels": np.arange(objects)}
+            )
+            if masks:
+                targets[-1]["masks"] = rng.random((objects, height, width)) < 0.5
+        batches.append((images, targets))
+    save_epoch(tmp_path / "epoch.npz", batches)
+    halves = [list(load_epoch(tmp_path / "epoch.npz", rank, 2)) for rank in (0, 1)]
+    for (images, targets), *parts in zip(batches, *halves, strict=True):
+        for rank, (found_images, found_targets) in enumerate(parts):
+            np.testing.assert_equal(found_images, images[rank::2])
+            np.testing.assert_equal(found_targets, targets[rank::2])
+            for found, target in zip(found_targets, targets[rank::2]):
+                assert all(found[key].dtype == target[key].dtype for key in target)
 
 
 def test_differences_are_paired_and_in_points():

@@ -21,37 +21,55 @@ def save_epoch(path, batches):
     """batches: list of (images, targets); images: list of float32 [3, h, w], normalised, stored as
     the bytes they were.
     """
-    arrays = {}
-    for i, (images, targets) in enumerate(batches):
-        for j, (image, target) in enumerate(zip(images, targets)):
-            arrays[f"{i}/{j}/image"] = np.rint((image * STD + MEAN) * 255).astype(np.uint8)
-            arrays[f"{i}/{j}/boxes"], arrays[f"{i}/{j}/labels"] = target["boxes"], target["labels"]
-            if "masks" in target:
-                arrays[f"{i}/{j}/masks"] = np.packbits(target["masks"], axis=-1)
+    images = [image for images, _ in batches for image in images]
+    targets = [target for _, targets in batches for target in targets]
+    arrays = {
+        "batches": [len(images) for images, _ in batches],
+        "sizes": [image.shape[1:] for image in images],
+        "pixels": joined(
+            [np.rint((image * STD + MEAN) * 255).astype(np.uint8) for image in images]
+        ),
+        "objects": [len(target["labels"]) for target in targets],
+        "boxes": joined([target["boxes"] for target in targets]),
+        "labels": joined([target["labels"] for target in targets]),
+    }
+    if "masks" in targets[0]:
+        arrays["masks"] = np.packbits(joined([target["masks"] for target in targets]))
     np.savez(path, **arrays)
 
 
 def load_epoch(path, rank=0, processes=1):
     """Yields what save_epoch was given, to the bit; of each batch the images of one process."""
-    with np.load(path) as arrays:
-        last = {}
-        for name in arrays.files:
-            batch, image, _ = name.split("/")
-            last[int(batch)] = max(last.get(int(batch), 0), int(image))
-        for batch, count in sorted(last.items()):
-            images = [
-                ((arrays[f"{batch}/{i}/image"].astype(np.float32) / np.float32(255)) - MEAN) / STD
-                for i in range(count + 1)
-            ]
-            targets = []
-            for i, image in enumerate(images):
-                target = {key: arrays[f"{batch}/{i}/{key}"] for key in ("boxes", "labels")}
-                if f"{batch}/{i}/masks" in arrays.files:
-                    packed = arrays[f"{batch}/{i}/masks"]
-                    width = image.shape[2]
-                    target["masks"] = np.unpackbits(packed, axis=-1, count=width).astype(bool)
-                targets.append(target)
-            yield images[rank::processes], targets[rank::processes]
+    with np.load(path) as file:
+        arrays = dict(file)
+    (height, width), objects = arrays["sizes"].T, arrays["objects"]
+    pixels = cut(arrays["pixels"], 3 * height * width)
+    parts = {"boxes": cut(arrays["boxes"], 4 * objects), "labels": cut(arrays["labels"], objects)}
+    if "masks" in arrays:
+        counts = objects * height * width
+        parts["masks"] = cut(np.unpackbits(arrays["masks"], count=counts.sum()), counts)
+    end = 0
+    for count in arrays["batches"]:
+        start, end = end, end + count
+        images, targets = [], []
+        for i in range(start + rank, end, processes):
+            image = pixels[i].reshape(3, height[i], width[i]).astype(np.float32)
+            images.append((image / np.float32(255) - MEAN) / STD)
+            target = {key: values[i] for key, values in parts.items()}
+            target["boxes"] = target["boxes"].reshape(-1, 4)
+            if "masks" in target:
+                target["masks"] = target["masks"].reshape(-1, height[i], width[i]).astype(bool)
+            targets.append(target)
+        yield images, targets
+
+
+def joined(arrays):
+    return np.concatenate([array.ravel() for array in arrays])
+
+
+def cut(array, sizes):
+    """The pieces that `joined` made one of."""
+    return np.split(array, np.cumsum(sizes)[:-1])
 
 
 class Gradients:
