@@ -65,6 +65,7 @@ PANOPTIC = "--dataset_file coco_panoptic --coco_path {panoptic} --coco_panoptic_
 MASK_HEAD = "--masks --frozen_weights detector --epochs 3 --lr_drop 2"
 STUDIES = {
     "boxes": Study(range(1, 17), ALL, DEMO, 19, 0.5),
+    "boxes, second round": Study(range(101, 141), ALL, DEMO, 19, 0.5),
     "dropout": Study(range(1, 9), ALL[:2], f"{DEMO} --dropout 0.1", 19, 0.7),
     "masks": Study(range(1, 9), ALL[:2], f"{DEMO} {MASK_HEAD}", 2, 0.7, detector=DEMO),
     "panoptic": Study(

@@ -89,15 +89,13 @@ def unpad(samples, targets):
 
 
 class Loader:
-    """The stored batches of an epoch, in place of the data loader."""
+    """Stored batches, in place of the data loader."""
 
-    def __init__(self, path):
+    def __init__(self, batches):
+        """batches: iterable of (images, targets)"""
         from util.misc import nested_tensor_from_arrays
 
-        self.batches = [
-            (nested_tensor_from_arrays(images), targets)
-            for images, targets in training.load_epoch(path, dist.get_rank(), dist.get_world_size())
-        ]
+        self.batches = [(nested_tensor_from_arrays(images), targets) for images, targets in batches]
 
     def set_epoch(self, epoch, start=0):
         pass
@@ -157,7 +155,7 @@ def save_gradients(options):
     trainable = {name: p for name, p in model.named_parameters() if not p.is_stop_grad()}
     sizes = {name: p.numel() for name, p in sorted(trainable.items())}
     gradients = training.Gradients(options.run, options.gradients, sizes, np.float32)
-    batches = Loader(options.folder / "epochs" / "000.npz")
+    batches = Loader(training.load_epoch(options.folder / "epochs" / "000.npz"))
     for _, (samples, targets) in zip(range(options.gradients), batches):
         losses = criterion(model(samples.to_jittor()), targets)
         loss, _ = weighted_sum(losses, criterion.weight_dict)
@@ -193,7 +191,7 @@ def train(options):
             world_size=dist.get_world_size(),
         )
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
-        batches = Loader(path)
+        batches = Loader(training.load_epoch(path, dist.get_rank(), dist.get_world_size()))
         averages = train_one_epoch(
             model,
             recording,

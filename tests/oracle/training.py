@@ -91,6 +91,31 @@ class Gradients:
         self.done += 1
 
 
+class Steps:
+    """Steps from a state on a training's way: their batches, and the weights after some of them.
+
+    A state NNN.npz, from after NNN epochs, has weights/NAME, exp_avg/NAME and exp_avg_sq/NAME of
+    AdamW, step, and rates, the learning rates of AdamW's groups.
+    """
+
+    def __init__(self, folder, state, numbers):
+        """folder: the training's; state: the file's path; numbers: of steps to keep the weights
+        after.
+        """
+        epochs = sorted((folder / "epochs").iterdir())
+        batches = load_epoch(epochs[int(state.stem) % len(epochs)])
+        self.batches = [batch for _, batch in zip(range(max(numbers)), batches)]
+        self.numbers = numbers
+        self.arrays = {}
+
+    def add(self, number, weights):
+        if number in self.numbers:
+            self.arrays.update({f"{number}/{name}": value for name, value in weights.items()})
+
+    def save(self, path):
+        np.savez(path, **self.arrays)
+
+
 class Recorder:
     """The losses of a run, step by step, and its log.txt."""
 
