@@ -31,9 +31,7 @@ class Training:
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def step(self, batch):
-        samples, targets = run_model.to_torch(*batch)
-        samples.tensors = samples.tensors.to(self.dtype)
-        targets = [{**target, "boxes": target["boxes"].to(self.dtype)} for target in targets]
+        samples, targets = run_model.to_torch(*batch, self.dtype)
         loss = run_model.weighted_loss(self.criterion, self.criterion(self.model(samples), targets))
         self.optimizer.zero_grad()
         loss.backward()

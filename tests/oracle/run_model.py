@@ -41,9 +41,12 @@ def build(case):
     return model, criterion, postprocessors
 
 
-def to_torch(images, targets):
+def to_torch(images, targets, dtype=torch.float32):
+    """dtype: of the images and the boxes."""
     samples = nested_tensor_from_tensor_list([torch.from_numpy(image) for image in images])
-    return samples, [{k: torch.from_numpy(v) for k, v in target.items()} for target in targets]
+    samples.tensors = samples.tensors.to(dtype)
+    targets = [{k: torch.from_numpy(v) for k, v in target.items()} for target in targets]
+    return samples, [{**target, "boxes": target["boxes"].to(dtype)} for target in targets]
 
 
 def weighted_loss(criterion, losses):

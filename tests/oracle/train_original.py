@@ -152,9 +152,7 @@ def save_gradients(options):
     )
     batches = training.load_epoch(options.folder / "epochs" / "000.npz")
     for _, batch in zip(range(options.gradients), batches):
-        samples, targets = run_model.to_torch(*batch)
-        samples.tensors = samples.tensors.to(dtype)
-        targets = [{**target, "boxes": target["boxes"].to(dtype)} for target in targets]
+        samples, targets = run_model.to_torch(*batch, dtype)
         model.zero_grad()
         run_model.weighted_loss(criterion, criterion(model(samples), targets)).backward()
         gradients.add([p.grad.numpy() for p in trainable.values()])
