@@ -5,7 +5,7 @@
 What is trained, with how many seeds, and what is concluded from it was fixed before the results
 were looked at: STUDIES here, and docs/alignment/plan.md. Each finished training is a line of
 docs/alignment/equivalence.jsonl; --resume goes on after them, --report draws the report only. Two
-seeds train at once, on one thread each.
+seeds train at once, on one thread each; those whose batches two processes share, one at a time.
 """
 
 import argparse
@@ -66,12 +66,12 @@ MASK_HEAD = "--masks --frozen_weights detector --epochs 3 --lr_drop 2"
 STUDIES = {
     "boxes": Study(range(1, 17), ALL, DEMO, 19, 0.5),
     "boxes, second round": Study(range(101, 141), ALL, DEMO, 19, 0.5),
-    "dropout": Study(range(1, 9), ALL[:2], f"{DEMO} --dropout 0.1", 19, 0.7),
+    "dropout": Study(range(1, 25), ALL[:2], f"{DEMO} --dropout 0.1", 19, 0.7),
     "masks": Study(range(1, 9), ALL[:2], f"{DEMO} {MASK_HEAD}", 2, 0.7, detector=DEMO),
     "panoptic": Study(
         range(1, 9), ALL[:2], f"{PANOPTIC} {MASK_HEAD}", 2, 0.7, detector=PANOPTIC, figure="PQ"
     ),
-    "processes": Study(range(1, 5), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, 0.7, processes=2),
+    "processes": Study(range(1, 25), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, 0.7, processes=2),
 }
 
 
@@ -204,7 +204,7 @@ def main():
         study = STUDIES[name]
         data = validation_data(study.flags)
         detector = train_detector(name, study.detector, data) if study.detector else None
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(2 // study.processes) as pool:
             jobs = [
                 pool.submit(run_seed, name, seed, data, detector, results)
                 for seed in study.seeds[: options.seeds]
