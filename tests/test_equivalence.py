@@ -9,6 +9,7 @@ from tests.oracle.equivalence_report import (
     BOTH,
     CHAOS,
     FIRST,
+    conclude,
     describe,
     differences,
     draw,
@@ -87,11 +88,26 @@ def test_the_permutation_test_counts_all_swaps():
     assert permutation(first, first) == 1
 
 
-@pytest.mark.parametrize("bias, verdict", [(0, "within ±0.5"), (-0.01, "not within ±0.5")])
-def test_a_fault_of_one_point_shows(tmp_path, bias, verdict):
-    rows = rows_of(16, bias)
-    text = describe(rows, "boxes", STUDIES["boxes"])
-    assert f"lies **{verdict} points**" in text and "16 of 16 seeds" in text
+def test_many_pairs_are_swapped_at_random():
+    rng = np.random.default_rng(2)
+    first, second = rng.normal(0.3, 1, 40), rng.normal(0, 1, 40)
+    normal = stats.ttest_rel(first, second).pvalue
+    assert permutation(first, second) == pytest.approx(normal, abs=0.02)
+
+
+@pytest.mark.parametrize("bias, within", [(0, "yes"), (-0.01, "no")])
+def test_a_fault_of_one_point_shows(bias, within):
+    table = conclude(rows_of(16, bias), STUDIES).splitlines()
+    assert len(table) == 3, "a row for each study that has results"
+    assert table[-1].startswith("| boxes | AP, this project − the mean of both | 16 of 16 |")
+    assert f"| ±0.5 | {within} |" in table[-1]
+
+
+def test_the_report_of_a_study(tmp_path):
+    rows = rows_of(16)
+    assert "| AP, points | this project − the original | 16 |" in describe(
+        rows, "boxes", STUDIES["boxes"]
+    )
     assert titles(STUDIES["dropout"]) == [FIRST]
-    draw(rows, {"boxes": STUDIES["boxes"]}, tmp_path / "picture.png")
+    draw(rows, STUDIES, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 5000
