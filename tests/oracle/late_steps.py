@@ -16,10 +16,17 @@ import numpy as np
 
 from .conftest import HERE, ORACLE_PYTHON
 from .report import FRAMEWORKS, ROOT, run
+from .training import weights_of
 
 OURS, ORIGINAL = FRAMEWORKS
 EPOCHS = (1, 3, 6, 9, 12, 15, 17, 18, 20, 22)  # the learning rate drops after 18
 STEPS = (1, 10, 50)
+
+
+def save_states(folder, states, epochs):
+    """Trains the original, and writes its states after some epochs as states/NNN.npz."""
+    script = HERE / "late_steps_original.py"
+    run(ORACLE_PYTHON, "-W", "ignore", script, folder, states, "--epochs", *epochs)
 
 
 def steps_from(state, folder):
@@ -42,12 +49,10 @@ def compare(state, found):
     They are the distances of the trained parameters, and of BatchNorm's statistics, from those in
     float64, over the length of the way that these went.
     """
-    with np.load(state) as arrays:
-        names = [n.removeprefix("weights/") for n in arrays if n.startswith("weights/")]
-        start = {name: arrays[f"weights/{name}"].astype(np.float64) for name in names}
+    start = {name: array.astype(np.float64) for name, array in weights_of(state).items()}
     kinds = {
-        "parameters": [name for name in names if "running" not in name],
-        "statistics": [name for name in names if "running" in name],
+        "parameters": [name for name in start if "running" not in name],
+        "statistics": [name for name in start if "running" in name],
     }
 
     def distance(first, second, kind):
@@ -55,7 +60,7 @@ def compare(state, found):
 
     for number in STEPS:
         weights = {
-            name: {n: arrays[f"{number}/{n}"].astype(np.float64) for n in names}
+            name: {n: arrays[f"{number}/{n}"].astype(np.float64) for n in start}
             for name, arrays in found.items()
         }
         exact = weights["float64"]
@@ -79,8 +84,7 @@ def main():
         folder, states = Path(folder) / "demo", Path(folder) / "states"
         prepare = ["--prepare", "demo", "--seed", options.seed]
         run(FRAMEWORKS[OURS][0], HERE / "train_ours.py", *prepare, folder)
-        script = HERE / "late_steps_original.py"
-        run(ORACLE_PYTHON, "-W", "ignore", script, folder, states, "--epochs", *EPOCHS)
+        save_states(folder, states, EPOCHS)
         for epoch in EPOCHS:
             state = states / f"{epoch:03}.npz"
             for steps, *numbers in compare(state, dict(steps_from(state, folder))):

@@ -15,14 +15,9 @@ def load(path, model, optimizer):
     from models.weights.model import load_model_state
     from models.weights.training import load_optimizer_state
 
+    load_model_state(model, training.weights_of(path), str(path))
     with np.load(path) as file:
         arrays = dict(file)
-    weights = {
-        name.removeprefix("weights/"): array
-        for name, array in arrays.items()
-        if name.startswith("weights/")
-    }
-    load_model_state(model, weights, str(path))
     names = [group["names"] for group in optimizer.param_groups]
     averages = {
         name: {

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .conftest import HERE, ORACLE_PYTHON
+from .conftest import HERE
+from .late_steps import save_states
 from .report import FRAMEWORKS, MODULES, ROOT, run
+from .training import weights_of
 
 SEED = 0
 EPOCHS = (1, 18, 22)  # the learning rate drops after 18
@@ -89,20 +91,13 @@ def table(rows):
 def after_epochs(folder):
     """Folders as `folder`, with the weights that the original has after EPOCHS."""
     states = folder / "states"
-    script = HERE / "late_steps_original.py"
-    run(ORACLE_PYTHON, "-W", "ignore", script, folder, states, "--epochs", *EPOCHS)
+    save_states(folder, states, EPOCHS)
     for epoch in EPOCHS:
         trained = folder / f"trained-{epoch}"
         trained.mkdir()
         (trained / "epochs").symlink_to(folder / "epochs")
         shutil.copy(folder / "flags.json", trained)
-        with np.load(states / f"{epoch:03}.npz") as state:
-            weights = {
-                name.removeprefix("weights/"): state[name]
-                for name in state
-                if name.startswith("weights/")
-            }
-        np.savez(trained / "weights.npz", **weights)
+        np.savez(trained / "weights.npz", **weights_of(states / f"{epoch:03}.npz"))
         yield f"After {epoch} epoch{'s' * (epoch > 1)}", trained
 
 

@@ -91,6 +91,16 @@ class Gradients:
         self.done += 1
 
 
+def weights_of(state):
+    """name -> array: the weights in a state's file (see Steps). state: its path."""
+    with np.load(state) as arrays:
+        return {
+            name.removeprefix("weights/"): arrays[name]
+            for name in arrays
+            if name.startswith("weights/")
+        }
+
+
 class Steps:
     """Steps from a state on a training's way: their batches, and the weights after some of them.
 
