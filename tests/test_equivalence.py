@@ -18,6 +18,8 @@ from tests.oracle.equivalence_report import (
     permutation,
     titles,
 )
+from tests.oracle.every_step import table
+from tests.oracle.every_step_original import GROUPS, Errors
 from tests.oracle.training import MEAN, STD, load_epoch, save_epoch
 
 
@@ -111,3 +113,22 @@ def test_the_report_of_a_study(tmp_path):
     assert titles(STUDIES["dropout"]) == [FIRST]
     draw(rows, STUDIES, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 5000
+
+
+def test_errors_of_steps_that_repeat_add_up():
+    random = np.random.default_rng(0)
+    errors = Errors()
+    for _ in range(100):
+        start, steps, noise = random.standard_normal((3, len(GROUPS), 1000))
+        exact = start + steps
+        found = {"ours": exact + 1e-3 * noise, "original": exact - 1e-3 * steps - 1e-3}
+        errors.add(start, exact, found)
+    rows = list(table({name: np.array(value) for name, value in errors.arrays().items()}))
+    assert len(rows) == len(GROUPS)
+    for group, row in zip(GROUPS, rows):
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[0] == group and cells[1] == "1.0e-03"
+        assert float(cells[3]) == pytest.approx(1, abs=0.3)  # independent errors
+        assert float(cells[7]) == pytest.approx(50, abs=10)  # half of their squares always the same
+        along = [float(cell.split(" ± ")[0]) for cell in (cells[4], cells[8])]
+        assert abs(along[0]) < 2e-5 and along[1] == pytest.approx(-1e-3, rel=0.1)

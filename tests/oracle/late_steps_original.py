@@ -45,29 +45,33 @@ class Training:
             if not name.endswith("num_batches_tracked")
         }
 
-    def save(self, path):
+    def state(self):
+        """What a state's file holds, see `Steps` in training.py: name -> array."""
         arrays = {f"weights/{name}": value for name, value in self.weights().items()}
         for name, parameter in self.parameters.items():
             state = self.optimizer.state[parameter]
-            arrays[f"exp_avg/{name}"] = state["exp_avg"].numpy()
-            arrays[f"exp_avg_sq/{name}"] = state["exp_avg_sq"].numpy()
+            arrays[f"exp_avg/{name}"] = state["exp_avg"].numpy().copy()
+            arrays[f"exp_avg_sq/{name}"] = state["exp_avg_sq"].numpy().copy()
         arrays["step"] = int(state["step"])
         arrays["rates"] = [group["lr"] for group in self.optimizer.param_groups]
-        np.savez(path, **arrays)
+        return arrays
 
-    def load(self, path):
-        with np.load(path) as arrays:
-            for name, value in self.model.state_dict().items():
-                if not name.endswith("num_batches_tracked"):
-                    value.copy_(torch.from_numpy(arrays[f"weights/{name}"]))
-            for name, parameter in self.parameters.items():
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(arrays["step"])),
-                    "exp_avg": torch.from_numpy(arrays[f"exp_avg/{name}"]).to(self.dtype),
-                    "exp_avg_sq": torch.from_numpy(arrays[f"exp_avg_sq/{name}"]).to(self.dtype),
-                }
-            for group, rate in zip(self.optimizer.param_groups, arrays["rates"]):
-                group["lr"] = float(rate)
+    def load(self, arrays):
+        """arrays: as `state` returns them."""
+        for name, value in self.model.state_dict().items():
+            if not name.endswith("num_batches_tracked"):
+                value.copy_(torch.from_numpy(arrays[f"weights/{name}"]))
+        for name, parameter in self.parameters.items():
+            averages = {
+                kind: torch.from_numpy(arrays[f"{kind}/{name}"]).to(self.dtype, copy=True)
+                for kind in ("exp_avg", "exp_avg_sq")
+            }
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(arrays["step"])),
+                **averages,
+            }
+        for group, rate in zip(self.optimizer.param_groups, arrays["rates"]):
+            group["lr"] = float(rate)
 
 
 def save_states(options):
@@ -79,12 +83,13 @@ def save_states(options):
             job.step(batch)
         scheduler.step()
         if epoch in options.epochs:
-            job.save(options.state / f"{epoch:03}.npz")
+            np.savez(options.state / f"{epoch:03}.npz", **job.state())
 
 
 def take_steps(options):
     job = Training(options.folder, torch.float64 if options.double else torch.float32)
-    job.load(options.state)
+    with np.load(options.state) as arrays:
+        job.load(dict(arrays))
     steps = training.Steps(options.folder, options.state, options.steps)
     for number, batch in enumerate(steps.batches, 1):
         job.step(batch)

@@ -2,7 +2,8 @@
 
 python tests/oracle/train_ours.py --prepare steps --coco_path PATH [--rate X] FOLDER
 python tests/oracle/train_ours.py --prepare demo [--seed N] [--flags "…"] [--detector NPZ] FOLDER
-python tests/oracle/train_ours.py [--evaluate SHAPES_FOLDER] [--evaluate_from EPOCH] FOLDER RUN
+python tests/oracle/train_ours.py [--evaluate SHAPES_FOLDER] [--evaluate_from EPOCH]
+    [--states FOLDER] FOLDER RUN
 python tests/oracle/train_ours.py --gradients BATCHES FOLDER OUT
 
 Under mpirun, process r of n takes the images r, r + n, … of each batch.
@@ -11,6 +12,7 @@ Under mpirun, process r of n takes the images r, r + n, … of each batch.
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +25,7 @@ import main as program  # noqa: E402
 from util import dist, runtime  # noqa: E402
 
 STEPS, STEPS_PER_EPOCH, SHORT_SIDE = 30, 10, 320
+MOST_STATES = 20
 
 
 def prepare(options):
@@ -177,6 +180,7 @@ def train(options):
     scheduler = StepLR(optimizer, args.lr_drop)
     recorder = training.Recorder(options.run if dist.is_main_process() else None)
     recording = Recording(criterion)
+    states = States(options.states, model, optimizer) if options.states else None
     panoptic_evaluator = None
     if options.evaluate:
         args.coco_path = args.coco_panoptic_path = str(options.evaluate)
@@ -200,6 +204,7 @@ def train(options):
             epoch,
             args.seed,
             args.clip_max_norm,
+            after_step=states,
         )
         scheduler.step()
         stats = {}
@@ -217,6 +222,32 @@ def train(options):
         recorder.epoch(epoch, averages, stats)
     if dist.is_main_process():
         recorder.save(model_state(model))
+
+
+class States:
+    """Saves the state after each step (see `Steps` in training.py) as FOLDER/NNNNNN.npz, counted
+    from 1, as a callback of the engine. Waits while nobody takes the files away.
+    """
+
+    def __init__(self, folder, model, optimizer):
+        self.folder, self.model, self.optimizer = folder, model, optimizer
+
+    def __call__(self, _step, _logger):
+        from models.weights.model import model_state
+        from models.weights.training import optimizer_state
+
+        while len(list(self.folder.iterdir())) > MOST_STATES:
+            time.sleep(0.01)
+        state = optimizer_state(self.optimizer)
+        arrays = {f"weights/{name}": value for name, value in model_state(self.model).items()}
+        for name, averages in state["state"].items():
+            arrays[f"exp_avg/{name}"] = averages["exp_avg"]
+            arrays[f"exp_avg_sq/{name}"] = averages["exp_avg_sq"]
+        number = self.optimizer.n_step
+        unfinished = self.folder / "unfinished.npz"
+        rates = [group["lr"] for group in state["groups"]]
+        np.savez(unfinished, step=number, rates=rates, **arrays)
+        unfinished.rename(self.folder / f"{number:06}.npz")
 
 
 class Steps:
@@ -251,6 +282,7 @@ if __name__ == "__main__":
     parser.add_argument("--detector", type=Path, help="weights.npz of a run, for a mask head")
     parser.add_argument("--evaluate", type=Path)
     parser.add_argument("--evaluate_from", type=int, default=0, help="the first epoch to evaluate")
+    parser.add_argument("--states", type=Path, help="write the state after each step there")
     parser.add_argument("--gradients", type=int, metavar="BATCHES")
     options = parser.parse_args()
     runtime.prepare_device("cpu")
