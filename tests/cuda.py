@@ -231,7 +231,7 @@ def speed(_):
     from tests.oracle import bench_rows, benchmark
 
     found = []
-    for row in ("forward", "train"):
+    for row in ("forward", "train", "train-demo"):
         ours = benchmark.run(sys.executable, "bench_ours.py", row, device="cuda")
         found.append(f"{bench_rows.MODELS[row][0]}: {1000 * ours['seconds']:.1f} ms")
         if Path(benchmark.ORACLE_PYTHON).exists():
