@@ -20,7 +20,7 @@ import numpy as np
 from tests.helpers.processes import ENVIRONMENT
 
 from .conftest import HERE, ORACLE_PYTHON
-from .equivalence import DEMO, RESULTS, Results, figures_of, prepare, validation_data
+from .equivalence import DEMO, RESULTS, STUDIES, Results, figures_of, prepare, validation_data
 from .every_step_original import ARMS, GROUPS, MODULES
 from .report import FRAMEWORKS, ROOT
 
@@ -33,7 +33,8 @@ def train(seed, flags, folder):
     prepared, states, out = (folder / name for name in ("prepared", "states", "errors.npz"))
     prepare(prepared, seed, flags)
     states.mkdir()
-    evaluate = ["--evaluate", validation_data(flags), "--evaluate_from", 19]
+    first = STUDIES[STUDY].evaluate_from
+    evaluate = ["--evaluate", validation_data(flags), "--evaluate_from", first]
     python, script = FRAMEWORKS[OURS]
     run_together(
         [python, HERE / script, *evaluate, "--states", states, prepared, folder / OURS],
