@@ -147,7 +147,7 @@ def model(case):
             lambda x: np.abs(x).max(),
         )
         losses = difference([name for name in cpu if name.startswith("loss/")], abs)
-        gradients = gradient_difference(cpu, gpu)
+        gradients = max(ours.gradient_distances(cpu, gpu).values())
         return (
             f"outputs {outputs:.1e}, losses {losses:.1e}, gradients {gradients:.1e} from the CPU's",
             outputs <= OUTPUT_LIMIT and losses <= LOSS_LIMIT and gradients <= GRADIENT_LIMIT,
@@ -278,28 +278,6 @@ def on_both(function, shapes, gradients=True):
     return max(
         float(np.abs(cpu - gpu).max() / max(np.abs(cpu).max(), 1e-6)) for cpu, gpu in zip(*found)
     )
-
-
-def gradient_difference(cpu, gpu):
-    """The largest relative L2 distance of a parameter's gradient, in the best of three batches.
-
-    As `check_gradients` of tests/oracle/test_model.py, which says why: rounding decides the sign of
-    some units before a ReLU, and where the true gradient is zero there is only rounding to compare,
-    which is measured against the whole gradient.
-    """
-    import numpy as np
-
-    names = [name[len("grad/0/") :] for name in cpu if name.startswith("grad/0/")]
-    total = np.sqrt(sum(np.square(cpu[f"grad/0/{name}"]).sum() for name in names))
-    largest = 0
-    for name in names:
-        keys = [f"grad/{batch}/{name}" for batch in range(3)]
-        norms = [np.linalg.norm(cpu[key]) for key in keys]
-        if norms[0] < 1e-6 * total:
-            norms = [total] * 3
-        distances = [np.linalg.norm(cpu[key] - gpu[key]) for key in keys]
-        largest = max(largest, min(d / norm for d, norm in zip(distances, norms)))
-    return largest
 
 
 class RandomBatches:

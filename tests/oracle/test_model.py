@@ -45,30 +45,7 @@ def test_model(case, original, measured):
         "detections: boxes, pixels", case, np.abs(mine["pixels"] - theirs["pixels"]).max(), 0.05
     )
     assert np.array_equal(mine["labels"], theirs["labels"])
-    check_gradients(case, theirs, mine, measured)
-
-
-def check_gradients(case, theirs, mine, measured):
-    """Relative L2 distance of each parameter's gradient: the smallest of three batches.
-
-    A unit whose sign before a ReLU is decided by rounding changes the gradient of everything below
-    it, here or in the original; an error of ours shows in every batch. Where the true gradient is
-    zero (the first decoder layer attends over equal values) there are only rounding errors to
-    compare: those must be small beside the whole gradient.
-    """
-    total = np.sqrt(
-        sum(np.sum(np.square(theirs[name])) for name in theirs if name.startswith("grad/0/"))
-    )
-    distances = {}
-    for name in (n[len("grad/0/") :] for n in theirs if n.startswith("grad/0/")):
-        norms = [np.linalg.norm(theirs[f"grad/{i}/{name}"]) for i in range(3)]
-        differences = [
-            np.linalg.norm(mine[f"grad/{i}/{name}"] - theirs[f"grad/{i}/{name}"]) for i in range(3)
-        ]
-        if norms[0] < 1e-6 * total:
-            assert differences[0] < 1e-6 * total, name
-        else:
-            distances[name] = min(d / n for d, n in zip(differences, norms))
+    distances = ours.gradient_distances(theirs, mine)
     measured(
         "gradients, relative L2",
         f"{case} ({len(distances)} parameters)",
