@@ -9,9 +9,8 @@ from util.backend import jt
 def _include(name):
     """An include of a header of this folder, with its digest.
 
-    The digest makes Jittor compile again when the file changes. Jittor copies this text at each
-    call:
-    it is short.
+    The digest makes Jittor compile again when the file changes. The text is short because Jittor
+    copies it at each call.
     """
     source = Path(__file__).with_name(name)
     return f'#include "{source}"  // {hashlib.sha1(source.read_bytes()).hexdigest()}'
