@@ -142,12 +142,15 @@ def parse_args(arguments=None):
     return args
 
 
-def full_command(args):
-    """The command line, without --demo, of args: every flag that differs from its default."""
+def full_command(args, given=()):
+    """The command line, without --demo, of args.
+
+    It has every flag that differs from its default, and those in given, which may not differ.
+    """
     words = ["python", "main.py"]
     for name, default in vars(get_args_parser().parse_args([])).items():
         value = getattr(args, name)
-        if value == default or name == "demo":
+        if name == "demo" or (value == default and name not in given):
             continue
         if name == "aux_loss":
             words.append("--no_aux_loss")
@@ -167,7 +170,9 @@ def how_to_go_on(args):
     # A resumed training that is stopped in its first evaluation has not saved anything yet.
     resume = str(saved) if saved.exists() else args.resume
     changes = {"resume": resume, "finetune": "", "overwrite": False}
-    command = full_command(argparse.Namespace(**{**vars(args), **changes}))
+    # A flag that is given decides over the checkpoint's, also where it is the default.
+    given = [name for name in args.given if name not in changes]
+    command = full_command(argparse.Namespace(**{**vars(args), **changes}), given)
     return f"go on with {dist.launcher()}{command}"
 
 
@@ -189,26 +194,30 @@ TRAINING = """
 
 
 def adopt_flags(args, checkpoint, source):
-    """Sets the flags that are not given to those of the checkpoint of --resume or --finetune.
+    """Sets the flags that are not given to those of the checkpoint of --resume, --finetune or
+    --frozen_weights.
 
-    With --finetune: the model's, but for masks. With --resume: the model's and the sizes of images;
-    the shapes' to predict; all that a training depends on to train. `--threshold auto` becomes the
-    checkpoint's thresholds, a dictionary category id -> score. Prints where a flag that is given
-    differs. Returns the names of the training's flags that do.
-    Raises InputError where a given flag does not go with --resume.
+    With --resume: the model's and the sizes of images; the shapes' to predict; all that a training
+    depends on to train. Else the model's, but for masks. `--threshold auto` becomes the
+    checkpoint's thresholds, a dictionary category id -> score. Prints where a flag of a training
+    that goes on is given and differs. Returns the names of those flags.
+    Raises InputError where a given flag does not fit the weights; --finetune takes what fits.
     """
     saved = checkpoint.get("args")
-    if not isinstance(saved, dict):  # weights alone, or a checkpoint of the original
+    if not isinstance(saved, dict):  # weights alone
         saved = {}
     if args.resume:
         names = ARCHITECTURE + SIZES
     else:
         names = [name for name in ARCHITECTURE if name != "masks"]
+    goes_on = args.resume and not (args.eval or args.predict) and "optimizer" in checkpoint
     if args.predict:
         names = names + ["dataset_file", "shapes_size"]
-    elif args.resume and not args.eval and "optimizer" in checkpoint:
+    elif goes_on:
         names = names + TRAINING
-    remedy = "leave the flag out, or load the weights that fit with --finetune"
+    remedy = "leave the flag out"
+    if args.resume:
+        remedy += ", or load the weights that fit with --finetune"
     changed = []
     for name in names:
         value = getattr(args, name)
@@ -220,11 +229,11 @@ def adopt_flags(args, checkpoint, source):
             )
         if name not in args.given:
             setattr(args, name, saved[name])
-        elif args.resume and name in ARCHITECTURE:
+        elif name in ARCHITECTURE and not args.finetune:
             raise InputError(
                 f"--{name} is {value}, but {source} was trained with {saved[name]}: {remedy}"
             )
-        elif name in TRAINING:
+        elif goes_on:
             print(f"--{name} is {value} from now on; {source} was trained with {saved[name]}")
             changed.append(name)
     num_classes = num_classes_of(checkpoint)

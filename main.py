@@ -39,7 +39,7 @@ def main(args):
     # ---- what the flags and the checkpoint alone decide
     check_args(args)
     runtime.prepare_device(args.device)
-    source = args.resume or args.finetune
+    source = args.resume or args.finetune or args.frozen_weights
     with dist.main_process_first():
         checkpoint = load_checkpoint(source) if source else None
     changed = adopt_flags(args, checkpoint, source) if checkpoint else []
@@ -62,9 +62,9 @@ def main(args):
 
     # ---- data
     data = Data(args)
-    if args.resume:
-        names = class_names(checkpoint, args.resume)
-        check_names(data.classes, "the annotations", names, args.resume)
+    if args.resume or args.frozen_weights:
+        names = class_names(checkpoint, source)
+        check_names(data.classes, "the annotations", names, source)
 
     # ---- model
     set_seed(args.seed)
@@ -130,7 +130,8 @@ class Data:
 def load_weights(model, args, checkpoint, classes):
     """Loads the weights that training or evaluation starts with.
 
-    checkpoint: that of --resume or --finetune, or None; classes: those of the data.
+    checkpoint: that of --resume, --finetune or --frozen_weights, or None; classes: those of the
+    data.
     """
     if args.resume:
         load_model_state(model, checkpoint["model"], args.resume)
@@ -140,8 +141,7 @@ def load_weights(model, args, checkpoint, classes):
         old_classes = names_of(checkpoint, args.finetune)
         load_what_fits(model, checkpoint["model"], old_classes, classes, source=args.finetune)
     elif args.frozen_weights:
-        state = load_checkpoint(args.frozen_weights)["model"]
-        load_model_state(model.detr, state, args.frozen_weights)
+        load_model_state(model.detr, checkpoint["model"], args.frozen_weights)
     else:
         detr = model.detr if args.masks else model
         try:
@@ -182,7 +182,9 @@ class Evaluator:
         panoptic_evaluator = None
         if "panoptic" in self.postprocessors:
             panoptic_evaluator = PanopticEvaluator(
-                self.data.val.ann_file, self.data.val.ann_folder, self.output.panoptic_folder()
+                self.data.val.ground_truth(),
+                self.data.val.ann_folder,
+                self.output.panoptic_folder(),
             )
         stats, coco_evaluator = evaluate(
             self.model,
@@ -263,7 +265,7 @@ class Trainer:
         start_time = time.time()
         with self.stop:
             if first.train_stats:  # the checkpoint is from before the evaluation of its epoch
-                test_stats = self.output.logged_figures(first.epoch - 1)
+                test_stats = self.output.logged_figures(first.epoch - 1, first.train_stats)
                 if test_stats is None:
                     self.evaluate_epoch(first.epoch - 1, first.train_stats)
                 elif test_stats:
@@ -340,7 +342,7 @@ class Trainer:
     def make_state(self, epoch, step=0, **more):
         """A function that returns the content of a checkpoint.
 
-        epoch: the last one that is complete; step: batches of the next one that were trained since.
+        epoch: the last one that is complete; step: steps of the next one that were trained since.
         """
         return lambda: {
             "model": model_state(self.model),
@@ -360,7 +362,7 @@ class Position(NamedTuple):
     """Where training goes on."""
 
     epoch: int
-    step: int = 0  # batches of this epoch that were trained before
+    step: int = 0  # of this epoch that were trained before
     meters: Optional[dict] = None  # their losses, as MetricLogger keeps them
     train_stats: Optional[dict] = None  # averages of the epoch before, if the checkpoint ends it
 

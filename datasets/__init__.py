@@ -11,8 +11,11 @@ EVAL_SIZE = 800
 MAX_SIZE = 1333
 # Of an image's sides: the training transforms would enlarge a flatter one to gigabytes.
 MAX_RATIO = 100
-# Where the highest category id decides their number. Higher ids do not number classes.
+# The most classes of the user's own data, where the highest category id decides their number.
 MAX_CLASSES = 10_000
+# What Pillow may take a file for. It knows many more formats, one of which (EPS) runs a program on
+# the file.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 # How names of images end, in small letters.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
-from datasets import EVAL_SIZE, MAX_RATIO, MAX_SIZE, SCALES, get_num_classes
+from datasets import EVAL_SIZE, FORMATS, MAX_RATIO, MAX_SIZE, SCALES, get_num_classes
 from datasets.annotation_arrays import CocoArrays
 from datasets.annotation_cache import load_annotations
 from datasets.annotations import make_index, read_coco, segmentation_to_rle
@@ -21,17 +21,14 @@ from util.errors import InputError
 # weights expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 
-# What Pillow may take a file for. It knows many more formats, one of which (EPS) runs a program on
-# the file.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-
 
 class CocoImages:
     """Base of the data sets: images with targets, in the order of the image ids.
 
     A subclass has `target(index, image)`, the target before the transforms; `classes`, a dictionary
-    category id -> name; and `list_boxes()`, what summary.py counts: of each box that is not a
-    crowd's the image's index, the category id and the area in pixels, three arrays [n].
+    category id -> name; and `list_boxes()`, what summary.py counts: of each box that is in a
+    target the image's index, the category id and the area in pixels, three arrays [n]; an area that
+    the annotation file does not say is NaN.
     What is random in an item derives from `seed`, `epoch` and the item's index only.
 
     Args:

@@ -4,6 +4,7 @@ Source: `datasets/coco_panoptic.py` of the original, which pairs images and anno
 here the ids pair them.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ class CocoPanoptic(CocoImages):
     ann_folder: folder of the PNGs; ann_file: panoptic JSON with images, annotations with
     segments_info, and categories; num_classes: upper bound (exclusive) of the category ids; coco:
     `pycocotools.coco.COCO` with the instances, for the COCO figures; the rest as in CocoImages.
-    Attributes: segments, annotation_arrays.Segments; classes, a dictionary category id -> name.
+    Attributes: segments, annotation_arrays.Segments; classes, a dictionary category id -> name;
+    categories, the annotation file's list.
     Raises InputError: the folders or the annotation file cannot be used; at `dataset[i]`, the image
     or its PNG cannot.
     """
@@ -58,20 +60,41 @@ class CocoPanoptic(CocoImages):
             if not folder.is_dir():
                 raise InputError(f"{folder}: no such folder; put the {what} there")
         with without_garbage_collector():
-            images, self.segments, self.classes = read_panoptic(
-                Path(img_folder), self.ann_folder, self.ann_file, num_classes, skip_bad_samples
+            images, self.segments, self.categories = read_panoptic(
+                Path(img_folder),
+                self.ann_folder,
+                self.ann_file,
+                num_classes,
+                coco,
+                skip_bad_samples,
             )
         return_freed_memory()
+        self.classes = category_names(self.categories)
         self.return_masks = return_masks
         super().__init__(
             img_folder, images, transforms, skip_bad_samples=skip_bad_samples, **options
         )
 
     def list_boxes(self):
-        segments = self.segments
-        owners = np.repeat(np.arange(len(self)), np.diff(segments.ends, prepend=0))
-        keep = segments.crowds == 0
-        return owners[keep], segments.labels[keep], np.nan_to_num(segments.areas[keep])
+        owners = np.repeat(np.arange(len(self)), np.diff(self.segments.ends, prepend=0))
+        return owners, self.segments.labels, self.segments.areas
+
+    def ground_truth(self):
+        """What was checked, as a dictionary like COCO's panoptic JSON; areas may be missing."""
+        annotations = []
+        for index, image_id in enumerate(self.ids.tolist()):
+            of_image = self.segments.of_image(index)
+            columns = (self.segments.ids, self.segments.labels, self.segments.crowds)
+            segments = [
+                {"id": segment_id, "category_id": label, "iscrowd": crowd}
+                for segment_id, label, crowd in zip(*(c[of_image].tolist() for c in columns))
+            ]
+            for segment, area in zip(segments, self.segments.areas[of_image].tolist()):
+                if not math.isnan(area):
+                    segment["area"] = area
+            name = self.segments.names.get(index)
+            annotations.append({"image_id": image_id, "file_name": name, "segments_info": segments})
+        return {"annotations": annotations, "categories": self.categories}
 
     def target(self, index, image):
         path = self.ann_folder / self.segments.names.get(index)
@@ -124,8 +147,8 @@ def masks_to_boxes(masks):
     return boxes
 
 
-def read_panoptic(img_folder, ann_folder, ann_file, num_classes, skip_bad_samples):
-    """Reads and checks an annotation file: annotation_arrays.Images, Segments, and the classes.
+def read_panoptic(img_folder, ann_folder, ann_file, num_classes, coco, skip_bad_samples):
+    """Reads and checks an annotation file: annotation_arrays.Images, Segments, and the categories.
 
     The arguments are those of CocoPanoptic. Raises InputError.
     """
@@ -133,27 +156,28 @@ def read_panoptic(img_folder, ann_folder, ann_file, num_classes, skip_bad_sample
     bad_samples = BadSamples(skip_bad_samples)
     content["images"] = check_images(content["images"], img_folder, ann_file, bad_samples)
     annotations = check_panoptic_annotations(
-        content, ann_folder, ann_file, num_classes, bad_samples
+        content, ann_folder, ann_file, num_classes, coco, bad_samples
     )
     bad_samples.report()
     images = Images.of([image for image in content["images"] if image["id"] in annotations])
     segments = Segments.of([annotations[image_id] for image_id in images.ids.tolist()])
-    return images, segments, category_names(content["categories"])
+    return images, segments, content["categories"]
 
 
-def check_panoptic_annotations(content, ann_folder, ann_file, num_classes, bad_samples):
+def check_panoptic_annotations(content, ann_folder, ann_file, num_classes, coco, bad_samples):
     """A dictionary image id -> annotation, of the annotations whose PNG and segments can be used.
 
     Raises InputError where no image has one, or, unless `bad_samples` skips them, for the first
     fault found.
     """
     check_categories(content["categories"], ann_file)
+    for category in content["categories"]:
+        if not 0 <= category["id"] < num_classes:
+            raise InputError(
+                f"{ann_file}: category id {category['id']} is not in 0..{num_classes - 1}; "
+                "renumber the categories, or give a larger --num_classes"
+            )
     categories = {category["id"] for category in content["categories"]}
-    if max(categories, default=0) >= num_classes:
-        raise InputError(
-            f"{ann_file}: category id {max(categories)} is not in 0..{num_classes - 1}; renumber "
-            "the categories"
-        )
     known = {image["id"] for image in content["images"]}
     names = {path.name for path in ann_folder.iterdir()}
     annotations = {}
@@ -161,6 +185,8 @@ def check_panoptic_annotations(content, ann_folder, ann_file, num_classes, bad_s
         image_id = annotation.get("image_id")
         if type(image_id) is not int or image_id not in known or image_id in annotations:
             fault = "no image with this id is listed, or it has two annotations; correct image_id"
+        elif coco is not None and image_id not in coco.imgs:
+            fault = "the file with the instances has no such image; add it there"
         else:
             fault = panoptic_annotation_fault(annotation, ann_folder, names, categories)
         if fault:
@@ -201,6 +227,30 @@ def panoptic_annotation_fault(annotation, ann_folder, names, categories):
     return None
 
 
+def check_things_and_stuff(dataset):
+    """Raises InputError for a CocoPanoptic that panoptic quality is not defined for.
+
+    PQ is the mean of the classes of things, of stuff, and of all, and needs objects of both.
+    """
+    segments = dataset.segments
+    present = set(segments.labels[segments.crowds == 0].tolist())
+    found = set()
+    for category in dataset.categories:
+        if category.get("isthing") not in (0, 1):
+            raise InputError(
+                f"{dataset.ann_file}: category {category['id']}: isthing is neither 0 nor 1; set "
+                "it to 1 for things and to 0 for stuff"
+            )
+        if category["id"] in present:
+            found.add(category["isthing"])
+    for isthing, kind in ((1, "things"), (0, "stuff")):
+        if isthing not in found:
+            raise InputError(
+                f"{dataset.ann_file}: has no segment of {kind}, and panoptic quality needs things "
+                "and stuff; add some, or use --dataset_file coco"
+            )
+
+
 def build(image_set, args):
     """Builds COCO 2017 (`args.coco_path`) with panoptic annotations (`args.coco_panoptic_path`).
 
@@ -224,7 +274,7 @@ def build(image_set, args):
             num_classes=num_classes,
             skip_bad_samples=args.skip_bad_samples,
         )
-    return CocoPanoptic(
+    dataset = CocoPanoptic(
         images / name,
         panoptic / f"panoptic_{name}",
         panoptic / "annotations" / f"panoptic_{name}.json",
@@ -236,3 +286,6 @@ def build(image_set, args):
         seed=args.seed,
         max_size=args.max_size,
     )
+    if image_set == "val" and args.masks:
+        check_things_and_stuff(dataset)
+    return dataset

@@ -7,6 +7,8 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from util import dist
 from util.errors import InputError
 
@@ -15,7 +17,7 @@ class PanopticEvaluator:
     """Computes and prints PQ, SQ and RQ; the main process writes the predicted PNGs.
 
     Args:
-        ann_file: panoptic JSON with the ground truth.
+        ground_truth: a dictionary as in COCO's panoptic JSON, see `CocoPanoptic.ground_truth`.
         ann_folder: folder of its PNGs.
         output_dir: folder for the predictions, made if missing; None: a temporary one.
 
@@ -23,9 +25,9 @@ class PanopticEvaluator:
         InputError: the module panopticapi is not installed.
     """
 
-    def __init__(self, ann_file, ann_folder, output_dir):
+    def __init__(self, ground_truth, ann_folder, output_dir):
         require_panopticapi()
-        self.ann_file, self.ann_folder = str(ann_file), str(ann_folder)
+        self.ground_truth, self.ann_folder = ground_truth, str(ann_folder)
         if output_dir is None:
             self._temporary = tempfile.TemporaryDirectory()
             output_dir = self._temporary.name
@@ -51,7 +53,7 @@ class PanopticEvaluator:
             self.update(predictions)
 
     def summarize(self):
-        """Prints the figures and returns them.
+        """Prints the figures of the images predicted, and returns them.
 
         Keys: All, Things and Stuff, with pq, sq, rq in 0..1 and n; per_class.
         """
@@ -59,9 +61,33 @@ class PanopticEvaluator:
 
         path = self.output_dir / "predictions.json"
         path.write_text(json.dumps({"annotations": self.predictions}))
-        return pq_compute(
-            self.ann_file, str(path), gt_folder=self.ann_folder, pred_folder=str(self.output_dir)
-        )
+        predicted = {prediction["image_id"] for prediction in self.predictions}
+        annotations = [
+            self.with_areas(annotation)
+            for annotation in self.ground_truth["annotations"]
+            if annotation["image_id"] in predicted
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            truth = Path(folder) / "ground_truth.json"
+            truth.write_text(json.dumps({**self.ground_truth, "annotations": annotations}))
+            return pq_compute(
+                str(truth), str(path), gt_folder=self.ann_folder, pred_folder=str(self.output_dir)
+            )
+
+    def with_areas(self, annotation):
+        """The annotation, with the areas that it lacks counted in its PNG."""
+        # Not above: arguments.py imports this file, before Jittor may be imported.
+        from datasets.coco import read_image
+        from datasets.coco_panoptic import rgb2id
+
+        segments = annotation["segments_info"]
+        if all("area" in segment for segment in segments):
+            return annotation
+        pixels = rgb2id(np.asarray(read_image(Path(self.ann_folder) / annotation["file_name"])))
+        ids, counts = np.unique(pixels, return_counts=True)
+        areas = dict(zip(ids.tolist(), counts.tolist()))
+        segments = [{"area": areas[segment["id"]], **segment} for segment in segments]
+        return {**annotation, "segments_info": segments}
 
 
 def require_panopticapi():

@@ -12,8 +12,8 @@ SIZE_EDGES = (16, 32, 64, 128, 256, 512)
 def print_summary(name, dataset, num_queries):
     """Prints the numbers of images, boxes and classes, boxes per image, and how large they are.
 
-    name: what the data set is for; dataset: CocoDetection or CocoPanoptic. Crowds are not counted;
-    they are not trained on.
+    name: what the data set is for; dataset: CocoDetection, without its crowds, which are not
+    trained on, or CocoPanoptic.
     """
     owners, labels, areas = dataset.list_boxes()
     counts = np.bincount(owners, minlength=len(dataset))
@@ -26,7 +26,7 @@ def print_summary(name, dataset, num_queries):
         f"  boxes per image: median {np.median(counts):.0f}, 95% of the images have at most "
         f"{np.percentile(counts, 95):.0f}, most {counts.max()}; --num_queries {num_queries}"
     )
-    print_sizes(np.sqrt(areas))
+    print_sizes(np.sqrt(areas[~np.isnan(areas)]))
     if many := (counts > num_queries).sum():
         print(
             f"  warning: {many:,} images have more boxes than --num_queries {num_queries}, and "

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from processes import REPO
 
-from arguments import check_flags, get_args_parser, parse_args
+from arguments import adopt_flags, check_flags, get_args_parser, how_to_go_on, parse_args
 from util.errors import InputError
 from util.jittor_file import write_jittor_file
 
@@ -256,3 +256,41 @@ def test_images_too_large_for_learned_encodings_are_found_at_the_start(flags, lo
         message = f"--position_embedding learned is for images of up to {longest} pixels"
         with pytest.raises(InputError, match=message):
             check_flags(args)
+
+
+def test_frozen_weights_bring_the_flags_of_their_model():
+    """With other flags they would load, and compute something else."""
+    words = ["--coco_path", "/x", "--masks", "--frozen_weights", "box.pkl"]
+    saved = {"dilation": True, "nheads": 16, "masks": False, "lr": 0.5, "eval_size": 333}
+    checkpoint = {"args": saved, "model": {}, "optimizer": {}}
+    args = parse_args(words)
+    assert adopt_flags(args, checkpoint, "box.pkl") == []
+    assert (args.dilation, args.nheads, args.masks, args.lr) == (True, 16, True, 1e-4)
+    assert args.eval_size == 800, "only what the weights depend on"
+    args = parse_args([*words, "--nheads", "8"])
+    message = "--nheads is 8, but box.pkl was trained with 16: leave the flag out$"
+    with pytest.raises(InputError, match=message):
+        adopt_flags(args, checkpoint, "box.pkl")
+
+
+def test_a_training_that_goes_on_says_which_settings_change(capsys):
+    saved = {"lr": 5e-4, "eval_size": 800, "nheads": 8}
+    checkpoint = {"args": saved, "model": {}, "optimizer": {}}
+    words = "--coco_path /x --resume a.pkl --lr 1e-4 --eval_size 640".split()
+    assert adopt_flags(parse_args(words), checkpoint, "a.pkl") == ["eval_size", "lr"]
+    printed = capsys.readouterr().out
+    assert "--lr is 0.0001 from now on; a.pkl was trained with 0.0005" in printed
+    assert "--eval_size is 640 from now on; a.pkl was trained with 800" in printed
+    assert adopt_flags(parse_args([*words, "--eval"]), checkpoint, "a.pkl") == []
+    assert capsys.readouterr().out == ""
+
+
+def test_the_command_to_go_on_keeps_flags_that_are_given_at_their_default(tmp_path):
+    """The checkpoint's would come back otherwise."""
+    flags = "--coco_path /x --resume a.pkl --lr 1e-4 --overwrite --output_dir"
+    args = parse_args([*flags.split(), str(tmp_path)])
+    expected = (
+        f"go on with python main.py --lr 0.0001 --coco_path /x --output_dir {tmp_path} "
+        "--resume a.pkl"
+    )
+    assert how_to_go_on(args) == expected

@@ -36,6 +36,7 @@ def test_the_highest_value_counts_and_the_first_of_equal_ones():
     other.load_state_dict(best.state_dict())
     assert vars(again) == vars(best) and other.value is None
     assert not again.update(5, 0.4) and again.waited == 1
+    assert again.update(4, 0.4) and (again.epoch, again.waited) == (4, 0), "its own epoch again"
 
 
 @pytest.fixture

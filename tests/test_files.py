@@ -7,7 +7,7 @@ import pytest
 from processes import REPO
 
 from util.errors import InputError
-from util.files import PARTIAL, claim, replacing, training_files
+from util.files import PARTIAL, claim, files_below, replacing, training_files
 
 CLAIM = """
 import sys
@@ -74,6 +74,11 @@ def test_one_process_has_a_folder_until_it_ends(tmp_path):
     [
         ("checkpoint.pkl", True),
         ("checkpoint0099.pkl", True),
+        ("checkpoint_best.pkl", True),
+        ("eval/050.pkl", True),
+        ("checkpoint_backup.pkl", False),
+        ("checkpoint-good.pkl", False),
+        ("eval/mine.pkl", False),
         ("log.txt", True),
         ("eval/latest.pkl", True),
         ("eval.pkl", False),
@@ -86,3 +91,13 @@ def test_files_of_a_training_are_known_by_their_names(tmp_path, name, is_trainin
     (tmp_path / "eval").mkdir()
     (tmp_path / name).touch()
     assert training_files(tmp_path) == ([tmp_path / name] if is_training else [])
+
+
+def test_files_behind_links_are_found_once(tmp_path):
+    for name in ("a/1.txt", "a/deep/2.txt", "elsewhere/3.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a" / "deep" / "circle").symlink_to(tmp_path / "a")
+    found = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path / "a")]
+    assert found == ["a/1.txt", "a/deep/2.txt", "a/link/3.txt"]

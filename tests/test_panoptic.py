@@ -12,6 +12,7 @@ from PIL import Image
 
 from datasets import build_dataset
 from datasets.coco_panoptic import masks_to_boxes
+from datasets.summary import print_summary
 from main import main
 from util.errors import InputError
 
@@ -44,14 +45,25 @@ def test_items_are_transformed_with_their_masks(root):
     assert "masks" not in build_dataset("train", args)[0][1]
 
 
-def test_area_and_iscrowd_may_be_missing(root):
+def test_area_and_iscrowd_may_be_missing(root, capsys):
     def forget(data):
         for key in ("area", "iscrowd"):
             first(data)["segments_info"][0].pop(key)
 
     edit(forget)(root)
-    target = build_dataset("val", panoptic_args(root)).target(0, Image.new("RGB", tiny.SIZES[0]))
+    dataset = build_dataset("val", panoptic_args(root))
+    target = dataset.target(0, Image.new("RGB", tiny.SIZES[0]))
     assert target["area"].tolist() == [200 * 40, 200 * 40] and target["iscrowd"].tolist() == [0, 0]
+    print_summary("validation data", dataset, 100)
+    printed = capsys.readouterr().out
+    assert "8 boxes of 2 classes" in printed and "below 16" not in printed
+
+
+def test_the_summary_counts_crowds_which_are_trained_on(root, capsys):
+    edit(lambda data: first(data)["segments_info"][0].update(iscrowd=1))(root)
+    print_summary("validation data", build_dataset("val", panoptic_args(root)), 1)
+    printed = capsys.readouterr().out
+    assert "8 boxes of 2 classes" in printed and "4 images have more boxes than" in printed
 
 
 def test_boxes_of_masks():
@@ -70,6 +82,15 @@ def edit(change):
         path.write_text(json.dumps(data))
 
     return edit
+
+
+def edit_instances(root, change):
+    path = root / "annotations" / "instances_val2017.json"
+    data = json.loads(path.read_text())
+    change(data)
+    kept = {image["id"] for image in data["images"]}
+    data["annotations"] = [ann for ann in data["annotations"] if ann["image_id"] in kept]
+    path.write_text(json.dumps(data))
 
 
 def first(data):
@@ -117,6 +138,26 @@ BAD = {  # name -> (what is done to the folder, what the message says)
     "category too high": (
         edit(lambda data: data["categories"].append({"id": 250})),
         "category id 250 is not in 0..249",
+    ),
+    "category negative": (
+        edit(lambda data: data["categories"].append({"id": -1})),
+        "category id -1 is not in 0..249; .*--num_classes",
+    ),
+    "image not in the instances": (
+        lambda root: edit_instances(root, lambda data: data["images"].pop(0)),
+        "annotation of image 1: the file with the instances has no such image",
+    ),
+    "neither a thing nor stuff": (
+        edit(lambda data: data["categories"][1].pop("isthing")),
+        "category 199: isthing is neither 0 nor 1",
+    ),
+    "no stuff": (
+        edit(lambda data: data["categories"][1].update(isthing=1)),
+        "has no segment of stuff, and panoptic quality needs things and stuff",
+    ),
+    "things that are crowds only": (
+        edit(lambda data: [a["segments_info"][0].update(iscrowd=1) for a in data["annotations"]]),
+        "has no segment of things",
     ),
     "PNG of another size": (
         resize_png,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections import defaultdict
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from panoptic_files import make_panoptic, panoptic_args
 from PIL import Image
 
+from datasets import build_dataset
 from datasets.coco_panoptic import rgb2id
 from main import main
 from models.segmentation import id2rgb
@@ -30,9 +32,8 @@ def evaluator_of(root, folder):
     pytest.importorskip("panopticapi")
     from datasets.panoptic_eval import PanopticEvaluator
 
-    return PanopticEvaluator(
-        root / "annotations" / "panoptic_val2017.json", root / "panoptic_val2017", folder
-    )
+    ground_truth = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())
+    return PanopticEvaluator(ground_truth, root / "panoptic_val2017", folder)
 
 
 def truth(root):
@@ -151,3 +152,58 @@ def test_quality_of_known_errors_is_what_a_calculation_by_hand_gives(coco_path, 
     ):
         assert figures[part]["pq"] == pytest.approx(quality_by_hand(pairs, chosen), abs=1e-12)
         assert 0.1 < figures[part]["pq"] < 0.95, "all right or all wrong would test nothing"
+
+
+def edit_annotations(root, change):
+    """change: called with each annotation of the validation data, and its number."""
+    path = root / "annotations" / "panoptic_val2017.json"
+    data = json.loads(path.read_text())
+    for number, annotation in enumerate(data["annotations"]):
+        change(annotation, number)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.coco
+def test_the_ground_truth_of_the_data_set_is_the_file_s(coco_path, tmp_path):
+    """Also where the file lacks areas: the pixels of the PNG are counted."""
+    root = tmp_path / "panoptic"
+    shutil.copytree(coco_path.parent / "coco_panoptic_sample", root)
+    annotations = root / "annotations"
+    shutil.copy(
+        annotations / "panoptic_coco_detection_format.json", annotations / "instances_val2017.json"
+    )
+    pairs = [spoil(segments) for segments in truth(root)]
+    figures = []
+    for change in (
+        lambda annotation, number: None,
+        lambda annotation, number: annotation["segments_info"][number].pop("area"),
+    ):
+        edit_annotations(root, change)
+        ground_truth = build_dataset("val", panoptic_args(root)).ground_truth()
+        for each in (evaluator_of(root, tmp_path / "file"), evaluator_of(root, tmp_path / "ours")):
+            if each.output_dir.name == "ours":
+                each.ground_truth = ground_truth
+            each.update(pairs)
+            figures.append(each.summarize())
+    assert figures[0] == figures[1] == figures[2] == figures[3]
+
+
+def test_bad_samples_that_were_skipped_are_not_scored(root, tmp_path):
+    """One is left out by the data set, and one by the loader; area and iscrowd are missing."""
+    pytest.importorskip("panopticapi")
+
+    def change(annotation, number):
+        if annotation["image_id"] == 1:
+            annotation.pop("segments_info")
+        if annotation["image_id"] == 2:
+            for key in ("area", "iscrowd"):
+                annotation["segments_info"][0].pop(key)
+
+    edit_annotations(root, change)
+    (root / "panoptic_val2017" / "000000000002.png").write_bytes(b"damaged")
+    flags = "--skip_bad_samples --epochs 1 --num_workers 0 --seed 47 --batch_size 1"
+    main(panoptic_args(root, flags, "--output_dir", tmp_path / "out"))
+    [line] = map(json.loads, (tmp_path / "out" / "log.txt").read_text().splitlines())
+    assert line["test_PQ_all"]["n"] == 2
+    predictions = json.loads((tmp_path / "out" / "panoptic_eval" / "predictions.json").read_text())
+    assert [p["image_id"] for p in predictions["annotations"]] == [2, 4]

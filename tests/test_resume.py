@@ -82,6 +82,21 @@ def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(
     assert len(again) == 6 - trained + validated, "what was used is not even loaded again"
 
 
+def test_another_trainings_lines_of_the_log_do_not_count(coco, whole, tmp_path, loading):
+    """It went on from the same checkpoint before, with another rate, and further."""
+    first = tmp_path / "checkpoint0000.pkl"
+    run(coco, tmp_path, "--epochs", 3)
+    run(coco, tmp_path, "--resume", first, "--epochs", 2, "--lr", 1e-3)
+    lines = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1]
+    # Killed within its evaluation, its checkpoint is newer than the log.
+    (tmp_path / "log.txt").write_bytes((whole / "log.txt").read_bytes())
+    loaded = loading(0, None)
+    run(coco, tmp_path, "--resume", tmp_path / "checkpoint.pkl", "--epochs", 2)
+    assert len(loaded) == 4, "it is evaluated, and not trained"
+    assert json.loads((tmp_path / "log.txt").read_text().splitlines()[1]) == lines[1]
+
+
 def test_stopped_before_it_has_saved_it_names_the_checkpoint_that_is_there(
     coco, tmp_path, loading, capfd
 ):

@@ -33,8 +33,11 @@ class Best:
         return stats[key][place]
 
     def update(self, epoch, value):
-        """Takes an evaluation into account. Returns whether it is the best one so far."""
-        if self.value is not None and value <= self.value:
+        """Takes an evaluation into account. Returns whether it is the best one so far.
+
+        Of the best epoch itself, too, which is evaluated again where its checkpoint is resumed.
+        """
+        if self.value is not None and epoch != self.epoch and value <= self.value:
             self.waited += 1
             return False
         self.value, self.epoch, self.waited = value, epoch, 0

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from util.errors import InputError
 PARTIAL = ".detr-jittor.part"  # how the hidden names end that `replacing` writes to
 # Where below --output_dir this program writes.
 OUR_FOLDERS = (".", "eval", "panoptic_eval", "report")
+# What a training writes there, but for pictures and reports, which the next one replaces.
+TRAINING_FILE = re.compile(
+    r"checkpoint(\d{4,}|_best)?\.pkl|log\.txt|eval/(latest|\d{3,})\.pkl"
+    r"|tensorboard/events\.out\.tfevents\..*"
+)
 
 
 @contextmanager
@@ -87,5 +93,21 @@ def claim(folder):
 
 def training_files(folder):
     """The files of a training in folder (Path): checkpoints, log.txt, eval/ and tensorboard/."""
-    patterns = ("checkpoint*.pkl", "log.txt", "eval/*.pkl", "tensorboard/events.out.tfevents.*")
-    return [file for pattern in patterns for file in folder.glob(pattern)]
+    files = [*folder.glob("*"), *folder.glob("eval/*"), *folder.glob("tensorboard/*")]
+    return sorted(
+        file for file in files if TRAINING_FILE.fullmatch(file.relative_to(folder).as_posix())
+    )
+
+
+def files_below(folder):
+    """The paths of all files in a folder (Path) and below it, sorted; through links, too."""
+    paths, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(root)
+        if real in seen:  # links may form a circle
+            folders.clear()
+            continue
+        seen.add(real)
+        paths += [Path(root) / name for name in names]
+    return sorted(paths)

@@ -48,7 +48,7 @@ class OutputFolder:
         Those before each drop of the learning rates, and every 100 epochs.
 
         make_state: gives what to save, a dictionary of plain containers and arrays. Its `epoch` is
-        the last one that was trained to its end, its `step` the number of batches of the next one
+        the last one that was trained to its end, its `step` the number of steps of the next one
         that were trained since.
         """
         if self.active:
@@ -100,10 +100,7 @@ class OutputFolder:
             pictures.append(jpeg_of(picture))
         page = make_page(report, pictures)
         (self.path / "report").mkdir(exist_ok=True)
-        for name, text in (
-            ("report.json", json.dumps(report, ensure_ascii=False)),
-            ("report.html", page),
-        ):
+        for name, text in (("report.json", json.dumps(report)), ("report.html", page)):
             with replacing(self.path / "report" / name) as file:
                 file.write(text.encode())
 
@@ -111,16 +108,18 @@ class OutputFolder:
         """Where the predicted panoptic PNGs go, or None where nothing is written."""
         return self.path / "panoptic_eval" if self.active else None
 
-    def logged_figures(self, epoch):
+    def logged_figures(self, epoch, train_stats):
         """What log.txt has of an epoch's evaluation, {} where there was none.
 
-        None where it lacks the epoch. In all processes what the main process has.
+        None where it lacks the epoch, or has it with other losses than train_stats: of a training
+        that went on from the same checkpoint before. In all processes what the main process has.
         """
         found = {}
         if self.active:
             found = None
+            losses = {f"train_{name}": value for name, value in train_stats.items()}
             for line in self.logs:
-                if line["epoch"] == epoch:
+                if line["epoch"] == epoch and losses.items() <= line.items():
                     found = {
                         name.removeprefix("test_"): value
                         for name, value in line.items()
@@ -141,10 +140,8 @@ class OutputFolder:
             "epoch": epoch,
             "n_parameters": n_parameters,
         }
-        self.logs = sorted(
-            [old for old in self.logs if old["epoch"] != epoch] + [line],
-            key=lambda line: line["epoch"],
-        )
+        # Lines of later epochs are of a training that went on from the same checkpoint before.
+        self.logs = [old for old in self.logs if old["epoch"] < epoch] + [line]
         with replacing(self.path / "curves.png") as file:
             plot_curves({self.path.resolve().name: self.logs}, file)
         if self.tensorboard:

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from datasets import IMAGE_SUFFIXES
-from datasets.coco import FORMATS
+from datasets import FORMATS, IMAGE_SUFFIXES
 from util.errors import InputError
-from util.files import replacing
+from util.files import files_below, replacing
 
 
 class CocoJson:
@@ -29,6 +28,14 @@ class CocoJson:
             with Image.open(path, formats=FORMATS) as image:
                 # Upright: tools for these formats show it so, and the boxes are of that.
                 width, height = ImageOps.exif_transpose(image).size
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                is_turned = 2 <= orientation <= 8
+                if is_turned and ((width, height) == image.size):
+                    # The data set would load it as it is stored: only another size tells it.
+                    self.faults.append(
+                        f"{path}: is to be turned or mirrored (EXIF orientation {orientation}), "
+                        "which COCO's format cannot say; save it upright"
+                    )
         except Exception as error:  # Pillow raises almost any for damaged bytes
             self.faults.append(
                 f"{path}: cannot be read as an image ({error}); replace or remove it"
@@ -66,7 +73,7 @@ class CocoJson:
         except OSError as error:
             raise InputError(f"{path.parent}: cannot be made ({error.strerror})") from error
         with replacing(path) as file:
-            file.write(json.dumps(data, ensure_ascii=False).encode())
+            file.write(json.dumps(data).encode())
         print(
             f"{path}: {len(self.images)} images, {len(self.annotations)} boxes, "
             f"{len(self.categories)} classes"
@@ -91,7 +98,7 @@ def images_below(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one with the images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
         raise InputError(f"{folder}: has no images; give the one with the images")
     return paths

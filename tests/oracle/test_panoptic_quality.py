@@ -44,7 +44,8 @@ def test_the_same_outputs(original, tmp_path, measured):
     results = process(
         {name: jt.array(array) for name, array in outputs.items()}, sizes, target_sizes
     )
-    evaluator = PanopticEvaluator(tmp_path / "gt.json", tmp_path / "gt", tmp_path / "ours")
+    ground_truth = json.loads((tmp_path / "gt.json").read_text())
+    evaluator = PanopticEvaluator(ground_truth, tmp_path / "gt", tmp_path / "ours")
     evaluator.update(
         [{**result, "image_id": i, "file_name": f"{i:012}.png"} for i, result in enumerate(results)]
     )

@@ -210,7 +210,9 @@ def train(options):
         stats = {}
         if options.evaluate and epoch >= options.evaluate_from:
             if "panoptic" in postprocessors:
-                panoptic_evaluator = PanopticEvaluator(dataset.ann_file, dataset.ann_folder, None)
+                panoptic_evaluator = PanopticEvaluator(
+                    dataset.ground_truth(), dataset.ann_folder, None
+                )
             stats, _ = evaluate(
                 model,
                 criterion,
