@@ -103,6 +103,10 @@ def read_json(ann_file):
     try:
         with without_garbage_collector():
             data = json.loads(ann_file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{ann_file}: cannot be read ({error.strerror}); give it read permission"
+        ) from error
     except (ValueError, RecursionError) as error:  # syntax, UTF-8, or lists in lists without end
         raise InputError(
             f"{ann_file}: not a JSON file ({error}); get or export it again"
@@ -196,7 +200,7 @@ def check_annotations(data, ann_file, return_masks, num_classes, bad_samples):
 def category_names(categories):
     """A dictionary category id -> name, for categories with ids of their own."""
     return {
-        category["id"]: printable(str(category.get("name", f"class {category['id']}")))
+        category["id"]: printable(str(category.get("name", f"class {category['id']}")).strip())
         for category in categories
     }
 

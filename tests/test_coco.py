@@ -1,8 +1,10 @@
 """COCO data: items of every kind of image and annotation, and the checks at the start."""
 
 import copy
+import errno
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
 from datasets import NUM_CLASSES, build_dataset, get_coco_api_from_dataset
+from datasets.annotations import read_json
 from datasets.coco import CocoDetection
 from util.errors import InputError
 
@@ -278,6 +281,16 @@ def test_a_file_that_is_no_coco_json(coco_folder, tmp_path, content):
     (tmp_path / "annotations" / "instances_val2017.json").write_bytes(content)
     with pytest.raises(InputError, match="instances_val2017.json: "):
         build_dataset("val", arguments(tmp_path))
+
+
+def test_an_annotation_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "all.json").touch()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"\.json: cannot be read \(Permission denied\)"):
+        read_json(tmp_path / "all.json")
 
 
 def test_missing_folders_and_unknown_data_sets(tmp_path):

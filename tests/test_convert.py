@@ -1,13 +1,19 @@
 """YOLO and Pascal VOC data sets as COCO's, in the layouts that tools export; splits."""
 
 import json
+import os
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from exports import CLASSES, objects, save_images
 from PIL import Image
+from processes import REPO
 
+from arguments import parse_args
 from datasets.annotations import load_coco
 from datasets.convert.__main__ import main
 from datasets.convert.split import split_coco
@@ -150,6 +156,18 @@ def test_yolo_of_labelimg(tmp_path):
     check(convert_yolo(labelimg_yolo(tmp_path / "in"), tmp_path / "out"), NUMBERED)
 
 
+def test_yolo_with_a_file_name_that_is_not_utf_8(tmp_path):
+    """The annotation file is UTF-8 all the same, and its images are found."""
+    source = labelimg_yolo(tmp_path / "in")
+    name = os.fsdecode(b"caf\xe9")
+    for path in [*source.rglob("photo_3.*")]:
+        path.rename(path.with_stem(name))
+    for images, file in convert_yolo(source, tmp_path / "out").values():
+        names = {image["file_name"] for image in json.loads(file.read_text("utf-8"))["images"]}
+        assert len(names) == len(NAMES) and f"{name}.png" in names
+        load_coco(images, file, return_masks=False, num_classes=None)
+
+
 def test_yolo_with_a_list_of_images(tmp_path):
     path = ultralytics(tmp_path)
     lines = "\n".join(f"./images/train/{name}" for name in NAMES)
@@ -189,6 +207,87 @@ def test_pascal_voc(tmp_path, layout):
     written = convert_voc(layout(tmp_path / "in"), tmp_path / "out")
     assert list(written) == ["train", "val"]
     check(written, dict(enumerate(names, 1)), crowds=True)
+
+
+def test_images_of_the_same_name_in_two_folders(tmp_path):
+    """Each XML file is of the image beside it, or in a folder of the same name."""
+    for place, xml_place in (("in/{}", "in/{}"), ("two/images/{}", "two/annotations/{}")):
+        for folder, kind in (("a", 0), ("b", 1)):
+            save_images(tmp_path / place.format(folder), ["1.png"])
+            path = tmp_path / xml_place.format(folder) / "1.xml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(voc_xml("1.png", [(kind, [1, 2, 10, 10])]))
+    for name in ("in", "two"):
+        [(images, file)] = convert_voc(tmp_path / name, tmp_path / "out").values()
+        coco = load_coco(images, file, return_masks=False, num_classes=None)
+        found = {
+            Path(image["file_name"]).parent.name: coco.cats[annotation["category_id"]]["name"]
+            for i, image in coco.imgs.items()
+            for annotation in coco.imgToAnns[i]
+        }
+        assert found == {"a": CLASSES[0], "b": CLASSES[1]}
+    xml = tmp_path / "in" / "b" / "1.xml"
+    xml.rename(tmp_path / "in" / "1.xml")
+    with pytest.raises(InputError, match="in/1.xml: its image may be .*in/a/1.png or .*in/b/1.png"):
+        convert_voc(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "1.xml").rename(tmp_path / "in" / "a" / "2.xml")
+    with pytest.raises(InputError, match="2.xml: its image .*a/1.png has .*1.xml already"):
+        convert_voc(tmp_path / "in", tmp_path / "out")
+
+
+def test_keypoints_are_refused(tmp_path):
+    path = ultralytics(tmp_path)
+    path.write_text(f"{path.read_text()}kpt_shape: [12, 2]\n")
+    with pytest.raises(InputError, match="data.yaml: has kpt_shape: export boxes"):
+        convert_yolo(path, tmp_path / "out")
+
+
+def test_text_files_of_windows(tmp_path):
+    folder = labelimg_yolo(tmp_path / "in")
+    for path in folder.glob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    check(convert_yolo(folder, tmp_path / "out"), NUMBERED)
+    (folder / "classes.txt").write_bytes("交通灯\n".encode("gbk"))
+    with pytest.raises(InputError, match="classes.txt: cannot be read as UTF-8"):
+        convert_yolo(folder, tmp_path / "out")
+
+
+def test_an_empty_line_among_the_classes_has_a_number(tmp_path):
+    folder = labelimg_yolo(tmp_path / "in")
+    (folder / "classes.txt").write_text("cat\n\ntraffic light\ndog\n")
+    for label in folder.glob("photo*.txt"):
+        lines = label.read_text().splitlines()
+        label.write_text("\n".join({"0": "0", "1": "3", "2": "2"}[x[0]] + x[1:] for x in lines))
+    [(_, file)] = convert_yolo(folder, tmp_path / "out").values()
+    data = json.loads(file.read_text())
+    assert {c["id"]: c["name"] for c in data["categories"]} == {
+        0: "cat",
+        2: "traffic light",
+        3: "dog",
+    }
+
+
+def test_absolute_and_relative_paths_in_one_list(tmp_path, monkeypatch):
+    path = ultralytics(tmp_path / "in")
+    text = path.read_text().replace(f"path: {tmp_path}/in", "path: .")
+    path.write_text(text.replace("train: images/train", f"train: ['{tmp_path}/in/images/train']"))
+    monkeypatch.chdir(tmp_path / "in")
+    relative = Path("data.yaml")
+    relative.write_text(relative.read_text().replace("train'", "train', images/val"))
+    written = convert_yolo(relative, tmp_path / "out")
+    assert len(json.loads(written["train"][1].read_text())["images"]) == 2 * len(NAMES)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_a_photo_whose_orientation_cannot_be_told_is_refused(tmp_path, orientation):
+    """The data set would show it as it is stored, and its boxes somewhere else."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "in" / "a.jpg", exif=exif)
+    (tmp_path / "in" / "classes.txt").write_text("cat\n")
+    with pytest.raises(InputError, match=f"a.jpg: .*EXIF orientation {orientation}.*upright"):
+        convert_yolo(tmp_path / "in", tmp_path)
 
 
 def test_a_turned_photo_keeps_its_boxes(tmp_path):
@@ -290,6 +389,10 @@ def test_a_split_keeps_every_class_in_proportion(tmp_path):
     assert json.loads(split_coco(source, 0.2, 1)[1].read_text()) != val
     with pytest.raises(InputError, match="--val 0.0001: leaves one part without images"):
         split_coco(source, 0.0001, 0)
+    del data["images"][5]["id"]
+    source.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="all.json: image id None is not a whole number"):
+        split_coco(source, 0.2, 0)
 
 
 def test_the_command_prints_how_to_train(tmp_path, monkeypatch, capsys):
@@ -303,3 +406,23 @@ def test_the_command_prints_how_to_train(tmp_path, monkeypatch, capsys):
         f"--train_images {tmp_path}/in/images/train --train_ann {tmp_path}/out/train.json"
         in printed
     )
+
+
+def test_without_a_validation_set_the_command_says_how_to_make_one(tmp_path, monkeypatch, capsys):
+    """And its lines can be pasted, also with a space in a path."""
+    labelimg_yolo(tmp_path / "my data")
+    command = ["convert", "yolo", str(tmp_path / "my data"), str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    *_, split, train = capsys.readouterr().out.splitlines()
+    words = shlex.split(split.removeprefix("no images for validation: split them with "))
+    monkeypatch.setattr(sys, "argv", words[2:])
+    main()
+    args = parse_args(shlex.split(train.removeprefix("train with: "))[2:])
+    for images, file in ((args.train_images, args.train_ann), (args.val_images, args.val_ann)):
+        load_coco(Path(images), Path(file), return_masks=False, num_classes=None)
+
+
+def test_converting_needs_no_jittor():
+    code = "import sys; sys.modules['jittor'] = None; import datasets.convert.__main__"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0

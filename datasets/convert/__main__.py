@@ -1,6 +1,7 @@
 """`python -m datasets.convert {yolo,voc,split} …`: data sets in other formats as COCO's."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -40,13 +41,25 @@ def main():
 
 
 def print_flags(written):
-    """Prints the flags that main.py takes for what was written."""
-    words = [
-        f"--{name}_images {images} --{name}_ann {file}"
-        for name, (images, file) in written.items()
-        if name in ("train", "val")
-    ]
-    print("train with: python main.py " + " ".join(words))
+    """Prints the flags that main.py takes for what was written.
+
+    written: dictionary set -> (folder of the images, annotation file).
+    """
+    if "train" in written and "val" not in written:
+        images, file = written["train"]
+        print(
+            "no images for validation: split them with "
+            + shlex.join(["python", "-m", "datasets.convert", "split", str(file)])
+        )
+        parts = {name: file.with_name(f"{file.stem}_{name}.json") for name in ("train", "val")}
+        written = {name: (images, part) for name, part in parts.items()}
+    words = ["python", "main.py"]
+    for name in ("train", "val"):
+        if name in written:
+            images, file = written[name]
+            words += [f"--{name}_images", str(images), f"--{name}_ann", str(file)]
+    if "train" in written:
+        print(f"train with: {shlex.join(words)}")
 
 
 if __name__ == "__main__":

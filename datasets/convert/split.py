@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter, defaultdict
 
-from datasets.annotations import read_json
+from datasets.annotations import id_fault, read_json
 from util.errors import InputError
 from util.files import replacing
 
@@ -19,6 +19,10 @@ def split_coco(source, share, seed):
     data = read_json(source)
     if len(data["images"]) < 2:
         raise InputError(f"{source}: has {len(data['images'])} images; a split needs two at least")
+    ids = set()
+    for image in data["images"]:
+        if fault := id_fault(image.get("id"), ids, "image"):
+            raise InputError(f"{source}: {fault}")
     classes = defaultdict(set)  # image id -> its classes
     for ann in data["annotations"]:
         classes[ann.get("image_id")].add(ann.get("category_id"))
@@ -50,7 +54,7 @@ def split_coco(source, share, seed):
         }
         path = source.with_name(f"{source.stem}_{name}.json")
         with replacing(path) as file:
-            file.write(json.dumps(part, ensure_ascii=False).encode())
+            file.write(json.dumps(part).encode())
         print(f"{path}: {len(part['images'])} images, {len(part['annotations'])} boxes")
         paths.append(path)
     return paths

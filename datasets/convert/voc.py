@@ -5,10 +5,12 @@ xmin 1, xmax 500 is the width of an image of 500 pixels.
 """
 
 import xml.etree.ElementTree as ET
+from collections import defaultdict
 from pathlib import Path
 
 from datasets.annotations import MAX_BOX_COORDINATE
 from util.errors import InputError
+from util.files import files_below
 
 from .coco_json import CocoJson, images_below, raise_faults
 
@@ -39,16 +41,17 @@ def convert_voc(source, out):
     files = {}
     for name, (root, annotations) in parsed.items():
         file = files[name] = CocoJson(classes)
-        images = images_below(root)
-        by_name = {path.name: path for path in images}
-        by_stem = {path.stem: path for path in images}
+        images, used = Images(images_below(root)), {}
         for xml, filename, objects in annotations:
-            # The name in the file may have another suffix, or be the one before an upload.
-            image = by_name.get(filename) or by_stem.get(Path(filename).stem)
-            image = image or by_stem.get(xml.stem)
+            image = images.find(xml, filename, file.faults)
             if image is None:
-                file.faults.append(f"{xml}: its image {filename} is missing; add it")
                 continue
+            if image in used:
+                file.faults.append(
+                    f"{xml}: its image {image} has {used[image]} already; remove one"
+                )
+                continue
+            used[image] = xml
             if (added := file.add_image(image, root)) is None:
                 continue
             for class_name, (left, top, right, bottom), difficult in objects:
@@ -58,6 +61,40 @@ def convert_voc(source, out):
     for name, file in files.items():
         file.write(out / f"{name}.json")
     return {name: (parsed[name][0], out / f"{name}.json") for name in files}
+
+
+class Images:
+    """The images of a data set, to be found by what their XML files say.
+
+    paths: of the images.
+    """
+
+    def __init__(self, paths):
+        self.by_name, self.by_stem = defaultdict(list), defaultdict(list)
+        for path in paths:
+            self.by_name[path.name].append(path)
+            self.by_stem[path.stem].append(path)
+
+    def find(self, xml, filename, faults):
+        """The path of an XML file's image; None, with one line more in faults, if it is not clear.
+
+        filename: what the file calls it, which may have another suffix, or be the one before an
+        upload. Of several images with that name the one counts that is in the folder of the XML
+        file, or in one of the same name: annotations/a/1.xml, images/a/1.jpg.
+        """
+        same_name = (
+            self.by_name[filename] or self.by_stem[Path(filename).stem] or self.by_stem[xml.stem]
+        )
+        if not same_name:
+            faults.append(f"{xml}: its image {filename} is missing; add it")
+            return None
+        found = [path for path in same_name if path.parent == xml.parent]
+        found = found or [path for path in same_name if path.parent.name == xml.parent.name]
+        found = found or same_name
+        if len(found) > 1:
+            faults.append(f"{xml}: its image may be {found[0]} or {found[1]}; rename one of them")
+            return None
+        return found[0]
 
 
 def find_sets(source):
@@ -73,12 +110,16 @@ def find_sets(source):
     else:
         for folder, name in FOLDERS.items():
             if (source / folder).is_dir():
-                sets[name] = source / folder, sorted((source / folder).rglob("*.xml"))
-        sets = sets or {"train": (source, sorted(source.rglob("*.xml")))}
+                sets[name] = source / folder, xml_files_below(source / folder)
+        sets = sets or {"train": (source, xml_files_below(source))}
     sets = {name: both for name, both in sets.items() if both[1]}
     if not sets:
         raise InputError(f"{source}: has no XML files; give the folder that has them")
     return sets
+
+
+def xml_files_below(folder):
+    return [path for path in files_below(folder) if path.suffix == ".xml"]
 
 
 def parse(path, faults):

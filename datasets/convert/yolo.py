@@ -31,6 +31,9 @@ def convert_yolo(source, out):
     else:
         classes, sets = read_data_yaml(source)
     files = {name: CocoJson(classes) for name in sets}
+    for name, paths in sets.items():
+        if len({path.is_absolute() for path in paths}) == 2:
+            sets[name] = [Path(os.path.abspath(path)) for path in paths]
     roots = {name: Path(os.path.commonpath([p.parent for p in sets[name]])) for name in sets}
     for name, paths in sets.items():
         for path in paths:
@@ -48,8 +51,17 @@ def read_labelimg(folder):
     path = folder / "classes.txt"
     if not path.is_file():
         raise InputError(f"{folder}: has no data.yaml and no classes.txt; add the one that it has")
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return dict(enumerate(name for name in names if name)), {"train": images_below(folder)}
+    names = [line.strip() for line in read_lines(path)]
+    classes = {number: name for number, name in enumerate(names) if name}
+    return classes, {"train": images_below(folder)}
+
+
+def read_lines(path):
+    """The lines of a text file. Raises InputError where it is not UTF-8 or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8 so
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 ({error}); save it as UTF-8") from error
 
 
 def read_data_yaml(path):
@@ -62,6 +74,8 @@ def read_data_yaml(path):
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if isinstance(data, dict) and data.get("kpt_shape"):
+        raise InputError(f"{path}: has kpt_shape: export boxes or polygons instead of keypoints")
     names = data.get("names") if isinstance(data, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -87,8 +101,8 @@ def images_of(entry, data, yaml_path):
         if place.is_dir():
             return images_below(place)
         if place.is_file():
-            lines = place.read_text(encoding="utf-8").split("\n")
-            return [place.parent / line.strip() for line in lines if line.strip()]
+            lines = map(str.strip, read_lines(place))
+            return [place.parent / line for line in lines if line]
     raise InputError(f"{yaml_path}: {entry} is no folder or list of images; correct it")
 
 
@@ -111,9 +125,9 @@ def add_image(file, path, root, classes):
         return
     image_id, width, height = added
     try:
-        lines = labels.read_text(encoding="utf-8").splitlines()
-    except ValueError as error:
-        file.faults.append(f"{labels}: is no text ({error}); export it again")
+        lines = read_lines(labels)
+    except InputError as error:
+        file.faults.append(str(error))
         return
     for number, line in enumerate(lines, 1):
         if not line.strip():
