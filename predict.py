@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import time
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from tqdm import tqdm
 from datasets import IMAGE_SUFFIXES
 from util import dist
 from util.errors import InputError, printable
-from util.files import replacing
+from util.files import files_below, replacing
 from util.memory import StepMemory
+
+# Bytes of a name before _detections.jpg: file systems take 255, and some are for what `replacing`
+# adds while it writes.
+MAX_STEM = 200
 
 
 def faults_of_predict(args):
@@ -42,11 +47,11 @@ def find_pictures(paths, output_dir):
                     f"--output_dir {output_dir} lies in {path}, where its pictures would be found "
                     "the next time: give another folder"
                 )
-            matches = sorted(
+            matches = [
                 file
-                for file in Path(path).rglob("*")
+                for file in files_below(Path(path))
                 if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            )
+            ]
         elif Path(path).exists():
             matches = [Path(path)]
         else:
@@ -109,7 +114,7 @@ def predict_pictures(model, args, names):
                 if not isinstance(error, InputError):
                     reason = printable(f"{type(error).__name__}: {error}")[:500]
                 bad.append(reason if str(path) in reason else f"{path}: {reason}")
-                bar.write(f"left out: {bad[-1]}")
+                bar.write(printable(f"left out: {bad[-1]}"))
                 continue
             finally:
                 memory.tidy()
@@ -117,21 +122,20 @@ def predict_pictures(model, args, names):
                 save(picture, folder / f"{target}_{kind}.jpg")
             boxes += found
             segments += masks
-            bar.write(
-                f"{path}: {describe(found)}; {time.time() - start:.2f} s; {target}_detections.jpg"
-            )
-    for name, content in (("bbox", boxes), ("segm", segments)):
-        if name == "bbox" or content:
-            with replacing(folder / f"detections_{name}.json") as file:
-                file.write(json.dumps(content).encode())
+            seconds = f"{time.time() - start:.2f} s"
+            bar.write(printable(f"{path}: {describe(found)}; {seconds}; {target}_detections.jpg"))
+    results = {"bbox": boxes, "segm": segments} if args.masks else {"bbox": boxes}
+    for name, content in results.items():
+        with replacing(folder / f"detections_{name}.json") as file:
+            file.write(json.dumps(content).encode())
     succeeded = len(files) - len(bad)
     print(
-        f"{len(boxes)} detections in {succeeded} pictures, {time.time() - begin:.1f} s; the "
-        f"results are in {folder}"
+        f"{count(len(boxes), 'detection')} in {count(succeeded, 'picture')}, "
+        f"{time.time() - begin:.1f} s; the results are in {folder}"
     )
     if bad:
         raise InputError(
-            f"{len(bad)} of {len(files)} pictures failed, the other {succeeded} are done; the "
+            f"{len(bad)} of {count(len(files), 'picture')} failed, {succeeded} succeeded; the "
             f"first: {bad[0]}"
         )
 
@@ -140,9 +144,12 @@ def unique_names(files):
     """A name for each file's results: its stem, with a number where several have the same."""
     names, used = [], set()
     for file in files:
-        name, number = file.stem, 2
+        stem = file.stem
+        while len(os.fsencode(stem)) > MAX_STEM:
+            stem = stem[:-1]
+        name, number = stem, 2
         while name in used:
-            name, number = f"{file.stem}-{number}", number + 1
+            name, number = f"{stem}-{number}", number + 1
         used.add(name)
         names.append(name)
     return names
@@ -186,10 +193,15 @@ def add_masks(found, masks):
 
 def describe(found):
     """The number of detections and the first three: `2 detections (cat 0.99, dog 0.87)`."""
-    count = "1 detection" if len(found) == 1 else f"{len(found)} detections"
+    number = count(len(found), "detection")
     if not found:
-        return count
+        return number
     words = [f"{detection['category_name']} {detection['score']:.2f}" for detection in found[:3]]
     if len(found) > 3:
         words.append("…")
-    return f"{count} ({', '.join(words)})"
+    return f"{number} ({', '.join(words)})"
+
+
+def count(number, what):
+    """`1 picture`, `2 pictures`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 import tiny
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
@@ -57,6 +59,13 @@ def cell(picture, number):
 
 def coloured(pixels):
     return np.ptp(pixels, axis=2) > 60
+
+
+@pytest.mark.parametrize("name", [7, "dog\n", "dog\r"])
+def test_a_class_with_a_strange_name(coco, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(coco[0].cats[7], "name", name)
+    picture = draw(coco, tmp_path, [detection(1, [50, 10, 40, 30], 0.9, category_id=7)])
+    assert coloured(cell(picture, 0)).any()
 
 
 def test_one_cell_for_each_image_with_its_frames(coco, tmp_path):
@@ -184,6 +193,48 @@ def test_names_without_a_font_become_ids(monkeypatch):
         Image.new("RGB", (50, 50)), detections([[1, 1, 40, 40]], [2]), names
     )
     assert picture.size == (600, 600)
+    pictures._font_for.cache_clear()
+
+
+def make_font(path, characters):
+    """A TrueType font of squares that has these characters only."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((100, 0))
+    for corner in ((100, 700), (600, 700), (600, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    square = pen.glyph()
+    glyphs = {f"square{number}": character for number, character in enumerate(characters)}
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", *glyphs])
+    builder.setupCharacterMap({ord(character): name for name, character in glyphs.items()})
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), **dict.fromkeys(glyphs, square)})
+    builder.setupHorizontalMetrics(dict.fromkeys([".notdef", *glyphs], (700, 100)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+    return str(path)
+
+
+def test_names_whose_characters_no_font_has_all(tmp_path, monkeypatch):
+    """Two scripts in one label, and a font without digits."""
+    fonts = [
+        make_font(tmp_path / "a.ttf", "猫 .,is0123456789"),
+        make_font(tmp_path / "b.ttf", "개 .,is0123456789"),
+        make_font(tmp_path / "c.ttf", "犬"),
+    ]
+    monkeypatch.setattr(pictures.font_manager, "findSystemFonts", lambda: fonts)
+    pictures._font_for.cache_clear()
+    names = {1: "猫", 2: "개", 3: "犬"}
+    assert pictures.unreadable_names(names) == ["犬"]
+    mistakes = [
+        {"kind": "wrong class", "label": 1, "box": [1, 1, 40, 40], "score": 0.5, "truth": 2},
+        {"kind": "missed", "label": 3, "box": [1, 1, 40, 40], "score": None, "truth": None},
+    ]
+    picture = pictures.draw_mistakes(Image.new("RGB", (50, 50)), [], mistakes, names)
+    assert picture.size == (640, 640)
     pictures._font_for.cache_clear()
 
 

@@ -3,6 +3,9 @@ can be read.
 """
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import tiny
 from interrupt import FLAGS
 from PIL import Image
+from processes import REPO
 
 from arguments import parse_args
 from datasets.coco import read_picture
@@ -17,7 +21,7 @@ from datasets.quality import best_thresholds
 from engine import predict
 from main import main
 from models.weights.checkpoint import load_checkpoint
-from predict import find_pictures, unique_names
+from predict import find_pictures, predict_pictures, save, unique_names
 from util import pictures
 from util.backend import jt
 from util.errors import InputError
@@ -93,9 +97,7 @@ def test_goes_on_past_what_cannot_be_read(trained, tmp_path, capsys):
     (folder / "a.png").write_bytes(source.read_bytes())
     (tmp_path / "in" / "b.jpg").write_bytes(b"no picture")
     (tmp_path / "in" / "notes.txt").write_text("not asked for")
-    with pytest.raises(
-        InputError, match=r"1 of 3 pictures failed, the other 2 are done; .*b\.jpg: cannot"
-    ):
+    with pytest.raises(InputError, match=r"1 of 3 pictures failed, 2 succeeded; .*b\.jpg: cannot"):
         run(trained, tmp_path / "out", "--predict", tmp_path / "in", "--attention")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         ".lock",
@@ -121,7 +123,7 @@ def test_a_fault_in_one_picture_costs_only_that_one(trained, tmp_path, monkeypat
         Image.new("RGB", size, "red").save(tmp_path / f"{number}.png")
     with pytest.raises(
         InputError,
-        match=r"1 of 3 pictures failed, the other 2 are done; .*/1\.png: MemoryError: "
+        match=r"1 of 3 pictures failed, 2 succeeded; .*/1\.png: MemoryError: "
         r"one line,\\nand another",
     ):
         run(trained, tmp_path / "out", "--predict", tmp_path / "*.png", "--threshold", 0)
@@ -132,6 +134,28 @@ def test_a_fault_in_one_picture_costs_only_that_one(trained, tmp_path, monkeypat
         "0_detections.jpg",
         "2_detections.jpg",
     }
+
+
+def test_a_name_that_is_not_utf_8_costs_nothing(trained, tmp_path):
+    """In a process of its own, whose output takes UTF-8 only, as a terminal's does."""
+    name = os.fsdecode(b"K\xfcche\x1b[2J.png")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
+    (tmp_path / "picture.png").rename(tmp_path / name)
+    done = subprocess.run(
+        [
+            *(sys.executable, "main.py", "--predict", tmp_path / name, "--threshold", "0"),
+            *("--resume", trained[0], "--device", "cpu", "--output_dir", tmp_path / "out"),
+        ],
+        cwd=REPO,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"K\udcfcche\x1b[2J.png: 8 detections" in done.stdout
+    assert "8 detections in 1 picture, " in done.stdout
+    found = json.loads((tmp_path / "out" / "detections_bbox.json").read_text())
+    assert {Path(detection["file_name"]).name for detection in found} == {name}
 
 
 def test_a_full_disk_ends_it(trained, tmp_path, monkeypatch):
@@ -171,6 +195,14 @@ def test_pictures_are_found(tmp_path):
         find("empty")
     with pytest.raises(InputError, match="--output_dir .*out lies in .*: give another folder"):
         find_pictures([str(tmp_path)], tmp_path / "out")
+
+
+def test_a_long_name_is_cut_for_the_results(tmp_path):
+    """The file system takes 255 bytes; the name of the picture may have as many."""
+    files = [Path(f"{'猫' * 83}{i}.png") for i in (1, 2)]
+    one, two = unique_names(files)
+    assert one == "猫" * 66 and two == f"{one}-2"
+    save(Image.new("RGB", (9, 9)), tmp_path / f"{two}_detections.jpg")
 
 
 def test_names_of_results():
@@ -297,6 +329,19 @@ def test_masks():
         50,
     )
     pictures.draw_detections(Image.new("RGB", (50, 30)), result, {})
+
+
+def test_files_of_results_are_of_this_run(tmp_path):
+    """Those of masks as well, where nothing is detected."""
+    Image.new("RGB", (50, 30)).save(tmp_path / "a.png")
+    flags = ["--predict", tmp_path / "a.png", "--output_dir", tmp_path, "--eval_size", 64]
+    args = tiny.arguments("--masks", "--hidden_dim", 128, "--nheads", 8, *flags)
+    model = tiny.build(args)[0]
+    for args.threshold, count in ((0, 10), (1, 0)):
+        predict_pictures(model, args, {})
+        for kind in ("bbox", "segm"):
+            found = json.loads((tmp_path / f"detections_{kind}.json").read_text())
+            assert len(found) == count
 
 
 def test_16_bits_are_not_white(tmp_path):

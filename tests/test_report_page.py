@@ -91,6 +91,13 @@ def test_names_are_text_and_nothing_else(recwarn):
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
+def test_a_file_name_that_is_not_utf_8_is_written_with_an_escape():
+    report, _ = make(["cat"], (0.9, 1, 10, 10, 90, 90))
+    report["worst_images"][0]["file_name"] = "caf\udce9.jpg"
+    page = make_page(report, [b"jpeg"]).encode().decode()
+    assert r"caf\udce9.jpg: 1 mistake" in Reader(page).text
+
+
 def test_long_names_are_cut_in_charts_only(recwarn):
     name = "a name that says everything " * 4
     report, page = make([name, "cat"], (0.9, 1, 10, 10, 50, 50))

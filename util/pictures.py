@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+from util.errors import printable
+
 GRID = (4, 3)  # columns and rows of the predictions
 CELL_SIZE = 400  # side of a cell in pixels, into which an image is enlarged or shrunk
 HEADER_HEIGHT = 32  # height in pixels of the line that explains the picture
@@ -158,7 +160,7 @@ def jpeg_of(image):
 
 def unreadable_names(names):
     """The names that no font of this machine can show; their ids are drawn instead."""
-    return [name for name in names.values() if _font(name, TEXT_HEIGHT) is None]
+    return [name for name in names.values() if not _is_readable(name)]
 
 
 def _resize(image, scale):
@@ -225,7 +227,7 @@ def _draw_cell(coco, read_image, image_id, detections):
     for annotation in coco.imgToAnns[image_id]:
         _truth(draw, _corners(annotation["bbox"], scale))
     names = {
-        class_id: category.get("name", f"class {class_id}")
+        class_id: printable(str(category.get("name", f"class {class_id}")))
         for class_id, category in coco.cats.items()
     }
     kept = sorted((d for d in detections if d["score"] >= MIN_SCORE), key=lambda d: -d["score"])
@@ -321,7 +323,12 @@ def _caption(draw, place, text, width):
 def _name(names, number):
     """The class's name, or its id where it has none or no font has its characters."""
     name = names.get(number, f"class {number}")
-    return name if _font(name, TEXT_HEIGHT) else f"class {number}"
+    return name if _is_readable(name) else f"class {number}"
+
+
+def _is_readable(name):
+    """Whether a font has the characters of the name and of a score."""
+    return _font_for(_characters(f"{name} 0123456789.")) is not None
 
 
 def _colour(category_id):
@@ -332,19 +339,28 @@ def _colour(category_id):
 
 
 def _font(text, size):
-    """DejaVu Sans, or another font of the machine if that has the characters; None without any."""
-    path = _font_for("".join(sorted(set(text))))
-    return path and ImageFont.truetype(path, size)
+    """DejaVu Sans, or another font of the machine if only that has the characters.
+
+    DejaVu Sans as well where no font has all of them, such as those of names in two scripts. It
+    draws boxes for what it lacks.
+    """
+    return ImageFont.truetype(_font_for(_characters(text)) or _own_font(), size)
+
+
+def _characters(text):
+    return "".join(sorted(set(text)))
+
+
+def _own_font():
+    """DejaVu Sans, which comes with matplotlib."""
+    return f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
 
 
 @lru_cache(maxsize=None)
 def _font_for(characters):
     """The path of a font that has the characters, or None."""
-    own = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib
-    return next(
-        (path for path in (own, *sorted(font_manager.findSystemFonts())) if _has(path, characters)),
-        None,
-    )
+    paths = (_own_font(), *sorted(font_manager.findSystemFonts()))
+    return next((path for path in paths if _has(path, characters)), None)
 
 
 def _has(path, characters):

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from util.errors import printable
 from util.pictures import MISTAKE_COLOURS
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -158,7 +159,8 @@ def mistake_table(mistakes):
 
 def picture_of(image, jpeg):
     source = base64.b64encode(jpeg).decode()
-    text = f"{escape(image['file_name'])}: {count(len(image['mistakes']), 'mistake', 'mistakes')}"
+    name = escape(printable(image["file_name"]))
+    text = f"{name}: {count(len(image['mistakes']), 'mistake', 'mistakes')}"
     return (
         f'<figure><img src="data:image/jpeg;base64,{source}" alt="{text}">'
         f"<figcaption>{text}</figcaption></figure>"
