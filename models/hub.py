@@ -8,7 +8,7 @@ path. Without it all weights are random. `load_detr` loads any other checkpoint.
 from util.errors import InputError
 
 from .backbone import Backbone, Joiner
-from .detr import DETR
+from .detr import DETR, PostProcess
 from .position_encoding import build_position_encoding
 from .segmentation import DETRsegm, PostProcessPanoptic
 from .transformer import Transformer
@@ -50,26 +50,33 @@ def load_detr(source, dilation=False, nheads=8):
     return model, names_of(checkpoint, source)
 
 
-def detr_resnet50(pretrained=False, num_classes=91):
-    """DETR R50 with 6 encoder and 6 decoder layers. num_classes: highest category id + 1."""
-    return _detr("resnet50", num_classes, weights=_source(pretrained, "detr-r50-e632da11.pth"))
+def detr_resnet50(pretrained=False, num_classes=91, return_postprocessor=False):
+    """DETR R50 with 6 encoder and 6 decoder layers. num_classes: highest category id + 1.
+
+    With return_postprocessor the result of this and the next three is (model, PostProcess).
+    """
+    model = _detr("resnet50", num_classes, weights=_source(pretrained, "detr-r50-e632da11.pth"))
+    return (model, PostProcess()) if return_postprocessor else model
 
 
-def detr_resnet50_dc5(pretrained=False, num_classes=91):
+def detr_resnet50_dc5(pretrained=False, num_classes=91, return_postprocessor=False):
     """DETR R50 with dilation instead of stride in the last stage."""
     weights = _source(pretrained, "detr-r50-dc5-f0fb7ef5.pth")
-    return _detr("resnet50", num_classes, dilation=True, weights=weights)
+    model = _detr("resnet50", num_classes, dilation=True, weights=weights)
+    return (model, PostProcess()) if return_postprocessor else model
 
 
-def detr_resnet101(pretrained=False, num_classes=91):
+def detr_resnet101(pretrained=False, num_classes=91, return_postprocessor=False):
     """DETR R101."""
-    return _detr("resnet101", num_classes, weights=_source(pretrained, "detr-r101-2c7b67e5.pth"))
+    model = _detr("resnet101", num_classes, weights=_source(pretrained, "detr-r101-2c7b67e5.pth"))
+    return (model, PostProcess()) if return_postprocessor else model
 
 
-def detr_resnet101_dc5(pretrained=False, num_classes=91):
+def detr_resnet101_dc5(pretrained=False, num_classes=91, return_postprocessor=False):
     """DETR R101 with dilation instead of stride in the last stage."""
     weights = _source(pretrained, "detr-r101-dc5-a2e86def.pth")
-    return _detr("resnet101", num_classes, dilation=True, weights=weights)
+    model = _detr("resnet101", num_classes, dilation=True, weights=weights)
+    return (model, PostProcess()) if return_postprocessor else model
 
 
 def detr_resnet50_panoptic(

@@ -340,6 +340,16 @@ def test_the_command_writes_a_pytorch_file(tmp_path):
     assert_same(read_torch_file(target), {"model": tree()["model"]})
 
 
+def test_the_command_goes_by_the_suffix(tmp_path):
+    source = tmp_path / "checkpoint.pkl"
+    write_jittor_file(tree(), source)
+    done = convert(source, tmp_path / "weights.onnx")
+    assert done.returncode == 1 and "weights.onnx: give OUT.pth, OUT.safetensors" in done.stderr
+    done = convert(source, tmp_path / "detr-v1.5")
+    assert "is not a DETR's weights" in done.stderr, "a folder, for transformers"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pkl"]
+
+
 def test_the_command_reports_errors_in_one_line(tmp_path):
     source = tmp_path / "checkpoint.pkl"
     done = convert(source, tmp_path / "weights.pth")

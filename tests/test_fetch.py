@@ -128,11 +128,26 @@ def test_a_redirect_may_not_leave_https(hub, tmp_path):
 
 
 def test_a_token_goes_to_the_hub_alone(hub, tmp_path, monkeypatch):
+    """With a redirect to another path of it, not to another server."""
     monkeypatch.setenv("HF_TOKEN", "secret")
-    download_repository(REPOSITORY, tmp_path)
-    sent = [headers.get("Authorization") for headers in hub.headers]
-    assert hub.asked[-1] == "/cdn/model.safetensors" and sent[-1] is None
-    assert sent[:-1] == ["Bearer secret"] * (len(sent) - 1)
+    with Hub({}) as other:
+        headers, _ = hub.files[FILES + "model.safetensors"]
+        hub.files[FILES + "model.safetensors"] = headers, hub.url("renamed")
+        hub.files["/renamed"] = headers, other.url("cdn/model.safetensors")
+        other.large("model.safetensors", WEIGHTS)
+        download_repository(REPOSITORY, tmp_path)
+        assert other.asked == ["/cdn/model.safetensors"]
+        assert [headers.get("Authorization") for headers in other.headers] == [None]
+        other.shutdown()
+    assert "/renamed" in hub.asked
+    assert {headers.get("Authorization") for headers in hub.headers} == {"Bearer secret"}
+
+
+def test_sizes_of_images_come_with_a_repository_that_has_them(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    hub.small("preprocessor_config.json", b'{"size": 640, "max_size": 1000}')
+    flags = load_checkpoint(REPOSITORY)["args"]
+    assert (flags["eval_size"], flags["max_size"]) == (640, 1000)
 
 
 @pytest.mark.parametrize("source", ["hf://", "hf://detr", "hf://a/b/c", "hf://a/b@", "hf://a/../b"])

@@ -14,6 +14,8 @@ from same import assert_same
 from arguments import parse_args
 from engine import predict
 from models import hub
+from models.detr import PostProcess
+from models.segmentation import PostProcessPanoptic
 from models.weights.__main__ import convert
 from models.weights.model import model_state
 from util.errors import InputError
@@ -32,8 +34,9 @@ HUB = {
 
 @pytest.mark.parametrize("name", HUB)
 def test_models_by_name(name):
-    """Have the flags' weights, and dilation where the name says so."""
-    model = getattr(hub, name)()
+    """Have the flags' weights, dilation where the name says so, and their postprocessors."""
+    model, postprocessor = getattr(hub, name)(return_postprocessor=True)
+    assert type(postprocessor) is (PostProcessPanoptic if "panoptic" in name else PostProcess)
     other = tiny.build(parse_args(HUB[name]))[0]
     assert [(n, p.shape) for n, p in model.named_parameters()] == [
         (n, p.shape) for n, p in other.named_parameters()

@@ -166,6 +166,25 @@ def test_a_folder_has_all_that_loading_needs(folder, args, state):
         assert getattr(resumed, name) == getattr(args, name), name
 
 
+def test_sizes_of_images_go_both_ways(tmp_path, state):
+    """In all forms that preprocessor_config.json had."""
+    source, folder = tmp_path / "checkpoint.pkl", tmp_path / "folder"
+    write_jittor_file({"model": state, "args": {"eval_size": 384, "max_size": 640}}, source)
+    run(source, folder)
+    path = folder / "preprocessor_config.json"
+    written = {"shortest_edge": 384, "longest_edge": 640}
+    assert json.loads(path.read_text())["size"] == written
+    for content, expected in (
+        ({"size": written}, (384, 640)),
+        ({"size": 384, "max_size": 640}, (384, 640)),
+        ({"size": {"height": 300, "width": 300}}, (None, None)),
+        ({}, (None, None)),
+    ):
+        path.write_text(json.dumps(content))
+        flags = load_checkpoint(folder)["args"]
+        assert (flags.get("eval_size"), flags.get("max_size")) == expected
+
+
 def test_a_file_takes_the_config_beside_it(folder, state):
     same(load_checkpoint(folder / "model.safetensors")["model"], state)
     flags = load_checkpoint(folder / "model.safetensors")["args"]

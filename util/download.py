@@ -51,7 +51,7 @@ def download(url, folder):
     address, _, fragment = url.partition("#")
     name = Path(urlsplit(address).path).name
     if fragment:
-        found = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment)
+        found = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment.lower())
         if found:
             name = f"{Path(name).stem}-{found[1][:8]}{Path(name).suffix}"
     else:
@@ -78,11 +78,13 @@ def fetch(url, target, mismatch, is_right, headers=None):
     mismatch: a function of the file's path and the headers of the server's replies, a list of
     `email.message.Message`, that returns None or the checksum that the file does not match;
     is_right: whether the file at target, which exists, is the right one. headers: dictionary of
-    what to send to the first server, not to those that it redirects to.
+    what to send to the first server, not to others that it redirects to.
     Raises InputError; NoSuchFile where the server does not have it.
     """
     _check_address(url)
     try:
+        if target.is_file() and is_right():  # without a lock: the cache may be read-only
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target.with_name(f".{target.name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -122,7 +124,10 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, file, code, message, headers, url):
         _check_address(url)
         self.headers.append(headers)
-        return super().redirect_request(request, file, code, message, headers, url)
+        redirected = super().redirect_request(request, file, code, message, headers, url)
+        if urlsplit(url)[:2] == urlsplit(request.full_url)[:2]:  # the same scheme, host and port
+            redirected.unredirected_hdrs.update(request.unredirected_hdrs)
+        return redirected
 
 
 def _fetch(url, target, mismatch, headers):

@@ -17,6 +17,8 @@ from .huggingface_names import to_huggingface
 from .safetensors_file import write_safetensors
 from .torch_file import write_torch_file
 
+PYTORCH = (".pth", ".pt", ".bin")  # how the names of its files end
+
 
 def main():
     parser = argparse.ArgumentParser(
@@ -46,18 +48,31 @@ def convert(source, target, options):
     if Path(source).resolve() == target.resolve():
         raise InputError(f"{target}: is the input itself; name another one")
     checkpoint = load_checkpoint(source)
-    is_folder = target.is_dir() or not target.suffix
-    if not is_folder and target.suffix != ".safetensors":
+    # A suffix that is a number belongs to the name of a folder: detr-v1.5
+    is_folder = target.is_dir() or not target.suffix.strip(".0123456789")
+    if not is_folder and target.suffix not in (*PYTORCH, ".safetensors"):
+        raise InputError(f"{target}: give OUT.pth, OUT.safetensors, or a folder")
+    if not is_folder and target.suffix in PYTORCH:
         with replacing(target) as file:
             write_torch_file({"model": checkpoint["model"]}, file)
         return
     architecture = architecture_of(checkpoint, source, options.dilation, options.nheads)
     check_exportable(architecture, source)
     if is_folder:
-        write_folder(target, checkpoint["model"], class_names(checkpoint, source), architecture)
+        classes = class_names(checkpoint, source)
+        write_folder(
+            target, checkpoint["model"], classes, architecture, **sizes_of_images(checkpoint)
+        )
     else:
         with replacing(target) as file:
             write_safetensors(to_huggingface(checkpoint["model"]), file)
+
+
+def sizes_of_images(checkpoint):
+    """The flags eval_size and max_size of a checkpoint, {} where it has none."""
+    flags = checkpoint.get("args")
+    flags = flags if isinstance(flags, dict) else {}
+    return {name: flags[name] for name in ("eval_size", "max_size") if type(flags.get(name)) is int}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from util.errors import InputError, printable
 from util.jittor_file import read_jittor_file
 
 from .fetch import local_path
-from .huggingface import CONFIG, flags_of, read_config, weight_files
+from .huggingface import CONFIG, PREPROCESSOR, flags_of, read_config, sizes_of, weight_files
 from .huggingface_names import from_huggingface, is_of_huggingface
 from .model import summarize_names
 from .safetensors_file import is_safetensors_file, read_safetensors
@@ -59,6 +59,8 @@ def _of_huggingface(state, folder):
     checkpoint = {"model": model}
     if (folder / CONFIG).is_file():
         flags, classes = flags_of(read_config(folder / CONFIG), folder / CONFIG)
+        if (folder / PREPROCESSOR).is_file():
+            flags.update(sizes_of(read_config(folder / PREPROCESSOR)))
         masks = any(name.startswith("mask_head.") for name in model)
         checkpoint.update(args={**flags, "masks": masks}, classes=classes)
     return checkpoint

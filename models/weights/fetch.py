@@ -1,5 +1,6 @@
 """Weights from where they are: a path, an address with a checksum, a repository of Hugging Face."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -10,7 +11,7 @@ from util.download import NoSuchFile, download, fetch, sha256, user_cache
 from util.errors import InputError
 from util.files import replacing
 
-from .huggingface import CONFIG, WEIGHTS, parts_of
+from .huggingface import CONFIG, PREPROCESSOR, WEIGHTS, parts_of
 
 HUB = "https://huggingface.co"
 
@@ -28,7 +29,7 @@ def local_path(source):
 
 
 def download_repository(source, folder):
-    """The Path below folder with config.json and the weights of a repository of Hugging Face.
+    """The Path below folder with the weights of a repository of Hugging Face and their JSON files.
 
     What is there is not asked for again. HF_ENDPOINT is the address of a mirror, and HF_TOKEN opens
     a private repository, as for the library huggingface_hub. Raises InputError.
@@ -53,6 +54,9 @@ def download_repository(source, folder):
     if path.name.endswith(".json"):
         for part in parts_of(path):
             _fetch(base, folder, part)
+    if not kept:
+        with contextlib.suppress(NoSuchFile):  # some repositories have none
+            _fetch(base, folder, PREPROCESSOR)
     return folder
 
 

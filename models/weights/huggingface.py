@@ -15,6 +15,7 @@ from .huggingface_names import to_huggingface
 from .safetensors_file import write_safetensors
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 # Of these the first one that a folder has is read; an index lists the parts of a large model.
 WEIGHTS = (
     "model.safetensors",
@@ -128,13 +129,23 @@ def make_config(architecture, classes):
     }
 
 
-# What `AutoImageProcessor` reads: the original's preparation of images.
-PREPROCESSOR = {
-    "image_processor_type": "DetrImageProcessor",
-    "size": {"shortest_edge": 800, "longest_edge": 1333},
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-}
+def make_preprocessor(eval_size, max_size):
+    """What preprocessor_config.json holds, which `AutoImageProcessor` reads."""
+    return {
+        "image_processor_type": "DetrImageProcessor",
+        "size": {"shortest_edge": eval_size, "longest_edge": max_size},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+
+
+def sizes_of(preprocessor):
+    """main.py's flags of what preprocessor_config.json holds, {} where it says nothing of them."""
+    size = preprocessor.get("size")
+    if not isinstance(size, dict):  # older ones have two numbers
+        size = {"shortest_edge": size, "longest_edge": preprocessor.get("max_size")}
+    flags = {"eval_size": size.get("shortest_edge"), "max_size": size.get("longest_edge")}
+    return {name: value for name, value in flags.items() if type(value) is int}
 
 
 # ---- folders
@@ -193,11 +204,12 @@ def check_exportable(architecture, source):
             raise InputError(f"{source}: was trained with {what}, which transformers does not have")
 
 
-def write_folder(folder, state, classes, architecture):
+def write_folder(folder, state, classes, architecture, eval_size=800, max_size=1333):
     """Writes a folder (Path) that transformers' `from_pretrained` loads.
 
     state: the model's, name -> array; classes: dictionary id -> name, {} where nobody gave names;
-    architecture: architecture.Architecture. Raises InputError where it cannot be written.
+    architecture: architecture.Architecture; eval_size, max_size: of images, pixels. Raises
+    InputError where it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,6 +218,7 @@ def write_folder(folder, state, classes, architecture):
     config = make_config(architecture, classes)
     with replacing(folder / WEIGHTS[0]) as file:
         write_safetensors(to_huggingface(state), file)
-    for name, content in ((CONFIG, config), ("preprocessor_config.json", PREPROCESSOR)):
+    preprocessor = make_preprocessor(eval_size, max_size)
+    for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
         with replacing(folder / name) as file:
             file.write(json.dumps(content, indent=2).encode())
