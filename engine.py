@@ -68,9 +68,8 @@ def train_one_epoch(
         scalars = dist.reduce_dict(backward(model, criterion, optimizer, batches, num_boxes, seeds))
         if not math.isfinite(scalars["loss"]):
             raise InputError(
-                f"the loss is {scalars['loss']} in epoch {epoch}, training stops: the last "
-                "checkpoint is intact; resume from it with a smaller --lr, or check the "
-                "annotations"
+                f"the loss is {scalars['loss']} in epoch {epoch}, training stops: check the "
+                "annotations, or use a smaller --lr, with --resume if there is a checkpoint"
             )
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)

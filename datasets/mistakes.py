@@ -31,7 +31,10 @@ class Mistake(NamedTuple):
 
 
 def mistakes_in(pairs):
-    """A list of the Mistakes in an image, from its Pairs; an object in the wrong place is one."""
+    """A list of the Mistakes in an image, from its Pairs.
+
+    An object found in the wrong place is one mistake: it does not count as missed, too.
+    """
     objects = pairs.objects
     on_objects = np.where(objects.crowds, 0, pairs.overlaps)
     unclaimed = pairs.missed

@@ -1,8 +1,8 @@
 """The transformer of DETR (paper, section 3.2 and appendix A.3).
 
 It differs from the textbook one in that position encodings are added to queries and keys at every
-layer, the encoder has no final norm (but with pre-norm), and the decoder returns the output of each
-of its layers.
+layer, the encoder has no final norm (except with pre-norm), and the decoder returns the output of
+each of its layers.
 Tensors are batch first: [B, N, C].
 """
 

@@ -14,7 +14,7 @@ import numpy as np
 from util.files import replacing
 
 MAGIC = b"ARRAYS 1"
-HASHED = len(MAGIC) + 32  # where that begins what the SHA-256 is of
+HASHED = len(MAGIC) + 32  # where the hashed part begins
 FIXED = HASHED + 8
 ALIGNMENT = 64
 

@@ -98,7 +98,7 @@ class MetricLogger:
         )
 
     def log_every(self, iterable, print_freq, header, start=0):
-        """Yields the items of `iterable`, from number `start` on, and shows progress.
+        """Yields the items of `iterable`, numbered from `start` on, and shows progress.
 
         On a terminal this is a bar with eta and losses; elsewhere, and with several processes, a
         line every `print_freq` items, as the original's.
