@@ -40,10 +40,12 @@ def test_checkpoints_before_drops_and_every_100_epochs_are_kept(
 
 def test_the_log_has_a_line_for_each_epoch_in_their_order(tmp_path):
     output = OutputFolder(tmp_path)
-    for epoch, loss in ((1, 3.0), (0, 4.0), (1, 2.5)):  # the second one was evaluated again
-        known = epoch in [line["epoch"] for line in output.logs]
-        assert output.logged_figures(epoch) == (FIGURES if known else None)
-        output.log_epoch({**LOSSES, "loss": loss}, FIGURES, epoch, 42)
+    # Training goes on from the checkpoint of epoch 0, which epochs 1 and 2 followed before.
+    for epoch, loss in ((0, 4.0), (1, 3.0), (2, 2.8), (1, 2.5)):
+        losses = {**LOSSES, "loss": loss}
+        assert output.logged_figures(epoch, losses) is None, "not there, or of other losses"
+        output.log_epoch(losses, FIGURES, epoch, 42)
+        assert output.logged_figures(epoch, losses) == FIGURES
     lines = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert [(line["epoch"], line["train_loss"]) for line in lines] == [(0, 4.0), (1, 2.5)]
     assert lines[0]["test_coco_eval_bbox"] == [0.5] * 12 and lines[0]["n_parameters"] == 42
@@ -73,5 +75,5 @@ def test_without_a_folder_and_in_other_processes_nothing_is_written(tmp_path, mo
     output.save_best(lambda: pytest.fail("the state need not be made"))
     output.save_evaluation(None, None, ["eval.pkl"])
     output.log_epoch({}, {}, 0, 42)
-    assert output.panoptic_folder() is None and output.logged_figures(0) == {}
+    assert output.panoptic_folder() is None and output.logged_figures(0, {}) == {}
     assert names(tmp_path) == []

@@ -99,7 +99,7 @@ def test_a_file_name_that_is_not_utf_8_is_written_with_an_escape():
 
 
 def test_long_names_are_cut_in_charts_only(recwarn):
-    name = "a name that says everything " * 4
+    name = ("a name that says everything " * 4).strip()
     report, page = make([name, "cat"], (0.9, 1, 10, 10, 50, 50))
     assert page.count(name) == 1 and page.count("a name that says everyt…") == 4
     assert not [warning for warning in recwarn if "layout" in str(warning.message)]
