@@ -359,7 +359,7 @@ def faults_of_model(args):
 
 
 def faults_of_weights(args):
-    start = args.resume or args.finetune
+    start = args.resume or args.finetune or args.frozen_weights
     if args.resume and args.finetune:
         yield "--finetune starts a training, and --resume continues one: give one of the two"
     if args.finetune and (args.eval or args.predict or args.frozen_weights):

@@ -262,6 +262,7 @@ def test_frozen_weights_bring_the_flags_of_their_model():
     """With other flags they would load, and compute something else."""
     words = ["--coco_path", "/x", "--masks", "--frozen_weights", "box.pkl"]
     saved = {"dilation": True, "nheads": 16, "masks": False, "lr": 0.5, "eval_size": 333}
+    saved["backbone_norm"] = "group"  # which has no ImageNet weights, and needs none here
     checkpoint = {"args": saved, "model": {}, "optimizer": {}}
     args = parse_args(words)
     assert adopt_flags(args, checkpoint, "box.pkl") == []
