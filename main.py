@@ -182,9 +182,7 @@ class Evaluator:
         panoptic_evaluator = None
         if "panoptic" in self.postprocessors:
             panoptic_evaluator = PanopticEvaluator(
-                self.data.val.ground_truth(),
-                self.data.val.ann_folder,
-                self.output.panoptic_folder(),
+                self.data.val.ground_truth, self.data.val.ann_folder, self.output.panoptic_folder()
             )
         stats, coco_evaluator = evaluate(
             self.model,

@@ -83,15 +83,17 @@ class CocoPanoptic(CocoImages):
         """What was checked, as a dictionary like COCO's panoptic JSON; areas may be missing."""
         annotations = []
         for index, image_id in enumerate(self.ids.tolist()):
-            of_image = self.segments.of_image(index)
-            columns = (self.segments.ids, self.segments.labels, self.segments.crowds)
-            segments = [
-                {"id": segment_id, "category_id": label, "iscrowd": crowd}
-                for segment_id, label, crowd in zip(*(c[of_image].tolist() for c in columns))
-            ]
-            for segment, area in zip(segments, self.segments.areas[of_image].tolist()):
+            of_image, segments = self.segments.of_image(index), []
+            for segment_id, label, crowd, area in zip(
+                self.segments.ids[of_image].tolist(),
+                self.segments.labels[of_image].tolist(),
+                self.segments.crowds[of_image].tolist(),
+                self.segments.areas[of_image].tolist(),
+            ):
+                segment = {"id": segment_id, "category_id": label, "iscrowd": crowd}
                 if not math.isnan(area):
                     segment["area"] = area
+                segments.append(segment)
             name = self.segments.names.get(index)
             annotations.append({"image_id": image_id, "file_name": name, "segments_info": segments})
         return {"annotations": annotations, "categories": self.categories}

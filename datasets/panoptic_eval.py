@@ -17,7 +17,8 @@ class PanopticEvaluator:
     """Computes and prints PQ, SQ and RQ; the main process writes the predicted PNGs.
 
     Args:
-        ground_truth: a dictionary as in COCO's panoptic JSON, see `CocoPanoptic.ground_truth`.
+        ground_truth: a function that gives a dictionary as in COCO's panoptic JSON, such as
+            `CocoPanoptic.ground_truth`; the main process calls it when all is predicted.
         ann_folder: folder of its PNGs.
         output_dir: folder for the predictions, made if missing; None: a temporary one.
 
@@ -61,15 +62,16 @@ class PanopticEvaluator:
 
         path = self.output_dir / "predictions.json"
         path.write_text(json.dumps({"annotations": self.predictions}))
+        ground_truth = self.ground_truth()
         predicted = {prediction["image_id"] for prediction in self.predictions}
         annotations = [
             self.with_areas(annotation)
-            for annotation in self.ground_truth["annotations"]
+            for annotation in ground_truth["annotations"]
             if annotation["image_id"] in predicted
         ]
         with tempfile.TemporaryDirectory() as folder:
             truth = Path(folder) / "ground_truth.json"
-            truth.write_text(json.dumps({**self.ground_truth, "annotations": annotations}))
+            truth.write_text(json.dumps({**ground_truth, "annotations": annotations}))
             return pq_compute(
                 str(truth), str(path), gt_folder=self.ann_folder, pred_folder=str(self.output_dir)
             )

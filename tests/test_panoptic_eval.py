@@ -33,7 +33,7 @@ def evaluator_of(root, folder):
     from datasets.panoptic_eval import PanopticEvaluator
 
     ground_truth = json.loads((root / "annotations" / "panoptic_val2017.json").read_text())
-    return PanopticEvaluator(ground_truth, root / "panoptic_val2017", folder)
+    return PanopticEvaluator(lambda: ground_truth, root / "panoptic_val2017", folder)
 
 
 def truth(root):
@@ -179,7 +179,7 @@ def test_the_ground_truth_of_the_data_set_is_the_file_s(coco_path, tmp_path):
         lambda annotation, number: annotation["segments_info"][number].pop("area"),
     ):
         edit_annotations(root, change)
-        ground_truth = build_dataset("val", panoptic_args(root)).ground_truth()
+        ground_truth = build_dataset("val", panoptic_args(root)).ground_truth
         for each in (evaluator_of(root, tmp_path / "file"), evaluator_of(root, tmp_path / "ours")):
             if each.output_dir.name == "ours":
                 each.ground_truth = ground_truth

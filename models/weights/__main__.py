@@ -47,11 +47,11 @@ def convert(source, target, options):
     """Writes the model of source to target (Path). Raises InputError."""
     if Path(source).resolve() == target.resolve():
         raise InputError(f"{target}: is the input itself; name another one")
-    checkpoint = load_checkpoint(source)
     # A suffix that is a number belongs to the name of a folder: detr-v1.5
     is_folder = target.is_dir() or not target.suffix.strip(".0123456789")
     if not is_folder and target.suffix not in (*PYTORCH, ".safetensors"):
         raise InputError(f"{target}: give OUT.pth, OUT.safetensors, or a folder")
+    checkpoint = load_checkpoint(source)
     if not is_folder and target.suffix in PYTORCH:
         with replacing(target) as file:
             write_torch_file({"model": checkpoint["model"]}, file)
