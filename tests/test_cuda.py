@@ -11,6 +11,7 @@ import pytest
 from processes import REPO
 
 from util import cuda, memory, runtime
+from util.backend import jt, select_device
 from util.errors import InputError
 
 LIBRARIES = [
@@ -318,6 +319,21 @@ def test_what_a_gpu_holds_is_freed_between_batches_when_it_is_most_of_its_memory
     for held in (1, 20, 35, 37, 5):
         step_memory.tidy()
     assert freed == [37]
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_toolkit_without_a_visible_gpu_is_said(monkeypatch, capsys, count):
+    """As on a machine of one GPU where CUDA_VISIBLE_DEVICES names a second."""
+    monkeypatch.setenv("nvcc_path", "/usr/local/cuda/bin/nvcc")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(jt, "has_cuda", True)
+    monkeypatch.setattr(jt, "get_device_count", lambda: count)
+    assert select_device("auto") == "cpu"
+    message = "the CPU is used: CUDA finds no GPU (CUDA_VISIBLE_DEVICES: 1)"
+    assert capsys.readouterr().err == f"warning: {message}\n"
+    assert select_device("cpu") == "cpu" and capsys.readouterr().err == ""
+    with pytest.raises(InputError, match="--device cuda: Jittor finds no GPU"):
+        select_device("cuda")
 
 
 def test_without_a_gpu_device_cuda_ends_at_once():

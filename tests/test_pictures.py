@@ -11,6 +11,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
+from datasets.annotations import category_names
 from util import pictures
 from util.pictures import CELL_SIZE, HEADER_HEIGHT, plot_predictions
 
@@ -44,7 +45,8 @@ def draw(coco, tmp_path, results):
     def read_image(number):
         return Image.open(folder / coco.imgs[number]["file_name"]).convert("RGB")
 
-    plot_predictions(coco, read_image, results, tmp_path / "predictions.png")
+    names = category_names(coco.cats.values())
+    plot_predictions(coco, read_image, results, names, tmp_path / "predictions.png")
     with Image.open(tmp_path / "predictions.png") as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 

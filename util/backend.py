@@ -43,6 +43,9 @@ def select_device(name):
             f"--device cuda: Jittor finds no GPU (nvcc_path={os.environ.get('nvcc_path', '')!r}); "
             "use --device cpu"
         )
+    if name == "auto" and gpus == 0 and os.environ.get("nvcc_path") and dist.is_main_process():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        runtime.warn(f"the CPU is used: CUDA finds no GPU (CUDA_VISIBLE_DEVICES: {visible})")
     jt.flags.use_cuda = int(gpus > 0 and name != "cpu")
     processes = dist.get_local_size()
     on_the_cpu = jt.flags.use_cuda and processes > gpus and os.environ.get("use_nccl", "1") == "1"
@@ -67,7 +70,8 @@ def set_seed(seed):
 
 
 def _count_gpus():
-    return jt.get_device_count() if jt.has_cuda else 0
+    # Jittor's count may be -1 where CUDA does not start.
+    return max(jt.get_device_count(), 0) if jt.has_cuda else 0
 
 
 def _use_gpu():

@@ -84,7 +84,7 @@ class OutputFolder:
             write_jittor_file(accumulated, self.path / name)
         some = chain.from_iterable(islice(filter(None, evaluator.results("bbox")), math.prod(GRID)))
         with replacing(self.path / "predictions.png") as file:
-            plot_predictions(evaluator.coco_gt, dataset.read_by_id, some, file)
+            plot_predictions(evaluator.coco_gt, dataset.read_by_id, some, dataset.classes, file)
 
     def save_report(self, report, dataset, coco_gt):
         """Writes report/report.json and report.html.

@@ -10,8 +10,6 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from util.errors import printable
-
 GRID = (4, 3)  # columns and rows of the predictions
 CELL_SIZE = 400  # side of a cell in pixels, into which an image is enlarged or shrunk
 HEADER_HEIGHT = 32  # height in pixels of the line that explains the picture
@@ -34,11 +32,12 @@ MAX_POINTS = 4  # from which the encoder's attention is drawn
 MAX_ATTENTION_MAPS = 20  # detections whose attention is drawn
 
 
-def plot_predictions(coco, read_image, results, path):
+def plot_predictions(coco, read_image, results, names, path):
     """Draws the first images of `results`, with ground truth and detections, as one picture.
 
     coco: pycocotools COCO with the ground truth; read_image: gives the PIL image of an image id;
-    results: detections in COCO's result format; path: a path or a binary file.
+    results: detections in COCO's result format; names: dictionary category id -> name; path: a
+    path or a binary file.
     """
     columns, rows = GRID
     detections = {}
@@ -57,7 +56,10 @@ def plot_predictions(coco, read_image, results, path):
     )
     for number, image_id in enumerate(shown):
         place = (number % columns * CELL_SIZE, HEADER_HEIGHT + number // columns * CELL_SIZE)
-        picture.paste(_draw_cell(coco, read_image, image_id, detections[image_id]), place)
+        cell = _draw_cell(
+            read_image(image_id), coco.imgToAnns[image_id], detections[image_id], names
+        )
+        picture.paste(cell, place)
     picture.save(path, format="png")
 
 
@@ -218,18 +220,13 @@ def _tint(image, masks, colours):
     return Image.fromarray(pixels)
 
 
-def _draw_cell(coco, read_image, image_id, detections):
+def _draw_cell(image, annotations, detections, names):
     """One image, enlarged or shrunk to fit into a cell, with its frames."""
-    image = read_image(image_id)
     scale = (CELL_SIZE - 4) / max(image.size)
     image = _resize(image, scale)
     draw = ImageDraw.Draw(image)
-    for annotation in coco.imgToAnns[image_id]:
+    for annotation in annotations:
         _truth(draw, _corners(annotation["bbox"], scale))
-    names = {
-        class_id: printable(str(category.get("name", f"class {class_id}")))
-        for class_id, category in coco.cats.items()
-    }
     kept = sorted((d for d in detections if d["score"] >= MIN_SCORE), key=lambda d: -d["score"])
     boxes = [_corners(detection["bbox"], scale) for detection in kept]
     colours = [_colour(detection["category_id"]) for detection in kept]

@@ -1,0 +1,182 @@
+"""YOLO data sets as COCO's, in the layouts that tools export."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from exports import CLASSES
+from PIL import Image
+from yolo_voc import NAMES, assert_converted, labelimg_yolo, roboflow, ultralytics
+
+from datasets.annotations import load_coco
+from datasets.convert.yolo import convert_yolo
+from util.errors import InputError
+
+NUMBERED = dict(enumerate(CLASSES))
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_yolo_of_ultralytics(tmp_path, polygons):
+    written = convert_yolo(ultralytics(tmp_path, polygons), tmp_path)
+    assert list(written) == ["train", "val"]
+    assert_converted(written, NUMBERED)
+    data = json.loads((tmp_path / "train.json").read_text())
+    ann = data["annotations"][0]
+    assert ann["area"] == pytest.approx(ann["bbox"][2] * ann["bbox"][3], abs=0.1)
+    assert bool(ann["segmentation"]) == polygons
+
+
+def test_yolo_of_roboflow(tmp_path):
+    written = convert_yolo(roboflow(tmp_path), tmp_path / "out")
+    assert list(written) == ["train", "val", "test"]
+    del written["test"]
+    assert_converted(written, NUMBERED)
+
+
+def test_yolo_of_labelimg(tmp_path):
+    assert_converted(convert_yolo(labelimg_yolo(tmp_path / "in"), tmp_path / "out"), NUMBERED)
+
+
+def test_yolo_with_a_file_name_that_is_not_utf_8(tmp_path):
+    """The annotation file is UTF-8 all the same, and its images are found."""
+    source = labelimg_yolo(tmp_path / "in")
+    name = os.fsdecode(b"caf\xe9")
+    for path in [*source.rglob("photo_3.*")]:
+        path.rename(path.with_stem(name))
+    for images, file in convert_yolo(source, tmp_path / "out").values():
+        names = {image["file_name"] for image in json.loads(file.read_text("utf-8"))["images"]}
+        assert len(names) == len(NAMES) and f"{name}.png" in names
+        load_coco(images, file, return_masks=False, num_classes=None)
+
+
+def test_yolo_with_a_list_of_images(tmp_path):
+    path = ultralytics(tmp_path)
+    lines = "\n".join(f"./images/train/{name}" for name in NAMES)
+    (tmp_path / "list.txt").write_text(lines)
+    path.write_text(path.read_text().replace("images/train", "list.txt").replace("val:", "no:"))
+    assert_converted(convert_yolo(path, tmp_path / "out"), NUMBERED)
+
+
+def test_without_the_package_pyyaml_a_line_says_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(InputError, match="data.yaml: needs the package pyyaml: pip install pyyaml"):
+        convert_yolo(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("names: [a]\ntrain: nowhere\n", "nowhere is no folder or list of images"),
+        ("names: [a]\n", "names no images as train, val or test"),
+        ("train: .\n", "names is no list of the classes"),
+        ("[1, 2]", "names is no list of the classes"),
+        ("a: [", "data.yaml: cannot be read"),
+    ],
+)
+def test_a_bad_data_yaml_is_an_input_error(tmp_path, content, message):
+    pytest.importorskip("yaml")
+    (tmp_path / "data.yaml").write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        convert_yolo(tmp_path, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_keypoints_are_refused(tmp_path):
+    path = ultralytics(tmp_path)
+    path.write_text(f"{path.read_text()}kpt_shape: [12, 2]\n")
+    with pytest.raises(InputError, match="data.yaml: has kpt_shape: export boxes"):
+        convert_yolo(path, tmp_path / "out")
+
+
+def test_text_files_of_windows(tmp_path):
+    folder = labelimg_yolo(tmp_path / "in")
+    for path in folder.glob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert_converted(convert_yolo(folder, tmp_path / "out"), NUMBERED)
+    (folder / "classes.txt").write_bytes("交通灯\n".encode("gbk"))
+    with pytest.raises(InputError, match="classes.txt: cannot be read as UTF-8"):
+        convert_yolo(folder, tmp_path / "out")
+
+
+def test_an_empty_line_among_the_classes_has_a_number(tmp_path):
+    folder = labelimg_yolo(tmp_path / "in")
+    (folder / "classes.txt").write_text("cat\n\ntraffic light\ndog\n")
+    for label in folder.glob("photo*.txt"):
+        lines = label.read_text().splitlines()
+        label.write_text("\n".join({"0": "0", "1": "3", "2": "2"}[x[0]] + x[1:] for x in lines))
+    [(_, file)] = convert_yolo(folder, tmp_path / "out").values()
+    data = json.loads(file.read_text())
+    assert {c["id"]: c["name"] for c in data["categories"]} == {
+        0: "cat",
+        2: "traffic light",
+        3: "dog",
+    }
+
+
+def test_absolute_and_relative_paths_in_one_list(tmp_path, monkeypatch):
+    path = ultralytics(tmp_path / "in")
+    text = path.read_text().replace(f"path: {tmp_path}/in", "path: .")
+    path.write_text(text.replace("train: images/train", f"train: ['{tmp_path}/in/images/train']"))
+    monkeypatch.chdir(tmp_path / "in")
+    relative = Path("data.yaml")
+    relative.write_text(relative.read_text().replace("train'", "train', images/val"))
+    written = convert_yolo(relative, tmp_path / "out")
+    assert len(json.loads(written["train"][1].read_text())["images"]) == 2 * len(NAMES)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_a_photo_whose_orientation_cannot_be_told_is_refused(tmp_path, orientation):
+    """The data set would show it as it is stored, and its boxes somewhere else."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "in" / "a.jpg", exif=exif)
+    (tmp_path / "in" / "classes.txt").write_text("cat\n")
+    with pytest.raises(InputError, match=f"a.jpg: .*EXIF orientation {orientation}.*upright"):
+        convert_yolo(tmp_path / "in", tmp_path)
+
+
+def test_a_turned_photo_keeps_its_boxes(tmp_path):
+    """YOLO's numbers are parts of the photo as it is shown."""
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "in" / "a.jpg", exif=exif)
+    (tmp_path / "in" / "a.txt").write_text("0 0.5 0.5 1 0.5\n")
+    (tmp_path / "in" / "classes.txt").write_text("cat\n")
+    convert_yolo(tmp_path / "in", tmp_path)
+    data = json.loads((tmp_path / "train.json").read_text())
+    assert (data["images"][0]["width"], data["images"][0]["height"]) == (30, 40)
+    assert data["annotations"][0]["bbox"] == [0, 10, 30, 20]
+
+
+@pytest.mark.parametrize(
+    "line, fault",
+    [
+        ("0 0.5 0.5 0.1", "has 3 numbers after the class"),
+        ("0 0.1 0.1 0.2 0.2 0.3", "has 5 numbers after the class"),
+        ("9 0.5 0.5 0.1 0.1", "class 9 is not in the list of names"),
+        ("cat 0.5 0.5 0.1 0.1", "holds something else than numbers"),
+        ("0 1.5 0.5 0.1 0.1", "has numbers outside 0..1"),
+        ("0 nan 0.5 0.1 0.1", "has numbers outside 0..1"),
+    ],
+)
+def test_a_bad_line_is_named_and_nothing_is_written(tmp_path, line, fault):
+    folder = labelimg_yolo(tmp_path / "in")
+    label = sorted(folder.glob("photo*.txt"))[0]
+    count = len(label.read_text().splitlines())
+    label.write_text(label.read_text() + line + "\n")
+    with pytest.raises(InputError, match=f"{label.name}, line {count + 1}: {fault}"):
+        convert_yolo(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_bad_lines_are_one_message(tmp_path):
+    folder = labelimg_yolo(tmp_path / "in")
+    for label in folder.glob("photo*.txt"):
+        label.write_text("0 2 2 2 2\n" * 3)
+    with pytest.raises(InputError, match="line 1: .* line 2: .*; and [0-9]+ more like these"):
+        convert_yolo(folder, tmp_path / "out")

@@ -1,0 +1,49 @@
+"""One annotation file as two."""
+
+import json
+
+import numpy as np
+import pytest
+
+from datasets.convert.split import split_coco
+from util.errors import InputError
+
+
+def test_a_split_keeps_every_class_in_proportion(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(1000)]
+    annotations = []
+    for image in images:
+        for class_id in range(1, 6):
+            if rng.random() < 0.5**class_id:
+                annotations.append({"id": len(annotations) + 1, "image_id": image["id"],
+                                    "category_id": class_id, "bbox": [0, 0, 1, 1]})  # fmt: skip
+    source = tmp_path / "all.json"
+    data = {
+        "info": {"year": 1},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": str(i)} for i in range(1, 6)],
+    }
+    source.write_text(json.dumps(data))
+    train, val = (json.loads(path.read_text()) for path in split_coco(source, 0.2, 0))
+    assert len(val["images"]) == 200 and train["info"] == val["info"] == {"year": 1}
+    for part, key in ((train, "images"), (val, "images")):
+        ids = {image["id"] for image in part[key]}
+        assert {ann["image_id"] for ann in part["annotations"]} <= ids
+    assert len(train["annotations"]) + len(val["annotations"]) == len(annotations)
+    for class_id in range(1, 6):
+        counts = [
+            len({a["image_id"] for a in part["annotations"] if a["category_id"] == class_id})
+            for part in (train, val)
+        ]
+        assert counts[1] / sum(counts) == pytest.approx(0.2, abs=0.06), class_id
+    again = split_coco(source, 0.2, 0)
+    assert json.loads(again[1].read_text()) == val
+    assert json.loads(split_coco(source, 0.2, 1)[1].read_text()) != val
+    with pytest.raises(InputError, match="--val 0.0001: leaves one part without images"):
+        split_coco(source, 0.0001, 0)
+    del data["images"][5]["id"]
+    source.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="all.json: image id None is not a whole number"):
+        split_coco(source, 0.2, 0)
