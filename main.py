@@ -168,6 +168,9 @@ class Evaluator:
         self.data = data
         self.per_class = args.per_class
         self.thresholds = {}
+        if "panoptic" in postprocessors:
+            # Those of the model are COCO's; of own data, things may have ids above 90.
+            postprocessors["panoptic"].is_thing_map = data.val.is_thing_map()
         self.output = OutputFolder(args.output_dir, args.overwrite, args.tensorboard)
 
     def run(self, names, after_step=None):

@@ -72,7 +72,9 @@ def read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=
         raise InputError(f"{img_folder}: no such folder; put the images there")
     data = read_json(ann_file)
     bad_samples = BadSamples(skip_bad_samples)
-    data["images"] = check_images(data["images"], img_folder, ann_file, bad_samples)
+    images = check_images(data["images"], img_folder, ann_file, bad_samples, return_masks)
+    data["annotations"] = remove_annotations(data["annotations"], data["images"], images)
+    data["images"] = images
     data["annotations"] = check_annotations(data, ann_file, return_masks, num_classes, bad_samples)
     bad_samples.report()
     notes = [*fill_in_missing(data, ann_file), *renumber_zero(data, ann_file)]
@@ -121,7 +123,7 @@ def read_json(ann_file):
     return data
 
 
-def check_images(images, img_folder, ann_file, bad_samples):
+def check_images(images, img_folder, ann_file, bad_samples, needs_size=False):
     """The images that have an id of their own, a possible size, and a file in the folder."""
     if not images:
         raise InputError(f"{ann_file}: lists no image; a data set needs one at least")
@@ -129,7 +131,7 @@ def check_images(images, img_folder, ann_file, bad_samples):
     for image in images:
         fault = (
             id_fault(image.get("id"), ids, "image")
-            or size_fault(image)
+            or size_fault(image, needs_size)
             or name_fault(image.get("file_name"))
         )
         if fault:
@@ -173,18 +175,25 @@ class FilesBelow:
         return name in self.listings[folder]
 
 
+def remove_annotations(annotations, images, good):
+    """The annotations without those of images that were left out, which have no fault themselves.
+
+    good: the images that were not.
+    """
+    ids = {image.get("id") for image in images if type(image.get("id")) is int}
+    left_out = ids - {image["id"] for image in good}
+    return [
+        ann
+        for ann in annotations
+        if type(ann.get("image_id")) is not int or ann["image_id"] not in left_out
+    ]
+
+
 def check_annotations(data, ann_file, return_masks, num_classes, bad_samples):
     """The annotations that can be used: see `annotation_fault`."""
     check_categories(data["categories"], ann_file)
     images = {image["id"]: image for image in data["images"]}
     categories = {category["id"] for category in data["categories"]}
-    if return_masks:
-        for image in data["images"]:
-            if image.get("height") is None or image.get("width") is None:
-                raise InputError(
-                    f"{ann_file}: image {image['id']} has no height and width, which masks need; "
-                    "add them"
-                )
     ids, good = set(), []
     for ann in data["annotations"]:
         if fault := annotation_fault(ann, ids, images, categories, num_classes, return_masks):
@@ -261,8 +270,10 @@ def id_fault(value, ids, kind):
     return None
 
 
-def size_fault(image):
+def size_fault(image, is_needed):
     sides = [image.get(side) for side in ("width", "height")]
+    if is_needed and None in sides:
+        return "has no height and width, which masks need; add them"
     if any(side is not None and (type(side) is not int or side < 1) for side in sides):
         return f"width and height {short(sides)} are not numbers of pixels; correct or remove them"
     if None not in sides and sides[0] * sides[1] > MAX_PIXELS:
@@ -351,11 +362,11 @@ def segmentation_to_rle(segmentation, height, width):
 
 
 def fill_in_missing(data, ann_file):
-    """Fills in info, iscrowd and area (pixels), which files made by users may lack.
+    """Fills in iscrowd and area (pixels), which files made by users may lack, and info.
 
     Yields a line about it.
     """
-    data.setdefault("info", {})
+    data.setdefault("info", {})  # COCO.info() needs it
     images = {image["id"]: image for image in data["images"]}
     areas = crowds = 0
     for ann in data["annotations"]:

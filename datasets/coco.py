@@ -14,7 +14,7 @@ import datasets.transforms as T
 from datasets import EVAL_SIZE, FORMATS, MAX_RATIO, MAX_SIZE, SCALES, get_num_classes
 from datasets.annotation_arrays import CocoArrays
 from datasets.annotation_cache import load_annotations
-from datasets.annotations import make_index, read_coco, segmentation_to_rle
+from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco, segmentation_to_rle
 from util.errors import InputError
 
 # What every image goes through last: ImageNet's mean and standard deviation, as the backbone's
@@ -138,12 +138,19 @@ class CocoDetection(CocoImages):
         super().__init__(
             img_folder, arrays.images, transforms, skip_bad_samples=skip_bad_samples, **options
         )
+        if count := np.count_nonzero(~self.annotations.crowds) - len(self.list_boxes()[0]):
+            print(
+                f"{ann_file}: {count} boxes have no area inside their image; the losses leave them "
+                "out"
+            )
 
     def list_boxes(self):
         annotations = self.annotations
-        counts = np.diff(annotations.ends, prepend=0)
-        owners = np.repeat(np.arange(len(self)), counts)
-        keep = ~annotations.crowds
+        owners = np.repeat(np.arange(len(self)), np.diff(annotations.ends, prepend=0))
+        sizes = self.images.sizes[owners]
+        sizes = np.where(sizes.all(1, keepdims=True), sizes, MAX_BOX_COORDINATE)
+        _, has_area = clip_boxes(annotations.boxes, width=sizes[:, 1:], height=sizes[:, :1])
+        keep = has_area & ~annotations.crowds
         areas = annotations.boxes[:, 2] * annotations.boxes[:, 3]
         return owners[keep], annotations.labels[keep], areas[keep]
 
@@ -218,10 +225,7 @@ def make_target(annotations, index, image_id, image, with_masks):
     """
     width, height = image.size
     kept = annotations.of_image(index)
-    boxes = annotations.boxes[kept].astype(np.float32)
-    boxes[:, 2:] += boxes[:, :2]
-    boxes = np.clip(boxes, 0, np.float32([width, height, width, height]))
-    has_area = (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 2] > boxes[:, 0])
+    boxes, has_area = clip_boxes(annotations.boxes[kept], width, height)
     kept, boxes = kept[has_area], boxes[has_area]
     size = np.array([height, width], dtype=np.int64)
     target = {
@@ -240,6 +244,19 @@ def make_target(annotations, index, image_id, image, with_masks):
             mask[:] = coco_mask.decode(segmentation_to_rle(segmentation, height, width))
         target["masks"] = masks
     return target
+
+
+def clip_boxes(boxes, width, height):
+    """The parts of boxes inside of their images, and which of them have an area, bool [n].
+
+    boxes: [n, 4], x, y, width, height in pixels; width, height: of the images, numbers or [n, 1].
+    Returns the parts as x0, y0, x1, y1 float32 [n, 4].
+    """
+    boxes = boxes.astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[:, ::2] = np.clip(boxes[:, ::2], 0, width)
+    boxes[:, 1::2] = np.clip(boxes[:, 1::2], 0, height)
+    return boxes, (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 2] > boxes[:, 0])
 
 
 def make_coco_transforms(image_set, scales=SCALES, eval_size=EVAL_SIZE, max_size=MAX_SIZE):

@@ -79,6 +79,10 @@ class CocoPanoptic(CocoImages):
         owners = np.repeat(np.arange(len(self)), np.diff(self.segments.ends, prepend=0))
         return owners, self.segments.labels, self.segments.areas
 
+    def is_thing_map(self):
+        """Category id -> whether it is a thing (or stuff)."""
+        return {category["id"]: bool(category["isthing"]) for category in self.categories}
+
     def ground_truth(self):
         """What was checked, as a dictionary like COCO's panoptic JSON; areas may be missing."""
         annotations = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from util import dist
 from util.errors import InputError
+from util.files import make_folder, replacing
 
 
 class PanopticEvaluator:
@@ -23,7 +24,7 @@ class PanopticEvaluator:
         output_dir: folder for the predictions, made if missing; None: a temporary one.
 
     Raises:
-        InputError: the module panopticapi is not installed.
+        InputError: the module panopticapi is not installed, or output_dir cannot be made.
     """
 
     def __init__(self, ground_truth, ann_folder, output_dir):
@@ -33,17 +34,28 @@ class PanopticEvaluator:
             self._temporary = tempfile.TemporaryDirectory()
             output_dir = self._temporary.name
         self.output_dir = Path(output_dir)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(self.output_dir)
         self.unwritten = []
         self.predictions = []
 
     def update(self, predictions):
-        """predictions: dictionaries with image_id, file_name, png_string (bytes), segments_info."""
+        """Writes predicted PNGs.
+
+        predictions: dictionaries with image_id, file_name, png_string (bytes), segments_info.
+        Raises InputError where a file cannot be written.
+        """
         if not dist.is_main_process():
             self.unwritten += predictions
             return
         for prediction in predictions:
-            (self.output_dir / prediction["file_name"]).write_bytes(prediction["png_string"])
+            path = self.output_dir / prediction["file_name"]
+            try:
+                path.write_bytes(prediction["png_string"])
+            except OSError as error:
+                raise InputError(
+                    f"{path}: cannot be written ({error.strerror}); free disk space there or "
+                    "choose another folder"
+                ) from error
             self.predictions.append(
                 {key: value for key, value in prediction.items() if key != "png_string"}
             )
@@ -61,7 +73,8 @@ class PanopticEvaluator:
         from panopticapi.evaluation import pq_compute
 
         path = self.output_dir / "predictions.json"
-        path.write_text(json.dumps({"annotations": self.predictions}))
+        with replacing(path) as file:
+            file.write(json.dumps({"annotations": self.predictions}).encode())
         ground_truth = self.ground_truth()
         predicted = {prediction["image_id"] for prediction in self.predictions}
         annotations = [

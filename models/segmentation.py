@@ -248,7 +248,8 @@ def _neighbours(old, new, wanted):
 class PostProcessPanoptic:
     """Turns masks into one panoptic image, in the form of COCO's panoptic API.
 
-    is_thing_map: class id -> whether it is a thing (or stuff); threshold: least score of a segment.
+    is_thing_map: class id -> whether it is a thing (or stuff); other classes are no segments.
+    threshold: least score of a segment.
     """
 
     def __init__(self, is_thing_map, threshold=0.85):
@@ -267,7 +268,8 @@ class PostProcessPanoptic:
         prob = nn.softmax(outputs["pred_logits"], dim=-1)
         labels, scores = prob.argmax(-1)
         labels, scores, masks = jt.fetch_sync([labels, scores, outputs["pred_masks"]])
-        keep = (labels != prob.shape[-1] - 1) & (scores > self.threshold)
+        is_class = (labels != prob.shape[-1] - 1) & np.isin(labels, list(self.is_thing_map))
+        keep = is_class & (scores > self.threshold)
         target_sizes = processed_sizes if target_sizes is None else target_sizes
         return [
             self._segment(

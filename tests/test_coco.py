@@ -125,9 +125,8 @@ def test_missing_area_iscrowd_and_info_are_filled_in(tmp_path, capsys):
     third["area"] = None
     write_annotations(tmp_path, data)
     coco = get_coco_api_from_dataset(build_dataset("val", arguments(tmp_path)))
-    printed = capsys.readouterr().out.strip().splitlines()
-    assert len(printed) == 1 and "instances_val2017.json" in printed[0]
-    assert "area of 3 and iscrowd of 1" in printed[0]
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert "instances_val2017.json: filled in area of 3 and iscrowd of 1" in first_line
     assert coco.anns[first["id"]]["iscrowd"] == 0
     # two triangles that cover half of the box, up to the pixels on their edges
     assert coco.anns[first["id"]]["area"] == pytest.approx(
@@ -154,9 +153,23 @@ def test_the_annotation_id_0_is_no_missed_object(tmp_path, capsys):
     assert evaluation.stats[0] == pytest.approx(1)
 
 
-def test_nothing_is_printed_for_a_complete_file(coco_folder, capsys):
-    build_dataset("val", arguments(coco_folder[0]))
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize("image_set", ["train", "val"])
+def test_boxes_outside_their_image_are_not_listed(tmp_path, capsys, image_set):
+    """They are in no target. Of a complete file nothing else is printed."""
+    data = make_coco(tmp_path)
+    del data["images"][0]["width"]  # of which it is not known
+    write_annotations(tmp_path, data)
+    dataset = build_dataset(image_set, arguments(tmp_path))
+    dataset.transforms = lambda image, target, rng: (image, target)
+    path = tmp_path / "annotations" / f"instances_{image_set}2017.json"
+    printed = f"{path}: 36 boxes have no area inside their image; the losses leave them out\n"
+    assert capsys.readouterr().out == printed
+    owners, labels, areas = dataset.list_boxes()
+    for index in range(len(dataset) - 1):  # not the first image, which has the highest id
+        target = dataset[index][1]
+        assert labels[owners == index].tolist() == target["labels"].tolist()
+    unknown = owners == len(dataset) - 1
+    assert len(areas[unknown]) == len(dataset[len(dataset) - 1][1]["labels"]) + 1
 
 
 def test_segmentation_is_needed_for_masks_only(tmp_path):
@@ -193,8 +206,10 @@ def test_masks_need_the_images_sizes(tmp_path):
     data = make_coco(tmp_path)
     del data["images"][0]["height"]
     write_annotations(tmp_path, data)
-    with pytest.raises(InputError, match="image 1000 has no height and width"):
+    with pytest.raises(InputError, match="image 1000: has no height and width"):
         build_dataset("val", arguments(tmp_path, masks=True))
+    dataset = build_dataset("val", arguments(tmp_path, masks=True, skip_bad_samples=True))
+    assert len(dataset) == len(data["images"]) - 1
 
 
 def change(key, index, **values):

@@ -19,6 +19,57 @@ def test_pascal_voc(tmp_path, layout):
     assert_converted(written, dict(enumerate(names, 1)), crowds=True)
 
 
+def test_lists_of_voc(tmp_path, capsys):
+    """Names may have spaces; CVAT's one list is called default.txt, and some exports have none."""
+    root = voc2012(tmp_path / "in")
+    lists = root / "ImageSets" / "Main"
+    for path in [*root.rglob("photo_3.*")]:
+        path.rename(path.with_stem("photo 3"))
+    for path in lists.glob("*.txt"):
+        path.write_text(path.read_text().replace("photo_3", "photo 3"))
+    assert len(convert_voc(root, tmp_path / "out")) == 2
+    assert capsys.readouterr().out.count(f"{len(NAMES)} images") == 2
+    for path in lists.glob("*.txt"):
+        path.unlink()
+    (lists / "default.txt").write_text("photo_0\n")
+    assert list(convert_voc(root, tmp_path / "one")) == ["train"]
+    assert f"{len(NAMES)} images" in capsys.readouterr().out
+    (lists / "train.txt").write_text("photo_0\nnowhere\n")
+    with pytest.raises(InputError, match="nowhere.xml: cannot be read .*; add it, or correct the"):
+        convert_voc(root, tmp_path / "three")
+
+
+def test_an_image_that_was_renamed_with_its_file(tmp_path):
+    """What the file says is the name of before, which another image may have now."""
+    for name, says, kind in (("a", "b.png", 0), ("b", "a.jpg", 1)):
+        save_images(tmp_path / name, [f"{name}.png"])
+        (tmp_path / name / f"{name}.png").rename(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.xml").write_text(voc_xml(says, [(kind, [1, 2, 10, 10])]))
+    [(images, file)] = convert_voc(tmp_path, tmp_path / "out").values()
+    coco = load_coco(images, file, return_masks=False, num_classes=None)
+    found = {
+        image["file_name"]: coco.cats[coco.imgToAnns[i][0]["category_id"]]["name"]
+        for i, image in coco.imgs.items()
+    }
+    assert found == {"a.png": CLASSES[0], "b.png": CLASSES[1]}
+
+
+def test_two_folders_for_validation_are_not_mixed_up(tmp_path):
+    root = roboflow_voc(tmp_path / "in")
+    (root / "valid").rename(root / "val")
+    roboflow_voc(tmp_path / "two")
+    (tmp_path / "two" / "valid").rename(root / "valid")
+    with pytest.raises(InputError, match="in: has folders val and valid; remove one of them"):
+        convert_voc(root, tmp_path / "out")
+
+
+def test_a_reversed_box_is_named(tmp_path):
+    folder = roboflow_voc(tmp_path / "in") / "train"
+    (folder / "photo_1.xml").write_text(voc_xml(NAMES[1], [(0, [30, 2, -10, 10])]))
+    with pytest.raises(InputError, match="photo_1.xml, object 1: its bndbox is reversed"):
+        convert_voc(tmp_path / "in", tmp_path / "out")
+
+
 def test_images_of_the_same_name_in_two_folders(tmp_path):
     """Each XML file is of the image beside it, or in a folder of the same name."""
     for place, xml_place in (("in/{}", "in/{}"), ("two/images/{}", "two/annotations/{}")):
@@ -28,7 +79,7 @@ def test_images_of_the_same_name_in_two_folders(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(voc_xml("1.png", [(kind, [1, 2, 10, 10])]))
     for name in ("in", "two"):
-        [(images, file)] = convert_voc(tmp_path / name, tmp_path / "out").values()
+        [(images, file)] = convert_voc(tmp_path / name, tmp_path / f"{name}_out").values()
         coco = load_coco(images, file, return_masks=False, num_classes=None)
         found = {
             Path(image["file_name"]).parent.name: coco.cats[annotation["category_id"]]["name"]

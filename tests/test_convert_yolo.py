@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from exports import CLASSES
+from exports import CLASSES, save_images
 from PIL import Image
 from yolo_voc import NAMES, assert_converted, labelimg_yolo, roboflow, ultralytics
 
@@ -57,6 +58,45 @@ def test_yolo_with_a_list_of_images(tmp_path):
     (tmp_path / "list.txt").write_text(lines)
     path.write_text(path.read_text().replace("images/train", "list.txt").replace("val:", "no:"))
     assert_converted(convert_yolo(path, tmp_path / "out"), NUMBERED)
+
+
+def test_yolo_of_several_folders(tmp_path):
+    """One of them beside the others: the names in the annotation file stay below one folder."""
+    path = ultralytics(tmp_path / "data")
+    save_images(tmp_path / "extra" / "images", ["more.png"])
+    text = path.read_text().replace("train: images/train", "train: [images/train, ../extra/images]")
+    path.write_text(text)
+    images, file = convert_yolo(path, tmp_path / "out")["train"]
+    coco = load_coco(images, file, return_masks=False, num_classes=None)
+    names = {image["file_name"] for image in coco.imgs.values()}
+    assert images == tmp_path and "extra/images/more.png" in names and len(names) == len(NAMES) + 1
+
+
+def test_a_test_set_that_is_not_there_is_left_out(tmp_path, capsys):
+    """Roboflow and Ultralytics name one in every data.yaml."""
+    root = roboflow(tmp_path / "in")
+    shutil.rmtree(root / "test")
+    assert list(convert_yolo(root, tmp_path / "out")) == ["train", "val"]
+    assert "../test/images is no folder or list of images: no test set" in capsys.readouterr().out
+    shutil.rmtree(root / "valid")
+    with pytest.raises(InputError, match="../valid/images is no folder or list of images"):
+        convert_yolo(root, tmp_path / "two")
+
+
+def test_what_is_there_is_not_overwritten(tmp_path):
+    source = labelimg_yolo(tmp_path / "in")
+    (tmp_path / "train.json").write_text("mine")
+    with pytest.raises(InputError, match="train.json: is there already; remove it"):
+        convert_yolo(source, tmp_path)
+    assert (tmp_path / "train.json").read_text() == "mine"
+
+
+def test_a_class_that_is_written_as_a_float(tmp_path):
+    folder = labelimg_yolo(tmp_path / "in")
+    for label in folder.glob("photo*.txt"):
+        lines = label.read_text().splitlines()
+        label.write_text("\n".join(f"{line[0]}.0{line[1:]}" for line in lines))
+    assert_converted(convert_yolo(folder, tmp_path / "out"), NUMBERED)
 
 
 def test_without_the_package_pyyaml_a_line_says_how_to_get_it(tmp_path, monkeypatch):
@@ -159,6 +199,7 @@ def test_a_turned_photo_keeps_its_boxes(tmp_path):
         ("0 0.5 0.5 0.1", "has 3 numbers after the class"),
         ("0 0.1 0.1 0.2 0.2 0.3", "has 5 numbers after the class"),
         ("9 0.5 0.5 0.1 0.1", "class 9 is not in the list of names"),
+        ("0.5 0.5 0.5 0.1 0.1", "class 0.5 is not in the list of names"),
         ("cat 0.5 0.5 0.1 0.1", "holds something else than numbers"),
         ("0 1.5 0.5 0.1 0.1", "has numbers outside 0..1"),
         ("0 nan 0.5 0.1 0.1", "has numbers outside 0..1"),

@@ -1,5 +1,8 @@
 """Files that appear whole or not at all, and folders that one run has for itself."""
 
+import errno
+import os
+import stat
 import subprocess
 import sys
 
@@ -7,7 +10,7 @@ import pytest
 from processes import REPO
 
 from util.errors import InputError
-from util.files import PARTIAL, claim, files_below, replacing, training_files
+from util.files import PARTIAL, claim, files_below, make_folder, replacing, training_files
 
 CLAIM = """
 import sys
@@ -57,6 +60,34 @@ def test_claim_makes_the_folder_and_removes_what_a_killed_run_left(tmp_path):
     assert all(path.exists() for path in users), "only its own names are removed"
 
 
+@pytest.mark.parametrize("name", ["eval", "report", "panoptic_eval", "tensorboard"])
+def test_a_users_file_where_a_folder_goes_is_found_at_the_start(tmp_path, name):
+    (tmp_path / name).write_text("notes")
+    with pytest.raises(InputError, match=f"{name}: is in the place of a folder"):
+        claim(tmp_path)
+    with pytest.raises(InputError, match=f"{name}: cannot be made"):
+        make_folder(tmp_path / name)
+
+
+def test_a_drive_that_cannot_sync_folders_is_no_full_disk(tmp_path, monkeypatch):
+    """Some shared drives answer EINVAL; the file is there."""
+    sync = os.fsync
+
+    def fsync(handle, number=errno.EINVAL):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(tmp_path / "file") as file:
+        file.write(b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+    monkeypatch.setattr(os, "fsync", lambda handle: fsync(handle, errno.EIO))
+    with pytest.raises(InputError, match="file: cannot be written"):
+        with replacing(tmp_path / "file") as file:
+            file.write(b"more")
+
+
 def test_one_process_has_a_folder_until_it_ends(tmp_path):
     command = [sys.executable, "-c", CLAIM, str(tmp_path)]
     with subprocess.Popen(
@@ -91,6 +122,11 @@ def test_files_of_a_training_are_known_by_their_names(tmp_path, name, is_trainin
     (tmp_path / "eval").mkdir()
     (tmp_path / name).touch()
     assert training_files(tmp_path) == ([tmp_path / name] if is_training else [])
+
+
+def test_a_folder_with_the_name_of_a_file_of_a_training_is_not_one(tmp_path):
+    (tmp_path / "log.txt").mkdir()
+    assert training_files(tmp_path) == []
 
 
 def test_files_behind_links_are_found_once(tmp_path):

@@ -263,6 +263,18 @@ def test_training_and_evaluating_without_the_bad_samples(tmp_path, capsys):
     )
 
 
+def test_an_image_that_is_missing_is_one_bad_sample(tmp_path, capsys):
+    """Its annotations are left out without a line of their own."""
+    coco = tiny.make_coco(tmp_path / "coco")
+    (coco / "val2017" / "000000000002.jpg").unlink()
+    path = coco / "annotations" / "instances_val2017.json"
+    dataset = CocoDetection(coco / "val2017", path, PLAIN, False, None, skip_bad_samples=True)
+    assert "left out 1 bad images and annotations:" in capsys.readouterr().out
+    data = json.loads(path.read_text())
+    left = [ann for ann in data["annotations"] if ann["image_id"] != 2]
+    assert len(dataset.annotations.labels) == len(left) < len(data["annotations"])
+
+
 def test_nothing_is_left_behind():
     assert (
         not (Path.cwd() / "mark").exists() and not (Path(tempfile.gettempdir()) / "mark").exists()

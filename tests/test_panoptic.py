@@ -13,7 +13,8 @@ from PIL import Image
 from datasets import build_dataset
 from datasets.coco_panoptic import masks_to_boxes
 from datasets.summary import print_summary
-from main import main
+from main import Data, Evaluator, main
+from models import build_model
 from util.errors import InputError
 
 
@@ -57,6 +58,24 @@ def test_area_and_iscrowd_may_be_missing(root, capsys):
     print_summary("validation data", dataset, 100)
     printed = capsys.readouterr().out
     assert "8 boxes of 2 classes" in printed and "below 16" not in printed
+
+
+def test_things_are_those_of_the_data(root):
+    """Of own data, stuff may have an id of COCO's things."""
+
+    path = root / "annotations" / "panoptic_val2017.json"
+    data = json.loads(path.read_text())
+    data["categories"][1]["id"] = 7
+    for annotation in data["annotations"]:
+        for segment in annotation["segments_info"]:
+            if segment["category_id"] == 199:
+                segment["category_id"] = 7
+    path.write_text(json.dumps(data))
+    args = panoptic_args(root, "--eval")
+    data = Data(args)
+    model, criterion, postprocessors = build_model(args, data.num_classes)
+    Evaluator(args, model, criterion, postprocessors, data=data)
+    assert postprocessors["panoptic"].is_thing_map == {3: True, 7: False}
 
 
 def test_the_summary_counts_crowds_which_are_trained_on(root, capsys):

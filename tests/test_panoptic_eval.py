@@ -48,6 +48,14 @@ def truth(root):
         }
 
 
+def test_a_png_that_cannot_be_written_is_named(root, tmp_path):
+    evaluator = evaluator_of(root, tmp_path / "out")
+    predictions = list(truth(root))
+    (tmp_path / "out" / predictions[0]["file_name"]).mkdir()
+    with pytest.raises(InputError, match="out/.*png: cannot be written"):
+        evaluator.update(predictions)
+
+
 def test_ground_truth_against_itself_is_perfect(root, tmp_path):
     evaluator = evaluator_of(root, tmp_path / "out")
     evaluator.update(list(truth(root)))

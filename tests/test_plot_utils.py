@@ -80,6 +80,24 @@ def test_a_log_is_read_in_order_of_its_epochs_and_the_last_entry_of_an_epoch_cou
     assert read_log(folder / "log.txt") == logs
 
 
+def test_the_last_line_counts_without_a_line_break(tmp_path):
+    """As an editor may leave it: a training that goes on must not lose it."""
+    folder = write(tmp_path / "run", [line(0), line(1), line(2)])
+    log = folder / "log.txt"
+    log.write_text(log.read_text().rstrip("\n"))
+    assert [entry["epoch"] for entry in read_log(folder)] == [0, 1, 2]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["run", "实验一"])
+def test_curves_without_losses_or_of_zeros(tmp_path, name):
+    nothing = {"epoch": 0, "n_parameters": 1}
+    zeros = {"epoch": 1, "train_loss": 0.0, "train_loss_ce": 0.0}
+    for lines in ([nothing], [zeros], [nothing, zeros]):
+        plot_curves({name: lines}, tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").stat().st_size > 0
+
+
 def test_table_has_last_and_best_figures_and_the_differences():
     runs = {"a": [line(0, 0.3), line(1, 0.2)], "b": [line(0, 0.25)]}
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table(runs).split("\n")]
@@ -119,11 +137,14 @@ def test_command(tmp_path):
         ("nonsense\n", "log.txt: line 1 is not that of an epoch"),
         ('{"epoch": 0}\n', "log.txt: line 1 is not that of an epoch"),
         ("[1]\n", "line 1 is not"),
+        ('{"epoch": "0", "train_loss": 1}\n', "line 1 is not"),
+        (b"\xff\xfe{", "log.txt: cannot be read"),
     ],
 )
 def test_a_log_that_is_none_ends_with_one_line(content, message, tmp_path):
     if content is not None:
-        (tmp_path / "log.txt").write_text(content)
+        content = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / "log.txt").write_bytes(content)
     result = run(tmp_path, "--table")
     assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
 

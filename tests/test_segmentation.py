@@ -150,7 +150,7 @@ def test_instances_are_cut_out_of_the_padding_and_resized():
         np.testing.assert_array_equal(found, expected)
 
 
-def panoptic(classes, rectangles, scores=None, size=(40, 60)):
+def panoptic(classes, rectangles, scores=None, size=(40, 60), is_thing_map=None):
     """The panoptic image of masks that are rectangles (top, left, bottom, right) in pixels; class
     99 is stuff.
     """
@@ -159,7 +159,7 @@ def panoptic(classes, rectangles, scores=None, size=(40, 60)):
     for i, (c, (top, left, bottom, right)) in enumerate(zip(classes, rectangles)):
         masks[0, i, top:bottom, left:right] = 9 + i
         logits[0, i, c] = 20 if scores is None else scores[i]
-    process = PostProcessPanoptic({i: i <= 90 for i in range(250)})
+    process = PostProcessPanoptic(is_thing_map or {i: i <= 90 for i in range(250)})
     [result] = process({"pred_logits": jt.array(logits), "pred_masks": jt.array(masks)}, [size])
     return rgb2id(np.asarray(Image.open(io.BytesIO(result["png_string"])))), result["segments_info"]
 
@@ -194,6 +194,13 @@ def test_panoptic_leaves_out_the_unsure_the_empty_and_the_tiny():
     )
     ids, segments = panoptic([1, 2], [(0, 0, 40, 60), (0, 0, 20, 60)], scores=[20, 1])
     assert [s["category_id"] for s in segments] == [1] and (ids == 0).all()
+
+
+def test_classes_that_the_data_set_does_not_have_are_no_segments():
+    """COCO's panoptic quality would end with an error at the first of them."""
+    rectangles = [(0, 0, 20, 60), (20, 0, 40, 60)]
+    _, segments = panoptic([1, 5], rectangles, is_thing_map={5: False})
+    assert [(s["category_id"], s["isthing"]) for s in segments] == [(5, False)]
 
 
 def test_panoptic_image_without_any_segment():

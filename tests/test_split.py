@@ -38,12 +38,43 @@ def test_a_split_keeps_every_class_in_proportion(tmp_path):
             for part in (train, val)
         ]
         assert counts[1] / sum(counts) == pytest.approx(0.2, abs=0.06), class_id
-    again = split_coco(source, 0.2, 0)
-    assert json.loads(again[1].read_text()) == val
-    assert json.loads(split_coco(source, 0.2, 1)[1].read_text()) != val
-    with pytest.raises(InputError, match="--val 0.0001: leaves one part without images"):
-        split_coco(source, 0.0001, 0)
-    del data["images"][5]["id"]
-    source.write_text(json.dumps(data))
+    for seed in (0, 1):
+        again = tmp_path / f"again{seed}.json"
+        again.write_text(source.read_text())
+        assert (json.loads(split_coco(again, 0.2, seed)[1].read_text()) == val) == (seed == 0)
+
+
+@pytest.mark.parametrize(
+    "share, message",
+    [
+        (0.0001, "--val 0.0001: leaves one part without images"),
+        (-0.1, "--val -0.1: is not a share between 0 and 1"),
+        (1, "--val 1: is not a share"),
+        (float("nan"), "--val nan: is not a share"),
+    ],
+)
+def test_a_share_that_is_none(tmp_path, share, message):
+    source = tmp_path / "all.json"
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(10)]
+    source.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    with pytest.raises(InputError, match=message):
+        split_coco(source, share, 0)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_image_without_id_is_named(tmp_path):
+    source = tmp_path / "all.json"
+    images = [{"id": 1, "file_name": "1.jpg"}, {"file_name": "2.jpg"}]
+    source.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
     with pytest.raises(InputError, match="all.json: image id None is not a whole number"):
         split_coco(source, 0.2, 0)
+
+
+def test_a_users_file_is_not_overwritten(tmp_path):
+    source, users = tmp_path / "instances.json", tmp_path / "instances_val.json"
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(10)]
+    source.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    users.write_text("mine")
+    with pytest.raises(InputError, match="instances_val.json: is there already; remove it"):
+        split_coco(source, 0.2, 0)
+    assert users.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and folders that one run has for itself."""
 
+import errno
 import fcntl
 import os
 import re
@@ -10,7 +11,7 @@ from util.errors import InputError
 
 PARTIAL = ".detr-jittor.part"  # how the hidden names end that `replacing` writes to
 # Where below --output_dir this program writes.
-OUR_FOLDERS = (".", "eval", "panoptic_eval", "report")
+OUR_FOLDERS = (".", "eval", "panoptic_eval", "report", "tensorboard")
 # What a training writes there, but for pictures and reports, which the next one replaces.
 TRAINING_FILE = re.compile(
     r"checkpoint(\d{4,}|_best)?\.pkl|log\.txt|eval/(latest|\d{3,})\.pkl"
@@ -37,13 +38,34 @@ def replacing(path):
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); free disk space there or "
             "choose another folder"
+        ) from error
+
+
+def sync_folder(path):
+    """Has the names of a folder's files written to the disk, where the drive can do that."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # it cannot; some shared and network drives are so
+            raise
+    finally:
+        os.close(folder)
+
+
+def make_folder(path):
+    """Makes a folder (Path) and those above it, where they are missing. Raises InputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be made ({error.strerror}); move what is there away, or give another "
+            "folder"
         ) from error
 
 
@@ -63,7 +85,8 @@ def claim(folder):
 
     Removes what `replacing` left there when a process was killed.
 
-    Raises InputError where the folder cannot be written or another run has it.
+    Raises InputError where the folder cannot be written, another run has it, or it holds a file
+    where a folder of this program goes.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +110,11 @@ def claim(folder):
             "folder on a drive that has locks"
         ) from error
     for ours in OUR_FOLDERS:
+        if (folder / ours).exists() and not (folder / ours).is_dir():
+            raise InputError(
+                f"{folder / ours}: is in the place of a folder that this program writes to; move "
+                "it away, or give another --output_dir"
+            )
         for leftover in (folder / ours).glob(f".*{PARTIAL}"):
             leftover.unlink()
 
@@ -95,7 +123,9 @@ def training_files(folder):
     """The files of a training in folder (Path): checkpoints, log.txt, eval/ and tensorboard/."""
     files = [*folder.glob("*"), *folder.glob("eval/*"), *folder.glob("tensorboard/*")]
     return sorted(
-        file for file in files if TRAINING_FILE.fullmatch(file.relative_to(folder).as_posix())
+        file
+        for file in files
+        if file.is_file() and TRAINING_FILE.fullmatch(file.relative_to(folder).as_posix())
     )
 
 

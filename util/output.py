@@ -6,8 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from util import dist
-from util.errors import InputError
-from util.files import replacing, training_files
+from util.files import make_folder, replacing, training_files
 from util.jittor_file import write_jittor_file
 from util.pictures import GRID, draw_mistakes, jpeg_of, plot_predictions
 from util.plot_utils import plot_curves, read_log
@@ -18,8 +17,8 @@ class OutputFolder:
     """The folder of --output_dir. Nothing is written where it is empty, or by other processes.
 
     overwrite: remove the training that is in it; tensorboard: log for TensorBoard, too.
-    Raises InputError for a log.txt that is there and cannot be continued, and where the folder of
-    TensorBoard cannot be made.
+    Raises InputError for a log.txt that is there and cannot be continued, and where a folder cannot
+    be made.
     """
 
     def __init__(self, path, overwrite=False, tensorboard=False):
@@ -34,13 +33,7 @@ class OutputFolder:
                 old.unlink()
         self.logs = read_log(self.path) if (self.path / "log.txt").exists() else []
         if tensorboard:
-            try:
-                (self.path / "tensorboard").mkdir(exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"{self.path}/tensorboard: cannot be made ({error.strerror}); move what is "
-                    "there away"
-                ) from error
+            make_folder(self.path / "tensorboard")
 
     def save_training(self, make_state, lr_drop):
         """Writes checkpoint.pkl, and some as checkpointNNNN.pkl, too.
@@ -80,7 +73,7 @@ class OutputFolder:
         accumulated = evaluator.coco_eval["bbox"].eval
         accumulated = {**accumulated, "params": vars(accumulated["params"])}
         for name in names:
-            (self.path / name).parent.mkdir(exist_ok=True)
+            make_folder((self.path / name).parent)
             write_jittor_file(accumulated, self.path / name)
         some = chain.from_iterable(islice(filter(None, evaluator.results("bbox")), math.prod(GRID)))
         with replacing(self.path / "predictions.png") as file:
@@ -99,7 +92,7 @@ class OutputFolder:
             picture = draw_mistakes(picture, annotations, image["mistakes"], names)
             pictures.append(jpeg_of(picture))
         page = make_page(report, pictures)
-        (self.path / "report").mkdir(exist_ok=True)
+        make_folder(self.path / "report")
         for name, text in (("report.json", json.dumps(report)), ("report.html", page)):
             with replacing(self.path / "report" / name) as file:
                 file.write(text.encode())

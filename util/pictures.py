@@ -335,13 +335,17 @@ def _colour(category_id):
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
 
 
-def _font(text, size):
-    """DejaVu Sans, or another font of the machine if only that has the characters.
+def font_file(text):
+    """The path of DejaVu Sans, or of another font of the machine if only that has the characters.
 
     DejaVu Sans as well where no font has all of them, such as those of names in two scripts. It
     draws boxes for what it lacks.
     """
-    return ImageFont.truetype(_font_for(_characters(text)) or _own_font(), size)
+    return _font_for(_characters(text)) or _own_font()
+
+
+def _font(text, size):
+    return ImageFont.truetype(font_file(text), size)
 
 
 def _characters(text):

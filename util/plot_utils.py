@@ -7,15 +7,19 @@ Source: the role of `util/plot_utils.py` of the original.
 
 import argparse
 import json
+import operator
 import sys
+import warnings
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from util.best import COCO_FIGURES
 from util.errors import InputError
+from util.pictures import font_file
 
 LOSSES = {
     "loss": "loss, weighted sum of all layers",
@@ -34,18 +38,20 @@ def read_log(run):
     """
     path = Path(run) / "log.txt" if Path(run).is_dir() else Path(run)
     try:
-        *lines, _ = path.read_text().split("\n")
-    except OSError as error:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give a folder that a training wrote"
+            f"{path}: cannot be read ({error}); give a folder that a training wrote"
         ) from error
     logs = {}
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            logs[entry["epoch"]] = entry
+            logs[operator.index(entry["epoch"])] = entry
             entry["train_loss"], entry.get("test_coco_eval_bbox", range(12))[11]
         except (ValueError, LookupError, TypeError) as error:
+            if number == len(lines) and isinstance(error, ValueError):
+                break
             raise InputError(
                 f"{path}: line {number} is not that of an epoch ({error}); remove it"
             ) from error
@@ -81,7 +87,8 @@ def plot_curves(runs, path):
                     f"C{i}{line}",
                     **style,
                 )
-        axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
+        if 0 < axes.dataLim.ymax < float("inf"):
+            axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
         _name_axes(axes, title, "loss, no unit", first, last)
     for axes, name in zip(panels[len(LOSSES) :], ("AP", "AP50")):
         for i, logs in enumerate(runs.values()):
@@ -95,8 +102,12 @@ def plot_curves(runs, path):
         _name_axes(axes, f"COCO box {name}, validation", f"{name}, from 0 to 1", first, last)
     lines = [Line2D([], [], color=f"C{i}", linewidth=3) for i in range(len(runs))]
     lines += [Line2D([], [], color="black", linestyle=style) for style in ("-", "--")]
-    figure.legend(lines, [*runs, "training", "validation"], loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=100, format="png")
+    names = [*runs, "training", "validation"]
+    font = FontProperties(fname=font_file("".join(names)))
+    figure.legend(lines, names, loc="outside lower center", ncols=4, prop=font)
+    with warnings.catch_warnings():  # where no font has the characters of a name
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, dpi=100, format="png")
 
 
 def _name_axes(axes, title, unit, first, last):

@@ -7,7 +7,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from datasets import FORMATS, IMAGE_SUFFIXES
 from util.errors import InputError
-from util.files import files_below, replacing
+from util.files import files_below, make_folder, replacing
 
 
 class CocoJson:
@@ -61,23 +61,40 @@ class CocoJson:
         )
 
     def write(self, path):
-        """Writes the file. Raises InputError for the faults, or where it cannot be written."""
-        raise_faults(self.faults)
+        """Writes the file. Raises InputError where it cannot be written."""
         data = {
             "images": self.images,
             "annotations": self.annotations,
             "categories": self.categories,
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path.parent}: cannot be made ({error.strerror})") from error
+        make_folder(path.parent)
         with replacing(path) as file:
             file.write(json.dumps(data).encode())
         print(
             f"{path}: {len(self.images)} images, {len(self.annotations)} boxes, "
             f"{len(self.categories)} classes"
         )
+
+
+def write_sets(files, out):
+    """Writes OUT/train.json and so on. Returns a dictionary set -> path.
+
+    files: set -> CocoJson; out: a folder. Raises InputError for their faults, or for a file that is
+    there already, before it writes anything.
+    """
+    raise_faults([fault for file in files.values() for fault in file.faults])
+    paths = {name: out / f"{name}.json" for name in files}
+    check_are_new(paths.values())
+    for name, file in files.items():
+        file.write(paths[name])
+    return paths
+
+
+def check_are_new(paths):
+    """Raises InputError for a file that is there already."""
+    for path in paths:
+        if path.exists():
+            raise InputError(f"{path}: is there already; remove it, to have it written again")
 
 
 def raise_faults(faults):

@@ -8,6 +8,8 @@ from datasets.annotations import id_fault, read_json
 from util.errors import InputError
 from util.files import replacing
 
+from .coco_json import check_are_new
+
 
 def split_coco(source, share, seed):
     """Writes SOURCE_train.json and SOURCE_val.json beside source (Path); returns their paths.
@@ -16,6 +18,10 @@ def split_coco(source, share, seed):
     dealt out class by class, the rarest first, so that both parts have each class in about the same
     proportion. Raises InputError.
     """
+    if not 0 < share < 1:
+        raise InputError(f"--val {share}: is not a share between 0 and 1; give one")
+    paths = {name: source.with_name(f"{source.stem}_{name}.json") for name in ("train", "val")}
+    check_are_new(paths.values())
     data = read_json(source)
     if len(data["images"]) < 2:
         raise InputError(f"{source}: has {len(data['images'])} images; a split needs two at least")
@@ -41,8 +47,7 @@ def split_coco(source, share, seed):
         chosen |= {image["id"] for image in group[:take]}
     if not 0 < len(chosen) < len(data["images"]):
         raise InputError(f"--val {share}: leaves one part without images; give another share")
-    paths = []
-    for name in ("train", "val"):
+    for name, path in paths.items():
         part = {
             **data,
             "images": [i for i in data["images"] if (i["id"] in chosen) == (name == "val")],
@@ -52,9 +57,7 @@ def split_coco(source, share, seed):
                 if (ann.get("image_id") in chosen) == (name == "val")
             ],
         }
-        path = source.with_name(f"{source.stem}_{name}.json")
         with replacing(path) as file:
             file.write(json.dumps(part).encode())
         print(f"{path}: {len(part['images'])} images, {len(part['annotations'])} boxes")
-        paths.append(path)
-    return paths
+    return list(paths.values())

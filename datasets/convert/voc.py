@@ -12,7 +12,7 @@ from datasets.annotations import MAX_BOX_COORDINATE
 from util.errors import InputError
 from util.files import files_below
 
-from .coco_json import CocoJson, images_below, raise_faults
+from .coco_json import CocoJson, images_below, raise_faults, write_sets
 
 FOLDERS = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # folder -> set
 
@@ -20,8 +20,9 @@ FOLDERS = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # fo
 def convert_voc(source, out):
     """Writes OUT/train.json and so on, for each set of images that source has.
 
-    source: a VOC folder with Annotations, JPEGImages and ImageSets/Main/train.txt and so on; or one
-    with folders train, valid, test; or any with XML files and images, which is one set.
+    source: a VOC folder with Annotations, JPEGImages and ImageSets/Main/train.txt and so on, or
+    without these lists, which is one set; or one with folders train, valid, test; or any with XML
+    files and images, which is one set.
     Classes are numbered from 1, by name. Objects that are difficult become crowds: neither training
     nor evaluation counts them.
 
@@ -57,10 +58,8 @@ def convert_voc(source, out):
             for class_name, (left, top, right, bottom), difficult in objects:
                 box = left - 1, top - 1, right - left + 1, bottom - top + 1
                 file.add(added[0], ids[class_name], box, iscrowd=difficult)
-    raise_faults([fault for file in files.values() for fault in file.faults])
-    for name, file in files.items():
-        file.write(out / f"{name}.json")
-    return {name: (parsed[name][0], out / f"{name}.json") for name in files}
+    written = write_sets(files, out)
+    return {name: (parsed[name][0], path) for name, path in written.items()}
 
 
 class Images:
@@ -78,19 +77,22 @@ class Images:
     def find(self, xml, filename, faults):
         """The path of an XML file's image; None, with one line more in faults, if it is not clear.
 
-        filename: what the file calls it, which may have another suffix, or be the one before an
-        upload. Of several images with that name the one counts that is in the folder of the XML
-        file, or in one of the same name: annotations/a/1.xml, images/a/1.jpg.
+        It is called like the XML file, or else as that says (filename), with any suffix: renaming
+        both leaves the earlier filename. Of several images with that name the one counts that is in
+        the folder of the XML file, or in one of the same name: annotations/a/1.xml, images/a/1.jpg.
         """
-        same_name = (
-            self.by_name[filename] or self.by_stem[Path(filename).stem] or self.by_stem[xml.stem]
+        found = (
+            self.by_stem[xml.stem] or self.by_name[filename] or self.by_stem[Path(filename).stem]
         )
-        if not same_name:
+        if not found:
             faults.append(f"{xml}: its image {filename} is missing; add it")
             return None
-        found = [path for path in same_name if path.parent == xml.parent]
-        found = found or [path for path in same_name if path.parent.name == xml.parent.name]
-        found = found or same_name
+        for fits in (
+            lambda path: path.parent == xml.parent,
+            lambda path: path.parent.name == xml.parent.name,
+            lambda path: path.name == filename,
+        ):
+            found = list(filter(fits, found)) or found
         if len(found) > 1:
             faults.append(f"{xml}: its image may be {found[0]} or {found[1]}; rename one of them")
             return None
@@ -101,15 +103,20 @@ def find_sets(source):
     """Set -> (folder of the images, paths of its XML files)."""
     lists = source / "ImageSets" / "Main"
     sets = {}
-    if (source / "Annotations").is_dir() and lists.is_dir():
+    if (source / "Annotations").is_dir() and (source / "JPEGImages").is_dir():
         for name in ("train", "val", "test"):
             if (lists / f"{name}.txt").is_file():
-                stems = (lists / f"{name}.txt").read_text().split()
-                paths = [source / "Annotations" / f"{stem}.xml" for stem in stems]
+                lines = map(str.strip, (lists / f"{name}.txt").read_text().splitlines())
+                paths = [source / "Annotations" / f"{stem}.xml" for stem in lines if stem]
                 sets[name] = source / "JPEGImages", paths
+        # CVAT calls its one list default.txt.
+        everything = source / "JPEGImages", xml_files_below(source / "Annotations")
+        sets = sets or {"train": everything}
     else:
         for folder, name in FOLDERS.items():
             if (source / folder).is_dir():
+                if name in sets:
+                    raise InputError(f"{source}: has folders val and valid; remove one of them")
                 sets[name] = source / folder, xml_files_below(source / folder)
         sets = sets or {"train": (source, xml_files_below(source))}
     sets = {name: both for name, both in sets.items() if both[1]}
@@ -129,7 +136,10 @@ def parse(path, faults):
     """
     try:
         root = ET.parse(path).getroot()
-    except (OSError, ET.ParseError) as error:
+    except OSError as error:
+        faults.append(f"{path}: cannot be read ({error.strerror}); add it, or correct the list")
+        return None
+    except ET.ParseError as error:
         faults.append(f"{path}: cannot be read as XML ({error}); export it again")
         return None
     objects = []
@@ -141,11 +151,16 @@ def parse(path, faults):
             sides = None
         if not name:
             faults.append(f"{path}, object {number}: has no name; add it")
-        elif sides is None or not all(
+        elif sides is None:
+            faults.append(f"{path}, object {number}: has no bndbox with four numbers; correct it")
+        elif not all(
             -MAX_BOX_COORDINATE < low <= high < MAX_BOX_COORDINATE
             for low, high in (sides[::2], sides[1::2])
         ):
-            faults.append(f"{path}, object {number}: has no bndbox with four numbers; correct it")
+            faults.append(
+                f"{path}, object {number}: its bndbox is reversed or far outside the image; "
+                "correct it"
+            )
         else:
             objects.append((name, sides, int(element.findtext("difficult") == "1")))
     return path, Path((root.findtext("filename") or path.stem).strip()).name, objects

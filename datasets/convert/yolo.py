@@ -9,7 +9,7 @@ from pathlib import Path
 
 from util.errors import InputError
 
-from .coco_json import CocoJson, images_below, raise_faults
+from .coco_json import CocoJson, images_below, write_sets
 
 SETS = ("train", "val", "test")
 TOLERANCE = 1e-3  # by which a box may leave the image, as rounding in files does
@@ -31,19 +31,14 @@ def convert_yolo(source, out):
     else:
         classes, sets = read_data_yaml(source)
     files = {name: CocoJson(classes) for name in sets}
-    for name, paths in sets.items():
-        if len({path.is_absolute() for path in paths}) == 2:
-            sets[name] = [Path(os.path.abspath(path)) for path in paths]
+    # Names in a COCO file are below one folder, and without `..`.
+    sets = {name: [Path(os.path.abspath(path)) for path in paths] for name, paths in sets.items()}
     roots = {name: Path(os.path.commonpath([p.parent for p in sets[name]])) for name in sets}
     for name, paths in sets.items():
         for path in paths:
             add_image(files[name], path, roots[name], classes)
-    raise_faults([fault for file in files.values() for fault in file.faults])
-    written = {}
-    for name, file in files.items():
-        file.write(out / f"{name}.json")
-        written[name] = roots[name], out / f"{name}.json"
-    return written
+    written = write_sets(files, out)
+    return {name: (roots[name], path) for name, path in written.items()}
 
 
 def read_labelimg(folder):
@@ -85,25 +80,33 @@ def read_data_yaml(path):
     for name in SETS:
         entries = data.get(name) or []
         entries = entries if isinstance(entries, list) else [entries]
-        paths = [image for entry in entries for image in images_of(entry, data, path)]
-        if paths:
+        places = {entry: find_place(entry, data, path) for entry in entries}
+        missing = [entry for entry, place in places.items() if place is None]
+        if missing and name == "test":  # tools name it where there is none
+            print(f"{path}: {missing[0]} is no folder or list of images: no test set is written")
+        elif missing:
+            raise InputError(f"{path}: {missing[0]} is no folder or list of images; correct it")
+        elif paths := [image for place in places.values() for image in images_of(place)]:
             sets[name] = paths
     if not sets:
         raise InputError(f"{path}: names no images as train, val or test; add them")
     return {number: str(name) for number, name in names.items()}, sets
 
 
-def images_of(entry, data, yaml_path):
-    """The images of an entry of data.yaml: a folder, or a text file with their paths."""
+def find_place(entry, data, yaml_path):
+    """The folder or text file that an entry of data.yaml stands for, or None."""
     root = yaml_path.parent / str(data.get("path") or "")
     # Roboflow writes `../train/images` for a folder beside data.yaml.
-    for place in (root / entry, root / str(entry).removeprefix("../"), yaml_path.parent / entry):
-        if place.is_dir():
-            return images_below(place)
-        if place.is_file():
-            lines = map(str.strip, read_lines(place))
-            return [place.parent / line for line in lines if line]
-    raise InputError(f"{yaml_path}: {entry} is no folder or list of images; correct it")
+    places = root / entry, root / str(entry).removeprefix("../"), yaml_path.parent / entry
+    return next((place for place in places if place.exists()), None)
+
+
+def images_of(place):
+    """The images of a folder, or of a text file with their paths."""
+    if place.is_dir():
+        return images_below(place)
+    lines = map(str.strip, read_lines(place))
+    return [place.parent / line for line in lines if line]
 
 
 def label_file(image):
@@ -151,13 +154,13 @@ def parse_line(line, classes):
     """(class's number, numbers) of a line of a label file, or what is wrong with it."""
     words = line.split()
     try:
-        class_id, sides = int(words[0]), [float(word) for word in words[1:]]
+        class_id, *sides = map(float, words)
     except ValueError:
         return "holds something else than numbers; correct or remove it"
     if class_id not in classes:
-        return f"class {class_id} is not in the list of names; add it, or correct the line"
+        return f"class {words[0]} is not in the list of names; add it, or correct the line"
     if len(sides) != 4 and (len(sides) < 6 or len(sides) % 2):
         return f"has {len(sides)} numbers after the class instead of 4 or those of a polygon"
     if not all(-TOLERANCE <= side <= 1 + TOLERANCE for side in sides):  # NaN is not, either
         return "has numbers outside 0..1; give parts of the image's width and height"
-    return class_id, sides
+    return int(class_id), sides
