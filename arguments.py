@@ -2,12 +2,14 @@
 
 import argparse
 import importlib.util
+import os
 import shlex
 from pathlib import Path
 
 from datasets import EVAL_SIZE, MAX_RATIO, MAX_SIZE, NUM_CLASSES, SCALES, get_num_classes
 from datasets.panoptic_eval import require_panopticapi
-from models import BASIC_BLOCKS, DEPTHS, LEARNED_CELLS
+from models import BASIC_BLOCKS, DEPTHS, largest_learned_side
+from models.weights.architecture import architecture_of
 from models.weights.checkpoint import class_thresholds, num_classes_of
 from predict import faults_of_predict, find_pictures
 from util import dist
@@ -25,16 +27,17 @@ def get_args_parser():
     )
 
     add = parser.add_argument_group("training").add_argument
-    add("--lr", default=1e-4, type=float)
+    add("--lr", default=1e-4, type=float, help="learning rate of all but the backbone")
     add("--lr_backbone", default=1e-5, type=float, help="0 freezes the backbone")
     add("--batch_size", default=2, type=int, help="images per process")
     add("--accum_steps", default=1, type=int, help="batches of a process in each optimizer step")
-    add("--weight_decay", default=1e-4, type=float)
-    add("--epochs", default=300, type=int)
+    add("--weight_decay", default=1e-4, type=float, help="of AdamW")
+    add("--epochs", default=300, type=int, help="of the whole training")
     add("--lr_drop", default=200, type=int, help="epochs between drops of both rates to a tenth")
     add("--clip_max_norm", default=0.1, type=float, help="of all gradients; 0: no clipping")
     add("--finetune", default="", metavar="PATH", help="start from the weights there that fit")
-    add("--freeze", default=[], nargs="+", choices=["backbone", "transformer"])
+    parts = ["backbone", "transformer"]
+    add("--freeze", default=[], nargs="+", choices=parts, help="parts that do not train")
 
     add = parser.add_argument_group("backbone").add_argument
     add("--backbone", default="resnet50", choices=list(DEPTHS), help="tiny: for small images")
@@ -43,31 +46,34 @@ def get_args_parser():
     norms = ["frozen", "batch", "group"]
     add("--backbone_norm", default="frozen", choices=norms, help="not frozen: all of it trains")
     add("--dilation", action="store_true", help="DC5: no stride in the last stage")
-    add("--position_embedding", default="sine", choices=["sine", "learned"])
+    kinds = ["sine", "learned"]
+    add("--position_embedding", default="sine", choices=kinds, help="of the image's positions")
 
     add = parser.add_argument_group("transformer").add_argument
-    add("--enc_layers", default=6, type=int)
-    add("--dec_layers", default=6, type=int)
-    add("--dim_feedforward", default=2048, type=int)
-    add("--hidden_dim", default=256, type=int)
-    add("--dropout", default=0.1, type=float)
-    add("--nheads", default=8, type=int)
-    add("--num_queries", default=100, type=int)
-    add("--pre_norm", action="store_true")
+    add("--enc_layers", default=6, type=int, help="layers of the encoder")
+    add("--dec_layers", default=6, type=int, help="layers of the decoder")
+    add("--dim_feedforward", default=2048, type=int, help="width inside of the layers' MLPs")
+    add("--hidden_dim", default=256, type=int, help="width of the transformer")
+    add("--dropout", default=0.1, type=float, help="share of numbers that are set to 0")
+    add("--nheads", default=8, type=int, help="heads of each attention")
+    add("--num_queries", default=100, type=int, help="the most objects of an image")
+    add("--pre_norm", action="store_true", help="LayerNorm before attention and MLP, not after")
 
     add = parser.add_argument_group("segmentation").add_argument
     add("--masks", action="store_true", help="train and evaluate a mask head, too")
     add("--frozen_weights", default="", help="a trained box model; only the mask head trains")
 
     add = parser.add_argument_group("loss").add_argument
-    add("--no_aux_loss", dest="aux_loss", action="store_false", help="only the last decoder layer")
+    parser.set_defaults(aux_loss=True)
+    only_last, unset = "losses of the last decoder layer only", argparse.SUPPRESS
+    add("--no_aux_loss", dest="aux_loss", action="store_false", default=unset, help=only_last)
     add("--set_cost_class", default=1, type=float, help="weight of the class in the matching")
     add("--set_cost_bbox", default=5, type=float, help="weight of the L1 distance in the matching")
     add("--set_cost_giou", default=2, type=float, help="weight of the GIoU in the matching")
-    add("--mask_loss_coef", default=1, type=float)
-    add("--dice_loss_coef", default=1, type=float)
-    add("--bbox_loss_coef", default=5, type=float)
-    add("--giou_loss_coef", default=2, type=float)
+    add("--mask_loss_coef", default=1, type=float, help="weight of the masks' focal loss")
+    add("--dice_loss_coef", default=1, type=float, help="weight of the masks' Dice loss")
+    add("--bbox_loss_coef", default=5, type=float, help="weight of the L1 loss")
+    add("--giou_loss_coef", default=2, type=float, help="weight of the GIoU loss")
     add("--eos_coef", default=0.1, type=float, help="weight of the class 'no object'")
 
     add = parser.add_argument_group("data").add_argument
@@ -91,10 +97,11 @@ def get_args_parser():
 
     add = parser.add_argument_group("run").add_argument
     add("--output_dir", default="", help="for checkpoints and logs; empty: nothing is saved")
-    add("--device", default="auto", choices=["auto", "cuda", "cpu"])
-    add("--seed", default=42, type=int)
+    devices = ["auto", "cuda", "cpu"]
+    add("--device", default="auto", choices=devices, help="auto: CUDA where it works")
+    add("--seed", default=42, type=int, help="decides all that is random")
     add("--resume", default="", help="checkpoint or weights: a path, https://… or hf://…")
-    add("--start_epoch", default=0, type=int)
+    add("--start_epoch", default=0, type=int, help="first epoch, with weights alone to --resume")
     add("--checkpoint_interval", default=0, type=int, help="steps between saves in an epoch")
     add("--eval_interval", default=1, type=int, help="epochs between evaluations")
     add("--best", default="AP", choices=list(FIGURES), help="what checkpoint_best.pkl is best at")
@@ -112,7 +119,10 @@ def get_args_parser():
 
 
 def number_or_auto(text):
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: give a number from 0 to 1, or auto") from error
 
 
 # Learns the shapes from random weights within minutes on two CPU cores. Loading takes a tenth of a
@@ -186,8 +196,8 @@ ARCHITECTURE = """
 SIZES = ["img_scales", "eval_size", "max_size"]
 # What else a training depends on, to the last bit.
 TRAINING = """
-    lr lr_backbone lr_drop weight_decay clip_max_norm epochs batch_size accum_steps dropout freeze
-    aux_loss set_cost_class set_cost_bbox set_cost_giou mask_loss_coef dice_loss_coef
+    lr lr_backbone lr_drop weight_decay clip_max_norm epochs batch_size accum_steps dropout
+    frozen_weights aux_loss set_cost_class set_cost_bbox set_cost_giou mask_loss_coef dice_loss_coef
     bbox_loss_coef giou_loss_coef eos_coef seed skip_bad_samples checkpoint_interval
     eval_interval best patience
 """.split()
@@ -205,18 +215,20 @@ def adopt_flags(args, checkpoint, source):
     """
     saved = checkpoint.get("args")
     if not isinstance(saved, dict):  # weights alone
-        saved = {}
+        saved = {} if args.finetune else flags_of_weights(checkpoint, source)
     if args.resume:
         names = ARCHITECTURE + SIZES
     else:
         names = [name for name in ARCHITECTURE if name != "masks"]
+    fixed = list(ARCHITECTURE)
     goes_on = args.resume and not (args.eval or args.predict) and "optimizer" in checkpoint
     if args.predict:
         names = names + ["dataset_file", "shapes_size"]
     elif goes_on:
-        names = names + TRAINING
+        names = names + TRAINING + ["freeze"]
+        fixed.append("freeze")  # the optimizer has no state of what is frozen
     remedy = "leave the flag out"
-    if args.resume:
+    if args.resume and not (args.eval or args.predict):
         remedy += ", or load the weights that fit with --finetune"
     changed = []
     for name in names:
@@ -229,7 +241,7 @@ def adopt_flags(args, checkpoint, source):
             )
         if name not in args.given:
             setattr(args, name, saved[name])
-        elif name in ARCHITECTURE and not args.finetune:
+        elif name in fixed and not args.finetune:
             raise InputError(
                 f"--{name} is {value}, but {source} was trained with {saved[name]}: {remedy}"
             )
@@ -245,9 +257,20 @@ def adopt_flags(args, checkpoint, source):
             )
         args.num_classes = num_classes
     check_flags(args)
+    raise_first(faults_of_masks(args))
     if args.threshold == "auto":
         args.threshold = class_thresholds(checkpoint, source)
     return changed
+
+
+def flags_of_weights(checkpoint, source):
+    """What weights tell of the flags that they were trained with. Raises InputError."""
+    flags = architecture_of(checkpoint, source)._asdict()
+    for name in ("dilation", "nheads", "num_classes"):  # the defaults, and see num_classes_of
+        del flags[name]
+    if flags["backbone_norm"] == "frozen":  # or batch, which has the same weights
+        del flags["backbone_norm"]
+    return flags
 
 
 def is_like(value, other):
@@ -266,12 +289,15 @@ def check_args(args):
     Raises InputError for the first fault.
     """
     check_flags(args)
+    if not args.resume:
+        raise_first(faults_of_masks(args))
     if args.predict:
         find_pictures(args.predict, args.output_dir)
     if args.output_dir and dist.is_main_process():
         folder = Path(args.output_dir)
         claim(folder)
         raise_first(faults_of_output_dir(args, folder))
+    raise_first(faults_of_files(args))
 
 
 def check_flags(args):
@@ -338,23 +364,22 @@ def faults_of_model(args):
     if args.dilation and args.backbone in BASIC_BLOCKS:
         yield f"--dilation does not go with --backbone {args.backbone}: use resnet50, 101 or 152"
     if args.hidden_dim % 4 or args.hidden_dim % args.nheads:
-        yield f"--hidden_dim is {args.hidden_dim}: give a multiple of 4 and --nheads {args.nheads}"
-    if args.best == "segm_AP" and not args.masks:
-        yield "--best segm_AP: give --masks, too"
-    if args.best == "PQ" and not (args.masks and args.dataset_file == "coco_panoptic"):
-        yield "--best PQ: give --masks and --dataset_file coco_panoptic, too"
+        heads = f"--nheads ({args.nheads})"
+        yield f"--hidden_dim is {args.hidden_dim}: give a multiple of 4 and of {heads}"
     if args.masks and (args.hidden_dim % 128 or args.nheads % 8):
         sizes = f"--hidden_dim ({args.hidden_dim}) and --nheads ({args.nheads})"
         yield f"--masks needs multiples of 128 and of 8 as {sizes}"
     if args.position_embedding == "learned":
-        limit = LEARNED_CELLS * (16 if args.dilation or args.backbone == "tiny" else 32)
-        # Of the flattest images, rounding makes the longer side that much longer than --max_size.
-        rounding = MAX_RATIO // 2
-        shapes = args.dataset_file == "shapes"
-        if limit < (args.shapes_size if shapes else args.max_size + rounding):
+        limit = largest_learned_side(args.backbone, args.dilation)
+        if args.dataset_file == "shapes":
+            flag, most = "shapes_size", limit
+        else:
+            # Of the flattest images, rounding makes the longer side longer than --max_size.
+            flag, most = "max_size", limit - MAX_RATIO // 2
+        if getattr(args, flag) > most:
             yield (
                 f"--position_embedding learned is for images of up to {limit} pixels here: give "
-                f"--max_size {limit - rounding}, or --position_embedding sine"
+                f"--{flag} {most}, or --position_embedding sine"
             )
 
 
@@ -377,8 +402,16 @@ def faults_of_weights(args):
         if args.backbone == "tiny" or args.backbone_norm == "group":
             model = f"--backbone {args.backbone} with --backbone_norm {args.backbone_norm}"
             yield f"there are no ImageNet weights for {model}: use --backbone_weights none"
+
+
+def faults_of_masks(args):
+    """What needs a mask head. With --resume, the checkpoint decides whether there is one."""
     if args.frozen_weights and not args.masks:
         yield "--frozen_weights trains the mask head only: give --masks, too"
+    if args.best == "segm_AP" and not args.masks:
+        yield "--best segm_AP: give --masks, too"
+    if args.best == "PQ" and not (args.masks and args.dataset_file == "coco_panoptic"):
+        yield "--best PQ: give --masks and --dataset_file coco_panoptic, too"
 
 
 def faults_of_logs(args):
@@ -393,6 +426,10 @@ def faults_of_logs(args):
 
 
 OWN_DATA = ["train_images", "train_ann", "val_images", "val_ann"]
+CONTENT = {
+    "coco_path": "train2017, val2017 and annotations",
+    "coco_panoptic_path": "panoptic_train2017, panoptic_val2017 and annotations",
+}
 
 
 def faults_of_data(args):
@@ -424,6 +461,29 @@ def faults_of_data(args):
         )
     if args.dataset_file == "coco_panoptic" and not args.coco_panoptic_path:
         yield "--coco_panoptic_path is missing: give the folder with panoptic_val2017 and so on"
+
+
+def faults_of_files(args):
+    """What is not there, found before Jittor is imported, which may compile for minutes."""
+    names = ["coco_path", "coco_panoptic_path", *(OWN_DATA[2:] if args.eval else OWN_DATA)]
+    for name in [] if args.predict else names:
+        path = getattr(args, name)
+        if not path:
+            continue
+        if name.endswith("_ann"):
+            if not os.path.isfile(path):
+                what = "is a folder" if os.path.isdir(path) else "no such file"
+                yield f"--{name} {path}: {what}; give the JSON file with the annotations"
+        elif not os.path.isdir(path) and args.dataset_file != "shapes":  # the shapes are drawn
+            content = CONTENT.get(name, "the images")
+            yield f"--{name} {path}: no such folder; it should hold {content}"
+    has_weights = args.resume or args.finetune or args.frozen_weights
+    source = args.backbone_weights
+    is_path = source not in ("imagenet", "none") and "://" not in source
+    if is_path and not has_weights and not os.path.exists(source):
+        yield (
+            f"--backbone_weights {source}: no such file; give imagenet, none, or a torchvision .pth"
+        )
 
 
 def faults_of_output_dir(args, folder):

@@ -5,6 +5,7 @@ import math
 import random
 from collections import defaultdict
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -237,8 +238,10 @@ def predict(model, images, threshold=0.7, size=EVAL_SIZE, max_size=MAX_SIZE, att
         decoder_attention: float32 [n, h, w], with `attention`
         encoder_attention: float32 [h, w, h, w], from each position to all, where the model has an
         encoder
-    Raises InputError for a file that cannot be read.
+    Raises InputError for a file that cannot be read, and ValueError where images is a single path.
     """
+    if isinstance(images, (str, Path)):
+        raise ValueError(f"images is {str(images)!r}: give a list of images")
     model.eval()
     detr = getattr(model, "detr", model)
     transform = T.Compose([T.RandomResize([size], max_size), NORMALIZE])

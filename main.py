@@ -43,6 +43,8 @@ def main(args):
     with dist.main_process_first():
         checkpoint = load_checkpoint(source) if source else None
     changed = adopt_flags(args, checkpoint, source) if checkpoint else []
+    if args.eval and not source and dist.is_main_process():
+        runtime.warn("--eval without --resume evaluates random weights")
 
     # ---- from here on Jittor is imported, which may compile for minutes
     from util import compilation
@@ -64,7 +66,7 @@ def main(args):
     data = Data(args)
     if args.resume or args.frozen_weights:
         names = class_names(checkpoint, source)
-        check_names(data.classes, "the annotations", names, source)
+        check_names(data.classes, (data.train or data.val).ann_file, names, source)
 
     # ---- model
     set_seed(args.seed)
@@ -233,6 +235,8 @@ class Trainer:
             print(f"{args.resume}: only weights; training starts at epoch {args.start_epoch}")
             return
         check_training_state(checkpoint, args.resume)
+        if "start_epoch" in args.given:
+            print(f"{args.resume} says where the training goes on: --start_epoch has no effect")
         load_optimizer_state(self.optimizer, optimizer, args.resume)
         self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
         if {"lr", "lr_backbone", "lr_drop"} & set(changed):
@@ -259,10 +263,13 @@ class Trainer:
     def run(self):
         args, first = self.args, self.position
         from_step = f", from step {first.step}" if first.step > 0 else ""
-        print(
-            f"training on {len(self.data.train)} images, epochs {first.epoch} to "
-            f"{args.epochs - 1}{from_step}"
-        )
+        if first.epoch < args.epochs:
+            print(
+                f"training on {len(self.data.train)} images, epochs {first.epoch} to "
+                f"{args.epochs - 1}{from_step}"
+            )
+        else:
+            print(f"all {args.epochs} epochs are trained; --epochs trains more")
         start_time = time.time()
         with self.stop:
             if first.train_stats:  # the checkpoint is from before the evaluation of its epoch

@@ -100,6 +100,8 @@ def make_index(data):
 
 def read_json(ann_file):
     """The annotation file's dictionary, with the three lists that every COCO file has."""
+    if ann_file.is_dir():
+        raise InputError(f"{ann_file}: is a folder; give the JSON file with the annotations")
     if not ann_file.is_file():
         raise InputError(f"{ann_file}: no such file; put the COCO annotations there")
     try:
@@ -238,8 +240,8 @@ def annotation_fault(ann, ids, images, categories, num_classes, return_masks):
     if category < 0 or (num_classes is not None and category >= num_classes):
         return (
             f"category_id {category} is not in "
-            f"0..{'' if num_classes is None else num_classes - 1}; renumber the categories, or "
-            "give a larger --num_classes"
+            f"0..{'' if num_classes is None else num_classes - 1}, the classes of the model; "
+            "renumber the categories, or train with a larger --num_classes"
         )
     if not is_box(ann.get("bbox")):
         return (

@@ -180,9 +180,12 @@ def read_image(path, upright=False):
 def read_picture(image):
     """A picture to predict on, as a PIL image in RGB, turned as its EXIF orientation says.
 
-    image: a path, a PIL image or an array uint8 [H, W, 3]. Raises InputError as `read_image` does.
+    image: a path, a PIL image or an array uint8 [H, W, 3]. Raises InputError as `read_image` does,
+    and ValueError for an array of another type.
     """
     if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise ValueError(f"image is an array {image.dtype}: give uint8, 0 to 255")
         return to_rgb(Image.fromarray(image))
     if isinstance(image, Image.Image):
         return to_rgb(ImageOps.exif_transpose(image))
@@ -308,11 +311,6 @@ def build(image_set, args):
         ann_file = getattr(args, f"{image_set}_ann")
     else:
         root = Path(args.coco_path)
-        if not root.is_dir():
-            raise InputError(
-                f"--coco_path {root}: no such folder; it should hold train2017, val2017 and "
-                "annotations"
-            )
         img_folder = root / f"{image_set}2017"
         ann_file = root / "annotations" / f"instances_{image_set}2017.json"
     return CocoDetection(

@@ -267,9 +267,6 @@ def build(image_set, args):
         InputError: see `CocoPanoptic`.
     """
     images, panoptic, name = Path(args.coco_path), Path(args.coco_panoptic_path), f"{image_set}2017"
-    for flag, root in (("--coco_path", images), ("--coco_panoptic_path", panoptic)):
-        if not root.is_dir():
-            raise InputError(f"{flag} {root}: no such folder")
     num_classes = get_num_classes(args)
     coco = None
     if image_set == "val":

@@ -14,6 +14,11 @@ DEPTHS = {
 LEARNED_CELLS = 50  # rows and columns for which position_embedding "learned" has a vector
 
 
+def largest_learned_side(backbone, dilation):
+    """The longest side of an image, in pixels, for position_embedding "learned"."""
+    return LEARNED_CELLS * (16 if dilation or backbone == "tiny" else 32)
+
+
 def build_model(args, num_classes):
     """model, criterion, postprocessors for the parsed flags of `main.py`.
 

@@ -1,8 +1,8 @@
 """The original's models by name, to use in your own programs (original: `hubconf.py`).
 
 `pretrained=True` loads the original's weights, downloaded once into the user's cache. Instead of
-True it can be what `models.load_checkpoint` takes, such as "hf://facebook/detr-resnet-50" or a
-path. Without it all weights are random. `load_detr` loads any other checkpoint.
+True it can be what `models.weights.load_checkpoint` takes, such as "hf://facebook/detr-resnet-50"
+or a path. Without it all weights are random. `load_detr` loads any other checkpoint.
 """
 
 from util.errors import InputError
@@ -40,8 +40,8 @@ def load_detr(source, dilation=False, nheads=8):
 
     source: what `load_checkpoint` takes: a checkpoint of this program, the original's weights, a
     folder of transformers, hf://…; dilation, nheads: what weights alone do not tell.
-    Returns (model, names), a dictionary category id -> name, {} where the weights come without and
-    have not as many classes as COCO. Raises InputError.
+    Returns (model, names), a dictionary category id -> name; COCO's where the weights come without
+    and have as many classes as a published model, else {}. Raises InputError.
     """
     checkpoint = load_checkpoint(source)
     architecture = architecture_of(checkpoint, source, dilation, nheads)

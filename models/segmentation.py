@@ -28,7 +28,6 @@ class DETRsegm(nn.Module):
     def __init__(self, detr, freeze_detr=False):
         super().__init__()
         self.detr = detr
-        self.freeze_detr = freeze_detr
         if freeze_detr:
             for parameter in detr.parameters():
                 parameter.stop_grad()

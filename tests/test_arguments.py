@@ -12,7 +12,15 @@ import pytest
 import tiny
 from processes import REPO
 
-from arguments import adopt_flags, check_flags, get_args_parser, how_to_go_on, parse_args
+from arguments import (
+    adopt_flags,
+    check_args,
+    check_flags,
+    get_args_parser,
+    how_to_go_on,
+    parse_args,
+)
+from models.weights.model import model_state
 from util.errors import InputError
 from util.jittor_file import write_jittor_file
 
@@ -27,7 +35,7 @@ from util.jittor_file import write_jittor_file
         ("--num_workers", -1, "--num_workers is -1"),
         ("--dec_layers", 0, "--dec_layers is 0"),
         ("--num_queries", 0, "--num_queries is 0"),
-        ("--nheads", 3, "--hidden_dim is 32: .*--nheads 3"),
+        ("--nheads", 3, r"--hidden_dim is 32: give a multiple of 4 and of --nheads \(3\)"),
         ("--hidden_dim", 30, "--hidden_dim is 30"),
         ("--dropout", 1, "--dropout is 1.0"),
         ("--coco_path", "", "--coco_path is missing"),
@@ -43,11 +51,12 @@ from util.jittor_file import write_jittor_file
             "--batch_size 2: .* only 3 images, less than one batch for each of --accum_steps 4",
         ),
         ("--num_classes", 0, "--num_classes is 0"),
-        ("--num_classes", 90, r"category_id 90 is not in 0\.\.89; .*give a larger --num_classes"),
+        ("--num_classes", 90, r"category_id 90 is not in 0\.\.89, .*train with a larger --num_c"),
         ("--img_scales", 31, "--img_scales is 31"),
         ("--eval_size", 0, "--eval_size is 0"),
         ("--max_size", 10, "--max_size is 10"),
         ("--threshold", 1.5, "--threshold is 1.5"),
+        ("--backbone_weights", "/nowhere/a.pth", "--backbone_weights /nowhere/a.pth: no such file"),
         ("--freeze", "backbone", "--freeze would keep random weights"),
         ("--finetune", "/nowhere/w.pkl", r"/nowhere/w\.pkl: cannot be read \(No such file"),
         (
@@ -210,7 +219,7 @@ def test_demo_sets_flags_that_others_win_over(capsys):
     assert "--epochs 3" in printed and "--pre_norm" in printed
     command = printed.split("--demo stands for: ")[1]
     again = parse_args(shlex.split(command)[2:])
-    assert args.given == ["epochs", "aux_loss", "output_dir", "demo"]
+    assert set(args.given) == {"epochs", "aux_loss", "output_dir", "demo"}
     assert {**vars(again), "demo": True, "given": args.given} == vars(args)
     assert vars(parse_args([])) == {**vars(get_args_parser().parse_args([])), "given": []}, (
         "nothing is left of the demo"
@@ -258,6 +267,50 @@ def test_images_too_large_for_learned_encodings_are_found_at_the_start(flags, lo
             check_flags(args)
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--coco_path /nowhere", "--coco_path /nowhere: no such folder; it should hold train2017"),
+        (
+            "--dataset_file coco_panoptic --coco_path . --coco_panoptic_path /nowhere",
+            "--coco_panoptic_path /nowhere: no such folder; it should hold panoptic_train2017",
+        ),
+        (
+            "--train_images /nowhere --train_ann a --val_images . --val_ann b",
+            "--train_images /nowhere: no such folder; it should hold the images",
+        ),
+        (
+            "--train_images . --train_ann . --val_images . --val_ann b",
+            "--train_ann .: is a folder; give the JSON file with the annotations",
+        ),
+        (
+            "--eval --resume a.pkl --val_images . --val_ann /nowhere.json",
+            "--val_ann /nowhere.json: no such file; give the JSON file with the annotations",
+        ),
+    ],
+)
+def test_what_is_not_there_is_said_before_jittor_is_imported(flags, message):
+    """It may compile for minutes."""
+    code = "import sys; sys.modules['jittor'] = None; import main; main.main(main.parse_args())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags.split()], cwd=REPO, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and message in done.stderr.splitlines()[-1]
+
+
+def test_the_shapes_are_drawn_where_there_is_no_folder(tmp_path):
+    check_args(parse_args(["--demo", "--coco_path", str(tmp_path / "new")]))
+
+
+def test_the_help_says_every_default(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "last decoder layer only --set_cost_class" in text, "no default of a flag that unsets"
+    for words in ("(default: 300)", "(default: 0.0001)", "(default: auto)", "(default: 42)"):
+        assert words in text
+
+
 def test_frozen_weights_bring_the_flags_of_their_model():
     """With other flags they would load, and compute something else."""
     words = ["--coco_path", "/x", "--masks", "--frozen_weights", "box.pkl"]
@@ -284,6 +337,52 @@ def test_a_training_that_goes_on_says_which_settings_change(capsys):
     assert "--eval_size is 640 from now on; a.pkl was trained with 800" in printed
     assert adopt_flags(parse_args([*words, "--eval"]), checkpoint, "a.pkl") == []
     assert capsys.readouterr().out == ""
+
+
+def test_a_training_of_a_mask_head_goes_on_without_the_weights_that_it_started_from():
+    saved = {"masks": True, "frozen_weights": "box.pkl", "best": "segm_AP"}
+    checkpoint = {"args": saved, "model": {}, "optimizer": {}}
+    args = parse_args("--coco_path . --resume a.pkl".split())
+    check_args(args)
+    assert adopt_flags(args, checkpoint, "a.pkl") == []
+    assert args.masks and args.frozen_weights == "box.pkl"
+    for words in ("--frozen_weights box.pkl", "--best segm_AP"):
+        args = parse_args(f"--coco_path . --resume a.pkl {words}".split())
+        check_args(args)  # whether there is a mask head, the checkpoint says
+        adopt_flags(args, checkpoint, "a.pkl")
+        with pytest.raises(InputError, match="give --masks, too"):
+            adopt_flags(
+                parse_args(f"--coco_path . --resume a.pkl {words}".split()),
+                {"args": {"masks": False}, "model": {}, "optimizer": {}},
+                "a.pkl",
+            )
+
+
+def test_what_trains_does_not_change_on_the_way():
+    checkpoint = {"args": {"freeze": []}, "model": {}, "optimizer": {}}
+    args = parse_args("--coco_path . --resume a.pkl --freeze backbone".split())
+    message = r"--freeze is \['backbone'\], but a.pkl was trained with \[\]: leave the flag out, or"
+    with pytest.raises(InputError, match=message):
+        adopt_flags(args, checkpoint, "a.pkl")
+    args = parse_args("--coco_path . --eval --resume a.pkl --nheads 4".split())
+    checkpoint["args"] = {"nheads": 8}
+    with pytest.raises(InputError, match="leave the flag out$"):
+        adopt_flags(args, checkpoint, "a.pkl")
+
+
+def test_weights_without_flags_tell_what_their_model_is_like():
+    """Not dilation and heads, which have the same weights."""
+    trained = tiny.arguments("--num_classes 5 --pre_norm --position_embedding learned")
+    checkpoint = {"model": model_state(tiny.build(trained)[0])}
+    args = parse_args("--coco_path . --eval --resume a.pth --max_size 640".split())
+    assert adopt_flags(args, checkpoint, "a.pth") == []
+    for name in "backbone enc_layers dec_layers hidden_dim num_queries pre_norm".split():
+        assert getattr(args, name) == getattr(trained, name), name
+    assert (args.position_embedding, args.num_classes, args.dilation) == ("learned", 5, False)
+    args = parse_args("--coco_path . --eval --resume a.pth --backbone resnet101".split())
+    message = "--backbone is resnet101, but a.pth was trained with resnet18: leave the flag out$"
+    with pytest.raises(InputError, match=message):
+        adopt_flags(args, checkpoint, "a.pth")
 
 
 def test_the_command_to_go_on_keeps_flags_that_are_given_at_their_default(tmp_path):

@@ -191,7 +191,10 @@ def test_epochs_between_evaluations_have_a_line_without_figures(coco, tmp_path, 
     "flags, message",
     [
         ("--best segm_AP", "--best segm_AP: give --masks, too"),
-        ("--best PQ --masks", "--best PQ: give --masks and --dataset_file coco_panoptic, too"),
+        (
+            "--best PQ --masks --hidden_dim 128 --nheads 8",
+            "--best PQ: give --masks and --dataset_file coco_panoptic, too",
+        ),
         ("--patience -1", "--patience is -1"),
         ("--eval_interval 0", "--eval_interval is 0"),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from same import assert_same
 
 from models.weights import fetch
@@ -230,12 +231,7 @@ def adamw(net):
     variables = dict(net.named_parameters())
     return jt.optim.AdamW(
         [
-            {
-                "params": [variables[name] for name in group],
-                "names": group,
-                "lr": lr,
-                "initial_lr": 0.1,
-            }
+            {"params": [variables[name] for name in group], "names": group, "lr": lr}
             for group, lr in zip(names, (0.01, 0.001))
         ],
         lr=0.01,
@@ -334,10 +330,62 @@ def convert(*arguments):
 
 def test_the_command_writes_a_pytorch_file(tmp_path):
     source, target = tmp_path / "checkpoint.pkl", tmp_path / "weights.pth"
-    write_jittor_file(tree(), source)
-    done = convert(source, target)
+    state = model_state(tiny.build(tiny.arguments())[0])
+    write_jittor_file({**tree(), "model": state}, source)
+    done = convert(source, target, "--nheads", "4")
     assert done.returncode == 0, done.stderr
-    assert_same(read_torch_file(target), {"model": tree()["model"]})
+    assert_same(read_torch_file(target), {"model": state})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"transformer.decoder.norm.bias": None}, "1 missing (transformer.decoder.norm.bias)"),
+        ({"dn.weight": np.zeros(3, np.float32)}, "1 unexpected (dn.weight)"),
+        (
+            {"transformer.decoder.layers.0.ca.weight": np.zeros(3, np.float32)},
+            "1 unexpected (transformer.decoder.layers.0.ca.weight)",
+        ),
+        (
+            {"bbox_embed.layers.2.bias": np.zeros(5, np.float32)},
+            "1 of another shape (bbox_embed.layers.2.bias [5] instead of [4])",
+        ),
+        (
+            {"query_embed.weight": np.zeros((5, 32), np.int64)},
+            "1 not of floating point (query_embed.weight)",
+        ),
+    ],
+)
+def test_weights_that_are_not_all_of_a_model_are_not_written(tmp_path, change, message):
+    source = tmp_path / "checkpoint.pkl"
+    state = model_state(tiny.build(tiny.arguments())[0])
+    state = {name: value for name, value in {**state, **change}.items() if value is not None}
+    write_jittor_file({"model": state}, source)
+    for target in ("out.pth", "out", "out.safetensors"):
+        done = convert(source, tmp_path / target, "--nheads", "4")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert f"{source}: is not a DETR's weights: {message}" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pkl"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--nheads", "0"], "its width of 32 does not divide into 0 heads"),
+        (["--nheads", "7"], "its width of 32 does not divide into 7 heads"),
+        (["--nheads", "4", "--dilation"], "--backbone resnet18, which has no dilation"),
+    ],
+)
+def test_flags_that_do_not_fit_the_weights(tmp_path, flags, message):
+    source = tmp_path / "checkpoint.pkl"
+    write_jittor_file({"model": model_state(tiny.build(tiny.arguments())[0])}, source)
+    done = convert(source, tmp_path / "out", *flags)
+    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_path_that_is_too_long_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be read \(File name too long\); check the path"):
+        load_checkpoint(tmp_path / ("x" * 300))
 
 
 def test_the_command_goes_by_the_suffix(tmp_path):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tiny
 
-from models.export.__main__ import check_size, main
+from models.export.__main__ import check_encoding, check_size, main
 from models.weights.architecture import architecture_of
 from models.weights.model import model_state
+from models.weights.shapes import weight_shapes
 from util.errors import InputError
 from util.jittor_file import write_jittor_file
 
@@ -40,6 +41,14 @@ def test_the_architecture_follows_from_the_weights(flags):
     assert found._asdict() == expected
 
 
+@pytest.mark.parametrize("flags", MODELS)
+def test_the_weights_of_an_architecture_are_those_of_the_model(flags):
+    args = tiny.arguments(flags)
+    state = model_state(tiny.build(args)[0])
+    architecture = architecture_of({"model": state, "args": vars(args)}, "x.pkl")
+    assert weight_shapes(architecture) == {name: value.shape for name, value in state.items()}
+
+
 def architecture_of_names():
     from models.weights.architecture import Architecture
 
@@ -52,6 +61,21 @@ def test_other_weights_are_refused():
         rest = {name: array for name, array in state.items() if not name.startswith(part)}
         with pytest.raises(InputError, match="x.pkl: is not a DETR's weights"):
             architecture_of({"model": rest}, "x.pkl")
+
+
+@pytest.mark.parametrize("encoding, limit", [("learned", 1600), ("sine", None)])
+def test_a_size_beyond_the_learned_encoding_is_refused(encoding, limit):
+    """Such a file would be written, and no program would load it."""
+    args = tiny.arguments("--num_classes 5 --position_embedding", encoding)
+    state = model_state(tiny.build(args)[0])
+    architecture = architecture_of({"model": state, "args": vars(args)}, "x.pkl")
+    check_encoding(None, architecture)
+    check_encoding((1600, 1600), architecture)
+    if limit is None:
+        check_encoding((1600, 1601), architecture)
+    else:
+        with pytest.raises(InputError, match="--size is 1600 1601: give 1600 pixels at most"):
+            check_encoding((1600, 1601), architecture)
 
 
 @pytest.mark.parametrize("sides", [["800"], ["800", "1066", "3"], ["31", "64"], ["a", "b"], ["-1"]])

@@ -77,6 +77,23 @@ def test_a_damaged_file_is_downloaded_again(hub, tmp_path):
     assert path.read_bytes() == WEIGHTS and len(hub.asked) == asked + 2, "and its redirect"
 
 
+def test_a_mirror_without_https_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    with pytest.raises(InputError, match="HF_ENDPOINT is hf-mirror.com: give an https:// address"):
+        download_repository(REPOSITORY, tmp_path)
+
+
+def test_a_download_that_breaks_off_loses_no_file(hub, tmp_path):
+    """The sizes of images: without their file they would be transformers' defaults."""
+    hub.small("preprocessor_config.json", b'{"size": 640, "max_size": 1000}')
+    whole = hub.files.pop(f"{FILES}model.safetensors")
+    with pytest.raises(InputError, match="has no model.safetensors"):
+        download_repository(REPOSITORY, tmp_path)
+    hub.files[f"{FILES}model.safetensors"] = whole
+    folder = download_repository(REPOSITORY, tmp_path)
+    assert (folder / "preprocessor_config.json").exists()
+
+
 def test_a_revision_has_a_folder_of_its_own(hub, tmp_path):
     place = "/facebook/detr-resnet-50/resolve/refs%2Fpr%2F1/"
     hub.small("config.json", CONFIG, place)

@@ -38,6 +38,15 @@ def test_averages_are_those_of_every_step():
     assert str(logger) == "loss: 39.0000 (24.5000)  lr: 0.0001 (0.0001)"
 
 
+def test_a_process_whose_samples_were_left_out_shows_the_averages_of_the_others(monkeypatch):
+    logger = MetricLogger()
+    logger.add_meter("loss", SmoothedValue())
+    others = {"loss": (6.0, 3), "class_error": (8.0, 4)}
+    monkeypatch.setattr("util.dist.all_gather", lambda own: [own, others])
+    logger.synchronize_between_processes()
+    assert str(logger) == "loss: 2.0000 (2.0000)  class_error: 2.0000 (2.0000)"
+
+
 def test_lines_of_a_loop(capsys):
     logger = MetricLogger()
     seen = []

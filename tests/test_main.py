@@ -298,15 +298,15 @@ BAD_CHECKPOINTS = {
     ),
     "weights of another backbone": (
         lambda good, path: ["--resume", without_flags(good, path), "--backbone", "resnet50"],
-        r"bad\.pkl: .* missing \(.*backbone\.0\.body\.layer1\.0\.conv3\.weight",
+        r"--backbone is resnet50, but .*bad\.pkl was trained with resnet18: leave the flag out",
     ),
     "weights of another width": (
         lambda good, path: ["--resume", without_flags(good, path), "--hidden_dim", 64],
-        r"bad\.pkl: .* of another shape \(.*32.* instead of .*64",
+        r"--hidden_dim is 64, but .*bad\.pkl was trained with 32",
     ),
     "weights of fewer layers": (
         lambda good, path: ["--resume", without_flags(good, path), "--dec_layers", 1],
-        r"bad\.pkl: does not fit the model: \d+ unexpected \(transformer\.decoder\.layers\.1\.",
+        r"--dec_layers is 1, but .*bad\.pkl was trained with 2",
     ),
     "other classes": (
         lambda good, path: ["--resume", good, "--num_classes", 90],
@@ -318,7 +318,7 @@ BAD_CHECKPOINTS = {
     ),
     "backbone": (
         lambda good, path: ["--backbone_weights", path],
-        r"bad\.pkl: cannot be read \(No such file",
+        r"--backbone_weights .*bad\.pkl: no such file; give imagenet, none, or",
     ),
 }
 

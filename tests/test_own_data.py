@@ -107,10 +107,12 @@ def test_other_classes_than_the_checkpoints_are_refused(tmp_path):
     model = {"class_embed.bias": np.zeros(5, np.float32)}
     from util.jittor_file import write_jittor_file
 
-    write_jittor_file({"model": model, "classes": {1: "dog", 2: "cat"}}, tmp_path / "w.pkl")
+    content = {"model": model, "args": {}, "classes": {1: "dog", 2: "cat"}}
+    write_jittor_file(content, tmp_path / "w.pkl")
     with pytest.raises(
         InputError,
-        match=r"class 1 is 'cat' there and 'dog' in .*w\.pkl; give the same classes the same ids",
+        match=r"instances_default.json: class 1 is 'cat' there and 'dog' in .*w\.pkl; give the "
+        "same classes the same ids",
     ):
         main(
             parse_args(
@@ -273,7 +275,7 @@ def test_sizes_of_images(tmp_path):
 
 def test_num_classes_overrides_and_is_checked(tmp_path):
     flags = own_flags("cvat", tmp_path)
-    with pytest.raises(InputError, match=r"category_id 3 is not in 0\.\.2; .*--num_classes"):
+    with pytest.raises(InputError, match=r"category_id 3 is not in 0\.\.2, .*--num_classes"):
         build_dataset("train", parse_args([*flags, "--num_classes", "3"]))
     assert len(build_dataset("train", parse_args([*flags, "--num_classes", "30"]))) == 6
 

@@ -227,6 +227,15 @@ def test_flags_that_are_given_win_and_others_come_from_the_checkpoint(coco, tmp_
     )
 
 
+def test_a_training_that_is_complete_says_so(coco, whole, tmp_path, capsys):
+    checkpoint = whole / "checkpoint.pkl"
+    run(coco, tmp_path, "--resume", checkpoint, "--start_epoch", 0)
+    printed = capsys.readouterr().out
+    assert "all 2 epochs are trained; --epochs trains more" in printed
+    assert f"{checkpoint} says where the training goes on: --start_epoch has no effect" in printed
+    assert "training on" not in printed
+
+
 def test_a_folder_with_a_training_is_not_overwritten(coco, whole, tmp_path):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     with pytest.raises(

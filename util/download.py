@@ -47,7 +47,7 @@ def download(url, folder):
     Raises InputError for any other address, without a network, and for a file that does not match
     its checksum.
     """
-    _check_address(url)
+    check_address(url)
     address, _, fragment = url.partition("#")
     name = Path(urlsplit(address).path).name
     if fragment:
@@ -63,6 +63,7 @@ def download(url, folder):
         )
     mirror = os.environ.get("DETR_MIRROR")
     if mirror and urlsplit(address).hostname in MIRRORED:
+        check_address(mirror, "DETR_MIRROR")
         address = mirror.rstrip("/") + urlsplit(address).path
 
     def mismatch(path, _headers):
@@ -81,7 +82,7 @@ def fetch(url, target, mismatch, is_right, headers=None):
     what to send to the first server, not to others that it redirects to.
     Raises InputError; NoSuchFile where the server does not have it.
     """
-    _check_address(url)
+    check_address(url)
     try:
         if target.is_file() and is_right():  # without a lock: the cache may be read-only
             return target
@@ -108,10 +109,16 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def _check_address(url):
+def check_address(url, variable=None):
+    """Raises InputError for an address that is neither https:// nor this machine's.
+
+    variable: name of the environment variable that it comes from.
+    """
     parts = urlsplit(url)
     local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
     if not (local or (parts.scheme == "https" and parts.hostname)):
+        if variable:
+            raise InputError(f"{variable} is {url}: give an https:// address")
         raise InputError(f"{url}: only https:// addresses are downloaded")
 
 
@@ -122,7 +129,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         self.headers = []
 
     def redirect_request(self, request, file, code, message, headers, url):
-        _check_address(url)
+        check_address(url)
         self.headers.append(headers)
         redirected = super().redirect_request(request, file, code, message, headers, url)
         if urlsplit(url)[:2] == urlsplit(request.full_url)[:2]:  # the same scheme, host and port

@@ -67,13 +67,19 @@ class MetricLogger:
         return {name: meter.global_avg for name, meter in self.meters.items() if meter.count}
 
     def synchronize_between_processes(self):
-        """Takes all processes' values into the averages; the windows stay this process's."""
+        """Takes all processes' values into the averages; the windows stay this process's.
+
+        One that has no value of its own, because all its samples were left out, shows the average.
+        """
         gathered = dist.all_gather(
             {name: (meter.total, meter.count) for name, meter in self.meters.items()}
         )
         for name in {name: None for each in gathered for name in each}:
             total, count = np.sum([each.get(name, (0, 0)) for each in gathered], axis=0)
-            self.meters[name].total, self.meters[name].count = float(total), int(count)
+            meter = self.meters[name]
+            meter.total, meter.count = float(total), int(count)
+            if meter.count and not meter.deque:
+                meter.deque.append(meter.global_avg)
 
     def state_dict(self):
         """Everything the meters hold, in plain containers."""

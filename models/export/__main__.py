@@ -7,9 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from models import largest_learned_side
 from models.weights.__main__ import add_architecture
 from models.weights.architecture import architecture_of
-from models.weights.checkpoint import class_names, load_checkpoint
+from models.weights.checkpoint import load_checkpoint
+from models.weights.names import names_of
+from models.weights.shapes import check_weights
 from util.errors import InputError
 from util.files import replacing
 
@@ -56,11 +59,10 @@ def export(options):
 
     checkpoint = load_checkpoint(options.source)
     architecture = architecture_of(checkpoint, options.source, options.dilation, options.nheads)
-    classes = class_names(checkpoint, options.source)
-    try:
-        model = export_detr(checkpoint["model"], architecture, classes, options.opset, size)
-    except KeyError as error:
-        raise InputError(f"{options.source}: the weight {error} is missing") from error
+    check_weights(checkpoint["model"], architecture, options.source)
+    check_encoding(size, architecture)
+    classes = names_of(checkpoint, options.source)
+    model = export_detr(checkpoint["model"], architecture, classes, options.opset, size)
     onnx.checker.check_model(model, full_check=True)
     with replacing(options.target) as file:
         file.write(model.SerializeToString())
@@ -75,6 +77,16 @@ def check_size(sides):
             f"--size is {' '.join(sides)}: give height and width, 32 pixels or more, or dynamic"
         )
     return int(sides[0]), int(sides[1])
+
+
+def check_encoding(size, architecture):
+    """Raises InputError for a size (height, width) that a learned encoding has no vectors for."""
+    limit = largest_learned_side(architecture.backbone, architecture.dilation)
+    if size and max(size) > limit and architecture.position_embedding == "learned":
+        raise InputError(
+            f"--size is {size[0]} {size[1]}: give {limit} pixels at most, the limit of its learned "
+            "position encoding"
+        )
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from util.errors import InputError
 from util.files import replacing
 
 from .architecture import architecture_of
-from .checkpoint import class_names, load_checkpoint
+from .checkpoint import load_checkpoint
 from .huggingface import check_exportable, write_folder
 from .huggingface_names import to_huggingface
+from .names import names_of
 from .safetensors_file import write_safetensors
+from .shapes import check_weights
 from .torch_file import write_torch_file
 
 PYTORCH = (".pth", ".pt", ".bin")  # how the names of its files end
@@ -52,14 +54,15 @@ def convert(source, target, options):
     if not is_folder and target.suffix not in (*PYTORCH, ".safetensors"):
         raise InputError(f"{target}: give OUT.pth, OUT.safetensors, or a folder")
     checkpoint = load_checkpoint(source)
+    architecture = architecture_of(checkpoint, source, options.dilation, options.nheads)
+    check_weights(checkpoint["model"], architecture, source)
     if not is_folder and target.suffix in PYTORCH:
         with replacing(target) as file:
             write_torch_file({"model": checkpoint["model"]}, file)
         return
-    architecture = architecture_of(checkpoint, source, options.dilation, options.nheads)
     check_exportable(architecture, source)
     if is_folder:
-        classes = class_names(checkpoint, source)
+        classes = names_of(checkpoint, source)
         write_folder(
             target, checkpoint["model"], classes, architecture, **sizes_of_images(checkpoint)
         )

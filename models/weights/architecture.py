@@ -31,7 +31,8 @@ def architecture_of(checkpoint, source, dilation=False, nheads=8):
     """The Architecture of a checkpoint as `load_checkpoint` returns it.
 
     dilation, nheads: what weights without a training's flags, as the original's, do not tell.
-    Raises InputError, which names source, where the weights are not those of a DETR.
+    Raises InputError, which names source, where the weights are not those of a DETR, or these two
+    do not fit them.
     """
     state = checkpoint["model"]
     flags = checkpoint.get("args")
@@ -41,7 +42,7 @@ def architecture_of(checkpoint, source, dilation=False, nheads=8):
     shapes = {name.removeprefix("detr."): value.shape for name, value in state.items()}
     try:
         hidden_dim = shapes["query_embed.weight"][1]
-        return Architecture(
+        architecture = Architecture(
             backbone=_backbone(shapes),
             backbone_norm=_norm(shapes),
             dilation=dilation,
@@ -60,6 +61,17 @@ def architecture_of(checkpoint, source, dilation=False, nheads=8):
         raise InputError(
             f"{source}: is not a DETR's weights ({error} is missing); give a DETR's checkpoint"
         ) from error
+    if nheads < 1 or hidden_dim % nheads:
+        raise InputError(
+            f"{source}: its width of {hidden_dim} does not divide into {nheads} heads; give the "
+            "--nheads that it was trained with"
+        )
+    if dilation and architecture.backbone in BASIC_BLOCKS:
+        raise InputError(
+            f"{source}: is of --backbone {architecture.backbone}, which has no dilation; leave "
+            "--dilation out"
+        )
+    return architecture
 
 
 def _backbone(shapes):

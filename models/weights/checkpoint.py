@@ -26,7 +26,12 @@ def load_checkpoint(source):
     """
     source = str(source)
     path = local_path(source)
-    content = _read_all(weight_files(path)) if path.is_dir() else _read(path)
+    try:
+        content = _read_all(weight_files(path)) if path.is_dir() else _read(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path"
+        ) from error
     if not isinstance(content, dict):
         raise InputError(
             f"{source}: holds a {type(content).__name__} instead of a state dict; give a checkpoint"
@@ -119,17 +124,12 @@ def _read_all(paths):
 
 
 def _read(path):
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: cannot be read (not a file); give a checkpoint")
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(
-                f"{path}: larger than {MAX_BYTES} bytes, as no checkpoint is; check the path"
-            )
-        if path.suffix == ".safetensors" or is_safetensors_file(path):
-            return read_safetensors(path)
-        return read_torch_file(path) if is_torch_file(path) else read_jittor_file(path)
-    except OSError as error:
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: cannot be read (not a file); give a checkpoint")
+    if path.stat().st_size > MAX_BYTES:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path"
-        ) from error
+            f"{path}: larger than {MAX_BYTES} bytes, as no checkpoint is; check the path"
+        )
+    if path.suffix == ".safetensors" or is_safetensors_file(path):
+        return read_safetensors(path)
+    return read_torch_file(path) if is_torch_file(path) else read_jittor_file(path)

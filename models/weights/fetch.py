@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-from util.download import NoSuchFile, download, fetch, sha256, user_cache
+from util.download import NoSuchFile, check_address, download, fetch, sha256, user_cache
 from util.errors import InputError
 from util.files import replacing
 
@@ -39,10 +39,14 @@ def download_repository(source, folder):
         raise InputError(f"{source}: give hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
     owner, name, revision = found[1], found[2], found[3] or "main"
     endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    check_address(endpoint, "HF_ENDPOINT")
     base = f"{endpoint}/{owner}/{name}/resolve/{quote(revision, safe='')}/"
     folder = folder / f"{owner}--{name}@{revision.replace('/', '--')}"
     _fetch(base, folder, CONFIG)
     kept = [weights for weights in WEIGHTS if (folder / weights).is_file()]
+    if not kept:  # before the weights, so that it is not missing where a download breaks off
+        with contextlib.suppress(NoSuchFile):  # some repositories have none
+            _fetch(base, folder, PREPROCESSOR)
     for weights in kept[:1] or WEIGHTS:
         try:
             path = _fetch(base, folder, weights)
@@ -54,9 +58,6 @@ def download_repository(source, folder):
     if path.name.endswith(".json"):
         for part in parts_of(path):
             _fetch(base, folder, part)
-    if not kept:
-        with contextlib.suppress(NoSuchFile):  # some repositories have none
-            _fetch(base, folder, PREPROCESSOR)
     return folder
 
 

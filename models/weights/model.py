@@ -29,24 +29,29 @@ def load_model_state(model, state, source):
     from util.backend import jt  # here, because converting a file needs no compiled Jittor
 
     variables = dict(model.named_parameters())
-    state = {
-        name: value
-        for name, value in state.items()
-        if name in variables or not name.endswith("num_batches_tracked")
-    }
-    problems = list_misfits(
-        {name: var.shape for name, var in variables.items()},
-        {name: value.shape for name, value in state.items()},
-    )
-    problems += summarize_names(
-        "not of floating point", [name for name, value in state.items() if value.dtype.kind != "f"]
-    )
-    if problems:
+    if problems := misfits({name: var.shape for name, var in variables.items()}, state):
         raise InputError(f"{source}: does not fit the model: {'; '.join(problems)}")
     for name, var in variables.items():
         var.update(jt.array(np.ascontiguousarray(state[name], np.float32)))
     # Jittor cannot compile a pending array of one element (out_lay.bias) together with its use
     jt.sync_all()
+
+
+def misfits(expected, state):
+    """One phrase for each kind of difference between a state dict and what a model needs.
+
+    expected: name -> shape; state: name -> array, in which PyTorch's `num_batches_tracked` may be.
+    """
+    found = {
+        name: value
+        for name, value in state.items()
+        if name in expected or not name.endswith("num_batches_tracked")
+    }
+    strange = [name for name, value in found.items() if value.dtype.kind != "f"]
+    return [
+        *list_misfits(expected, {name: value.shape for name, value in found.items()}),
+        *summarize_names("not of floating point", strange),
+    ]
 
 
 def summarize_names(kind, names):

@@ -29,8 +29,6 @@ def optimizer_state(optimizer):
             key: group.get(key, getattr(optimizer, key))
             for key in ("lr", "weight_decay", "betas", "eps")
         }
-        if "initial_lr" in group:
-            settings["initial_lr"] = group["initial_lr"]
         groups.append({"names": list(group["names"]), **settings})
     return {"state": state, "groups": groups}
 
