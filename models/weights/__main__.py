@@ -54,12 +54,12 @@ def convert(source, target, options):
     if not is_folder and target.suffix not in (*PYTORCH, ".safetensors"):
         raise InputError(f"{target}: give OUT.pth, OUT.safetensors, or a folder")
     checkpoint = load_checkpoint(source)
-    architecture = architecture_of(checkpoint, source, options.dilation, options.nheads)
-    check_weights(checkpoint["model"], architecture, source)
     if not is_folder and target.suffix in PYTORCH:
         with replacing(target) as file:
             write_torch_file({"model": checkpoint["model"]}, file)
         return
+    architecture = architecture_of(checkpoint, source, options.dilation, options.nheads)
+    check_weights(checkpoint["model"], architecture, source)
     check_exportable(architecture, source)
     if is_folder:
         classes = names_of(checkpoint, source)
