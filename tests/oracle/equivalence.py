@@ -45,8 +45,8 @@ class Study(NamedTuple):
     project ("ours"), the original, and the original from weights that differ in their last bit
     ("perturbed"). flags: of main.py; those with {panoptic} have sky and ground behind the shapes.
     evaluate_from: the figures are the means over the evaluations from this epoch on. bound: what
-    counts as equivalent, in points of `figure`. detector: flags of the detector, trained once by
-    the original, that a mask head is trained on. processes: that share each batch.
+    counts as equivalent, in points of `figure`. detector: of DETECTORS, to start from; the original
+    trains it once. processes: that share each batch.
     """
 
     seeds: range
@@ -63,13 +63,15 @@ PQ = ("PQ", "SQ", "RQ")
 ALL = ("ours", "original", "perturbed")
 PANOPTIC = "--dataset_file coco_panoptic --coco_path {panoptic} --coco_panoptic_path {panoptic}"
 MASK_HEAD = "--masks --frozen_weights detector --epochs 3 --lr_drop 2"
+DROPOUT = "--dropout 0.1 --epochs 4 --lr_drop 2"
+DETECTORS = {"boxes": DEMO, "panoptic": PANOPTIC}  # flags
 STUDIES = {
     "boxes": Study(range(1, 17), ALL, DEMO, 19, 0.5),
     "boxes, second round": Study(range(101, 141), ALL, DEMO, 19, 0.5),
-    "dropout": Study(range(1, 25), ALL[:2], f"{DEMO} --dropout 0.1", 19, 0.7),
-    "masks": Study(range(1, 9), ALL[:2], f"{DEMO} {MASK_HEAD}", 2, 0.7, detector=DEMO),
+    "dropout": Study(range(1, 25), ALL[:2], f"{DEMO} {DROPOUT}", 2, 0.7, detector="boxes"),
+    "masks": Study(range(1, 9), ALL[:2], f"{DEMO} {MASK_HEAD}", 2, 0.7, detector="boxes"),
     "panoptic": Study(
-        range(1, 9), ALL[:2], f"{PANOPTIC} {MASK_HEAD}", 2, 0.7, detector=PANOPTIC, figure="PQ"
+        range(1, 9), ALL[:2], f"{PANOPTIC} {MASK_HEAD}", 2, 0.7, detector="panoptic", figure="PQ"
     ),
     "processes": Study(range(1, 25), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, 0.7, processes=2),
 }
@@ -98,13 +100,13 @@ def validation_data(flags):
     return PANOPTIC_SHAPES
 
 
-def train_detector(name, flags, data):
-    """The weights of a study's detector, which is trained if need be: the path of an npz file."""
+def train_detector(name, data):
+    """The weights of a detector, which is trained if need be: the path of an npz file."""
     path = CACHE / f"detector-{name}.npz"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=os.environ.get("DETR_WORK")) as work:
             work = Path(work)
-            prepare(work / "prepared", DETECTOR_SEED, flags)
+            prepare(work / "prepared", DETECTOR_SEED, DETECTORS[name])
             train("original", work / "prepared", work / "run", data, evaluate_from=99)
             CACHE.mkdir(parents=True, exist_ok=True)
             shutil.move(work / "run" / "weights.npz", path)
@@ -203,7 +205,7 @@ def main():
     for name in [] if options.report else options.studies:
         study = STUDIES[name]
         data = validation_data(study.flags)
-        detector = train_detector(name, study.detector, data) if study.detector else None
+        detector = train_detector(study.detector, data) if study.detector else None
         with ThreadPoolExecutor(2 // study.processes) as pool:
             jobs = [
                 pool.submit(run_seed, name, seed, data, detector, results)

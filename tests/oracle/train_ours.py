@@ -72,7 +72,7 @@ def prepare(options):
     if options.detector:
         with np.load(options.detector) as detector:
             weights.update({name: detector[name.removeprefix("detr.")] for name in weights
-                            if name.startswith("detr.")})  # fmt: skip
+                            if name.removeprefix("detr.") in detector})  # fmt: skip
     np.savez(options.folder / "weights.npz", **weights)
     flags = {**vars(args), "classes": NUM_CLASSES[args.dataset_file], "device": "cpu"}
     (options.folder / "flags.json").write_text(json.dumps(flags))
@@ -281,7 +281,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--flags", default="", help="of main.py, for --prepare demo")
-    parser.add_argument("--detector", type=Path, help="weights.npz of a run, for a mask head")
+    parser.add_argument("--detector", type=Path, help="weights.npz of a run to start from")
     parser.add_argument("--evaluate", type=Path)
     parser.add_argument("--evaluate_from", type=int, default=0, help="the first epoch to evaluate")
     parser.add_argument("--states", type=Path, help="write the state after each step there")
