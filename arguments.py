@@ -196,7 +196,7 @@ ARCHITECTURE = """
 SIZES = ["img_scales", "eval_size", "max_size"]
 # What else a training depends on, to the last bit.
 TRAINING = """
-    lr lr_backbone lr_drop weight_decay clip_max_norm epochs batch_size accum_steps dropout
+    lr lr_backbone lr_drop weight_decay clip_max_norm epochs batch_size accum_steps dropout freeze
     frozen_weights aux_loss set_cost_class set_cost_bbox set_cost_giou mask_loss_coef dice_loss_coef
     bbox_loss_coef giou_loss_coef eos_coef seed skip_bad_samples checkpoint_interval
     eval_interval best patience
@@ -220,13 +220,11 @@ def adopt_flags(args, checkpoint, source):
         names = ARCHITECTURE + SIZES
     else:
         names = [name for name in ARCHITECTURE if name != "masks"]
-    fixed = list(ARCHITECTURE)
     goes_on = args.resume and not (args.eval or args.predict) and "optimizer" in checkpoint
     if args.predict:
         names = names + ["dataset_file", "shapes_size"]
     elif goes_on:
-        names = names + TRAINING + ["freeze"]
-        fixed.append("freeze")  # the optimizer has no state of what is frozen
+        names = names + TRAINING
     remedy = "leave the flag out"
     if args.resume and not (args.eval or args.predict):
         remedy += ", or load the weights that fit with --finetune"
@@ -241,7 +239,8 @@ def adopt_flags(args, checkpoint, source):
             )
         if name not in args.given:
             setattr(args, name, saved[name])
-        elif name in fixed and not args.finetune:
+        elif (name in ARCHITECTURE and not args.finetune) or name == "freeze":
+            # Of what is frozen, the optimizer of a training that goes on has no state.
             raise InputError(
                 f"--{name} is {value}, but {source} was trained with {saved[name]}: {remedy}"
             )

@@ -189,6 +189,11 @@ def ends_of(lengths):
     return np.cumsum(np.fromiter(lengths, np.int64), dtype=np.int64)
 
 
+def owners_of(ends):
+    """Of each annotation the index of its image. ends: int64 [N], where each image's end."""
+    return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+
+
 def starts_at(ends, index):
     return ends[index - 1] if index > 0 else 0
 

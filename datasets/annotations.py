@@ -182,6 +182,8 @@ def remove_annotations(annotations, images, good):
 
     good: the images that were not.
     """
+    if len(good) == len(images):
+        return annotations
     ids = {image.get("id") for image in images if type(image.get("id")) is int}
     left_out = ids - {image["id"] for image in good}
     return [

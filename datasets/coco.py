@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
 from datasets import EVAL_SIZE, FORMATS, MAX_RATIO, MAX_SIZE, SCALES, get_num_classes
-from datasets.annotation_arrays import CocoArrays
+from datasets.annotation_arrays import CocoArrays, owners_of
 from datasets.annotation_cache import load_annotations
 from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco, segmentation_to_rle
 from util.errors import InputError
@@ -107,7 +107,8 @@ class CocoDetection(CocoImages):
     masks; num_classes: upper bound (exclusive) of the category ids, None for any; is_evaluated:
     whether it has `coco`; the rest as in CocoImages.
     Attributes: annotations, annotation_arrays.Annotations; classes, a dictionary category id ->
-    name; coco, pycocotools' index of the annotations, or None.
+    name; coco, pycocotools' index of the annotations, or None; in_target, bool [n], which
+    annotations are in a target.
     Raises InputError: the folder or the annotation file cannot be used.
     """
 
@@ -138,21 +139,25 @@ class CocoDetection(CocoImages):
         super().__init__(
             img_folder, arrays.images, transforms, skip_bad_samples=skip_bad_samples, **options
         )
-        if count := np.count_nonzero(~self.annotations.crowds) - len(self.list_boxes()[0]):
+        self.in_target = self._find_targets()
+        if count := np.count_nonzero(~self.annotations.crowds & ~self.in_target):
             print(
                 f"{ann_file}: {count} boxes have no area inside their image; the losses leave them "
                 "out"
             )
 
-    def list_boxes(self):
+    def _find_targets(self):
+        """Which annotations are in a target, bool [n]: see `make_target`."""
         annotations = self.annotations
-        owners = np.repeat(np.arange(len(self)), np.diff(annotations.ends, prepend=0))
-        sizes = self.images.sizes[owners]
+        sizes = self.images.sizes[owners_of(annotations.ends)]
         sizes = np.where(sizes.all(1, keepdims=True), sizes, MAX_BOX_COORDINATE)
         _, has_area = clip_boxes(annotations.boxes, width=sizes[:, 1:], height=sizes[:, :1])
-        keep = has_area & ~annotations.crowds
+        return has_area & ~annotations.crowds
+
+    def list_boxes(self):
+        annotations, kept = self.annotations, self.in_target
         areas = annotations.boxes[:, 2] * annotations.boxes[:, 3]
-        return owners[keep], annotations.labels[keep], areas[keep]
+        return owners_of(annotations.ends)[kept], annotations.labels[kept], areas[kept]
 
     def target(self, index, image):
         height, width = self.images.sizes[index]

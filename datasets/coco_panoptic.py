@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import get_num_classes
-from datasets.annotation_arrays import Images, Segments
+from datasets.annotation_arrays import Images, Segments, owners_of
 from datasets.annotations import (
     BadSamples,
     category_names,
@@ -76,8 +76,7 @@ class CocoPanoptic(CocoImages):
         )
 
     def list_boxes(self):
-        owners = np.repeat(np.arange(len(self)), np.diff(self.segments.ends, prepend=0))
-        return owners, self.segments.labels, self.segments.areas
+        return owners_of(self.segments.ends), self.segments.labels, self.segments.areas
 
     def is_thing_map(self):
         """Category id -> whether it is a thing (or stuff)."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from util import dist
 from util.errors import InputError
-from util.files import make_folder, replacing
+from util.files import make_folder, replacing, writing
 
 
 class PanopticEvaluator:
@@ -49,13 +49,8 @@ class PanopticEvaluator:
             return
         for prediction in predictions:
             path = self.output_dir / prediction["file_name"]
-            try:
+            with writing(path):
                 path.write_bytes(prediction["png_string"])
-            except OSError as error:
-                raise InputError(
-                    f"{path}: cannot be written ({error.strerror}); free disk space there or "
-                    "choose another folder"
-                ) from error
             self.predictions.append(
                 {key: value for key, value in prediction.items() if key != "png_string"}
             )

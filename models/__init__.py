@@ -14,6 +14,12 @@ DEPTHS = {
 LEARNED_CELLS = 50  # rows and columns for which position_embedding "learned" has a vector
 
 
+def stage_channels(backbone):
+    """Channels of the maps of a backbone's four stages."""
+    width = 16 if backbone == "tiny" else 64 if backbone in BASIC_BLOCKS else 256
+    return [width, 2 * width, 4 * width, 8 * width]
+
+
 def largest_learned_side(backbone, dilation):
     """The longest side of an image, in pixels, for position_embedding "learned"."""
     return LEARNED_CELLS * (16 if dilation or backbone == "tiny" else 32)

@@ -4,7 +4,7 @@ from util import ops
 from util.backend import jt, nn, resnet
 from util.misc import NestedTensor, resize_nearest
 
-from . import BASIC_BLOCKS, DEPTHS
+from . import BASIC_BLOCKS, DEPTHS, stage_channels
 from .position_encoding import build_position_encoding
 
 
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
                 f"dilation: {name} has basic blocks; use resnet50, resnet101 or resnet152"
             )
         if name == "tiny":
-            self.body, width = TinyResNet(NORMS[norm]), 16
+            self.body = TinyResNet(NORMS[norm])
         else:
             self.body = resnet.ResNet(
                 BasicBlock if name in BASIC_BLOCKS else Bottleneck,
@@ -113,8 +113,7 @@ class Backbone(nn.Module):
                 replace_stride_with_dilation=[False, False, dilation],
             )
             del self.body.maxpool, self.body.avgpool, self.body.fc
-            width = 64 if name in BASIC_BLOCKS else 256
-        self.stage_channels = [width, 2 * width, 4 * width, 8 * width]
+        self.stage_channels = stage_channels(name)
         self.return_interm_layers = return_interm_layers
         for parameter_name, parameter in self.body.named_parameters():
             frozen_stage = norm == "frozen" and not parameter_name.startswith(

@@ -29,7 +29,7 @@ def replacing(path):
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{PARTIAL}")
-    try:
+    with writing(path):
         try:
             with open(partial, "wb") as file:
                 yield file
@@ -39,6 +39,13 @@ def replacing(path):
         finally:
             partial.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path):
+    """Raises InputError, which names path, where the block cannot write it."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); free disk space there or "

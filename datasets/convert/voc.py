@@ -109,9 +109,8 @@ def find_sets(source):
                 lines = map(str.strip, (lists / f"{name}.txt").read_text().splitlines())
                 paths = [source / "Annotations" / f"{stem}.xml" for stem in lines if stem]
                 sets[name] = source / "JPEGImages", paths
-        # CVAT calls its one list default.txt.
-        everything = source / "JPEGImages", xml_files_below(source / "Annotations")
-        sets = sets or {"train": everything}
+        if not sets:  # CVAT calls its one list default.txt
+            sets["train"] = source / "JPEGImages", xml_files_below(source / "Annotations")
     else:
         for folder, name in FOLDERS.items():
             if (source / folder).is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models import BASIC_BLOCKS, DEPTHS
 from util.errors import InputError
-from util.files import replacing
+from util.files import make_folder, replacing
 
 from .huggingface_names import to_huggingface
 from .safetensors_file import write_safetensors
@@ -211,10 +211,7 @@ def write_folder(folder, state, classes, architecture, eval_size=800, max_size=1
     architecture: architecture.Architecture; eval_size, max_size: of images, pixels. Raises
     InputError where it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror})") from error
+    make_folder(folder)
     config = make_config(architecture, classes)
     with replacing(folder / WEIGHTS[0]) as file:
         write_safetensors(to_huggingface(state), file)

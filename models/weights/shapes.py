@@ -1,6 +1,6 @@
 """The names and shapes of a model's weights, from its Architecture alone, without Jittor."""
 
-from models import BASIC_BLOCKS, DEPTHS, LEARNED_CELLS
+from models import BASIC_BLOCKS, DEPTHS, LEARNED_CELLS, stage_channels
 from util.errors import InputError
 
 from .model import misfits
@@ -18,7 +18,7 @@ def check_weights(state, architecture, source):
 
 def weight_shapes(architecture):
     """Name -> shape of each weight of the model of an Architecture."""
-    width, widths = architecture.hidden_dim, stage_widths(architecture.backbone)
+    width, widths = architecture.hidden_dim, stage_channels(architecture.backbone)
     detr = {
         **transformer(architecture),
         **linear("class_embed", width, architecture.num_classes + 1),
@@ -35,12 +35,6 @@ def weight_shapes(architecture):
     if not architecture.masks:
         return detr
     return {**{f"detr.{name}": shape for name, shape in detr.items()}, **mask_head(architecture)}
-
-
-def stage_widths(backbone):
-    """Channels of the maps of a backbone's four stages."""
-    first = 16 if backbone == "tiny" else 64 if backbone in BASIC_BLOCKS else 256
-    return [first, 2 * first, 4 * first, 8 * first]
 
 
 def linear(name, inputs, outputs):
@@ -78,7 +72,7 @@ def transformer(architecture):
 
 def backbone(architecture):
     is_basic = architecture.backbone in BASIC_BLOCKS
-    widths, shapes = stage_widths(architecture.backbone), {}
+    widths, shapes = stage_channels(architecture.backbone), {}
     stem = 16 if architecture.backbone == "tiny" else 64
 
     def conv_norm(place, conv_name, norm_name, inputs, outputs, kernel):
@@ -118,7 +112,7 @@ def mask_head(architecture):
     for number in range(1, 6):
         shapes.update(conv(f"mask_head.lay{number}", widths[number - 1], widths[number], 3))
         shapes.update(norm(f"mask_head.gn{number}", widths[number]))
-    stages = stage_widths(architecture.backbone)[2::-1]
+    stages = stage_channels(architecture.backbone)[2::-1]
     for number, (stage, outputs) in enumerate(zip(stages, widths[2:]), start=1):
         shapes.update(conv(f"mask_head.adapter{number}", stage, outputs, 1))
     return shapes
