@@ -63,17 +63,22 @@ PQ = ("PQ", "SQ", "RQ")
 ALL = ("ours", "original", "perturbed")
 PANOPTIC = "--dataset_file coco_panoptic --coco_path {panoptic} --coco_panoptic_path {panoptic}"
 MASK_HEAD = "--masks --frozen_weights detector --epochs 3 --lr_drop 2"
-DROPOUT = "--dropout 0.1 --epochs 4 --lr_drop 2"
-DETECTORS = {"boxes": DEMO, "panoptic": PANOPTIC}  # flags
+GO_ON = "--epochs 4 --lr_drop 2"
+DETECTORS = {"boxes": DEMO, "panoptic": PANOPTIC, "group": f"{DEMO} {GROUP_NORM}"}  # flags
 STUDIES = {
     "boxes": Study(range(1, 17), ALL, DEMO, 19, 0.5),
     "boxes, second round": Study(range(101, 141), ALL, DEMO, 19, 0.5),
-    "dropout": Study(range(1, 25), ALL[:2], f"{DEMO} {DROPOUT}", 2, 0.7, detector="boxes"),
+    "dropout": Study(
+        range(1, 25), ALL[:2], f"{DEMO} --dropout 0.1 {GO_ON}", 2, 0.7, detector="boxes"
+    ),
     "masks": Study(range(1, 9), ALL[:2], f"{DEMO} {MASK_HEAD}", 2, 0.7, detector="boxes"),
     "panoptic": Study(
         range(1, 9), ALL[:2], f"{PANOPTIC} {MASK_HEAD}", 2, 0.7, detector="panoptic", figure="PQ"
     ),
-    "processes": Study(range(1, 25), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, 0.7, processes=2),
+    "processes": Study(range(1, 5), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, 0.7, processes=2),
+    "processes, from a detector": Study(
+        range(1, 17), ALL[:2], f"{DEMO} {GROUP_NORM} {GO_ON}", 2, 0.7, "group", processes=2
+    ),
 }
 
 
