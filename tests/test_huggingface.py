@@ -185,6 +185,15 @@ def test_sizes_of_images_go_both_ways(tmp_path, state):
         assert (flags.get("eval_size"), flags.get("max_size")) == expected
 
 
+def test_a_folder_has_cocos_names_where_the_weights_have_none(tmp_path):
+    source, folder = tmp_path / "detr.pkl", tmp_path / "folder"
+    write_jittor_file({"model": model_state(tiny.build(tiny.arguments())[0])}, source)
+    run(source, folder)
+    names = json.loads((folder / "config.json").read_text())["id2label"]
+    assert names["18"] == "dog" and names["90"] == "toothbrush"
+    assert class_names(load_checkpoint(folder), folder)[18] == "dog"
+
+
 def test_a_file_takes_the_config_beside_it(folder, state):
     same(load_checkpoint(folder / "model.safetensors")["model"], state)
     flags = load_checkpoint(folder / "model.safetensors")["args"]

@@ -166,6 +166,11 @@ def test_evaluating_prints_the_12_figures(coco, trained, capsys):
     np.testing.assert_allclose(figures, log_of(trained)[-1]["test_coco_eval_bbox"], atol=5e-4)
 
 
+def test_evaluating_without_a_checkpoint_warns(coco, capsys):
+    tiny.train("--coco_path", coco, "--eval")
+    assert "warning: --eval without --resume evaluates random weights" in capsys.readouterr().err
+
+
 def test_weights_alone_start_a_new_training(coco, trained, tmp_path, capsys):
     write_jittor_file(
         {"model": load_checkpoint(trained / "checkpoint.pkl")["model"]}, tmp_path / "weights.pkl"

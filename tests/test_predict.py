@@ -297,6 +297,10 @@ def test_inputs_of_the_library(model, tmp_path):
         match="none.jpg: cannot be read as an image .no such file.; add it, or leave it out",
     ):
         predict(model, [tmp_path / "none.jpg"])
+    with pytest.raises(ValueError, match="images is 'a.jpg': give a list of images"):
+        predict(model, "a.jpg")
+    with pytest.raises(ValueError, match="image is an array float64: give uint8, 0 to 255"):
+        predict(model, [pixels / 255])
 
 
 @pytest.mark.parametrize("size", [(96, 64), (33, 200), (1, 1)])
