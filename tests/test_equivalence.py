@@ -105,6 +105,13 @@ def test_a_fault_of_one_point_shows(bias, within):
     assert f"| ±0.5 | {within} |" in table[-1]
 
 
+def test_a_study_without_a_bound_decides_nothing():
+    rows = [{**row, "study": "processes"} for row in rows_of(4)]
+    row = conclude(rows, STUDIES).splitlines()[-1]
+    assert row.startswith("| processes | AP, this project − the original | 4 of 4 |")
+    assert row.endswith("| none | | |")
+
+
 def test_the_report_of_a_study(tmp_path):
     rows = rows_of(16)
     assert "| AP, points | this project − the original | 16 |" in describe(

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 
@@ -45,15 +45,16 @@ class Study(NamedTuple):
     project ("ours"), the original, and the original from weights that differ in their last bit
     ("perturbed"). flags: of main.py; those with {panoptic} have sky and ground behind the shapes.
     evaluate_from: the figures are the means over the evaluations from this epoch on. bound: what
-    counts as equivalent, in points of `figure`. detector: of DETECTORS, to start from; the original
-    trains it once. processes: that share each batch.
+    counts as equivalent, in points of `figure`, or None for a study that is too small to decide.
+    detector: of DETECTORS, to start from; the original trains it once. processes: that share each
+    batch.
     """
 
     seeds: range
     arms: tuple
     flags: str
     evaluate_from: int
-    bound: float
+    bound: Optional[float]
     detector: str = ""
     processes: int = 1
     figure: str = "AP"
@@ -75,7 +76,7 @@ STUDIES = {
     "panoptic": Study(
         range(1, 9), ALL[:2], f"{PANOPTIC} {MASK_HEAD}", 2, 0.7, detector="panoptic", figure="PQ"
     ),
-    "processes": Study(range(1, 5), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, 0.7, processes=2),
+    "processes": Study(range(1, 5), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, None, processes=2),
     "processes, from a detector": Study(
         range(1, 17), ALL[:2], f"{DEMO} {GROUP_NORM} {GO_ON}", 2, 0.7, "group", processes=2
     ),

@@ -78,11 +78,14 @@ def conclude(rows, studies):
         if len(values) < 2:
             continue
         low, high = interval(values)
-        within = "yes" if -study.bound <= low and high <= study.bound else "no"
+        decision = "none | | |"
+        if study.bound is not None:
+            within = "yes" if -study.bound <= low and high <= study.bound else "no"
+            p = equivalence(values, study.bound)
+            decision = f"±{study.bound} | {within} | p = {p:.2g} |"
         lines.append(
             f"| {name} | {study.figure}, {title} | {len(values)} of {len(study.seeds)} | "
-            f"{values.mean():+.2f} | {low:+.2f} to {high:+.2f} | ±{study.bound} | {within} | "
-            f"p = {equivalence(values, study.bound):.2g} |"
+            f"{values.mean():+.2f} | {low:+.2f} to {high:+.2f} | {decision}"
         )
     return "\n".join(lines)
 
@@ -139,7 +142,8 @@ def draw(rows, studies, path):
                 mean, (low, high) = values.mean(), interval(values)
                 error = [[mean - low], [high - mean]]
                 axes.errorbar(place, mean, error, color="black", capsize=8, fmt="D")
-        axes.axhspan(-study.bound, study.bound, color="tab:green", alpha=0.12)
+        if study.bound is not None:
+            axes.axhspan(-study.bound, study.bound, color="tab:green", alpha=0.12)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xticks(range(len(labels)), labels, fontsize="small")
         axes.set_xlim(-0.5, len(labels) - 0.5)
