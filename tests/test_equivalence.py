@@ -108,7 +108,7 @@ def test_a_fault_of_one_point_shows(bias, within):
 def test_a_study_without_a_bound_decides_nothing():
     rows = [{**row, "study": "processes"} for row in rows_of(4)]
     row = conclude(rows, STUDIES).splitlines()[-1]
-    assert row.startswith("| processes | AP, this project − the original | 4 of 4 |")
+    assert row.startswith("| processes | AP, this project − the mean of both | 4 of 4 |")
     assert row.endswith("| none | | |")
 
 

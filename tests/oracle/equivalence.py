@@ -76,7 +76,7 @@ STUDIES = {
     "panoptic": Study(
         range(1, 9), ALL[:2], f"{PANOPTIC} {MASK_HEAD}", 2, 0.7, detector="panoptic", figure="PQ"
     ),
-    "processes": Study(range(1, 5), ALL[:2], f"{DEMO} {GROUP_NORM}", 19, None, processes=2),
+    "processes": Study(range(1, 5), ALL, f"{DEMO} {GROUP_NORM}", 19, None, processes=2),
     "processes, from a detector": Study(
         range(1, 17), ALL[:2], f"{DEMO} {GROUP_NORM} {GO_ON}", 2, 0.7, "group", processes=2
     ),
