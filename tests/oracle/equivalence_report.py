@@ -160,7 +160,7 @@ def write_report(rows, studies):
     sections = "\n".join(describe(rows, name, study) for name, study in studies.items())
     text = f"""# The same detector, with many seeds
 
-`python -m tests.oracle.equivalence --resume` trains what is missing, two seeds at once, and writes this; [plan.md](plan.md) says what was fixed
+`python -m tests.oracle.equivalence --resume` trains what is missing and writes this; [plan.md](plan.md) says what was fixed
 before the results were looked at. So far {len(rows)} trainings on one thread of each process, {hours:.1f} hours of a core. The table's differences are
 in points; "one bit away" is the original itself, from weights that differ in their last bit: what chaos alone does.
 
