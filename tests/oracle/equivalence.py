@@ -37,7 +37,8 @@ CACHE = Path("~/.cache/detr-jittor/equivalence").expanduser()
 PANOPTIC_SHAPES = CACHE / "panoptic"
 DETECTOR_SEED = 100
 DEMO = "--shapes_val 2000"  # 22 epochs, the learning rate drops after 18
-GROUP_NORM = "--backbone_norm group"  # has no statistics, which processes would have to share
+# GroupNorm has no statistics, which processes would have to share.
+GROUP_NORM = f"{DEMO} --backbone_norm group"
 
 
 class Study(NamedTuple):
@@ -65,7 +66,7 @@ ALL = ("ours", "original", "perturbed")
 PANOPTIC = "--dataset_file coco_panoptic --coco_path {panoptic} --coco_panoptic_path {panoptic}"
 MASK_HEAD = "--masks --frozen_weights detector --epochs 3 --lr_drop 2"
 GO_ON = "--epochs 4 --lr_drop 2"
-DETECTORS = {"boxes": DEMO, "panoptic": PANOPTIC, "group": f"{DEMO} {GROUP_NORM}"}  # flags
+DETECTORS = {"boxes": DEMO, "panoptic": PANOPTIC, "group": GROUP_NORM}  # flags
 STUDIES = {
     "boxes": Study(range(1, 17), ALL, DEMO, 19, 0.5),
     "boxes, second round": Study(range(101, 141), ALL, DEMO, 19, 0.5),
@@ -76,9 +77,9 @@ STUDIES = {
     "panoptic": Study(
         range(1, 9), ALL[:2], f"{PANOPTIC} {MASK_HEAD}", 2, 0.7, detector="panoptic", figure="PQ"
     ),
-    "processes": Study(range(1, 5), ALL, f"{DEMO} {GROUP_NORM}", 19, None, processes=2),
+    "processes": Study(range(1, 5), ALL, GROUP_NORM, 19, None, processes=2),
     "processes, from a detector": Study(
-        range(1, 17), ALL[:2], f"{DEMO} {GROUP_NORM} {GO_ON}", 2, 0.7, "group", processes=2
+        range(1, 17), ALL[:2], f"{GROUP_NORM} {GO_ON}", 2, 0.7, detector="group", processes=2
     ),
 }
 
