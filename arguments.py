@@ -6,13 +6,14 @@ import os
 import shlex
 from pathlib import Path
 
-from datasets import EVAL_SIZE, MAX_RATIO, MAX_SIZE, NUM_CLASSES, SCALES, get_num_classes
+from datasets.classes import NUM_CLASSES, get_num_classes
+from datasets.coco import MAX_RATIO
 from datasets.panoptic_eval import require_panopticapi
-from models import BASIC_BLOCKS, DEPTHS, largest_learned_side
-from models.weights.architecture import architecture_of
+from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
+from models.architecture import BASIC_BLOCKS, DEPTHS, architecture_of, largest_learned_side
 from models.weights.checkpoint import class_thresholds, num_classes_of
 from predict import faults_of_predict, find_pictures
-from util import dist
+from util import launch
 from util.best import FIGURES
 from util.errors import InputError
 from util.files import claim, training_files
@@ -183,7 +184,7 @@ def how_to_go_on(args):
     # A flag that is given decides over the checkpoint's, also where it is the default.
     given = [name for name in args.given if name not in changes]
     command = full_command(argparse.Namespace(**{**vars(args), **changes}), given)
-    return f"go on with {dist.launcher()}{command}"
+    return f"go on with {launch.launcher()}{command}"
 
 
 # ---- what a checkpoint decides
@@ -292,7 +293,7 @@ def check_args(args):
         raise_first(faults_of_masks(args))
     if args.predict:
         find_pictures(args.predict, args.output_dir)
-    if args.output_dir and dist.is_main_process():
+    if args.output_dir and launch.is_main_process():
         folder = Path(args.output_dir)
         claim(folder)
         raise_first(faults_of_output_dir(args, folder))

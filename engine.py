@@ -11,17 +11,17 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
-from datasets import EVAL_SIZE, MAX_SIZE
 from datasets.coco import NORMALIZE, read_picture
 from datasets.coco_eval import CocoEvaluator
+from datasets.transforms import EVAL_SIZE, MAX_SIZE
 from models.attention import watch_attention
 from models.detr import PostProcess
 from models.segmentation import PostProcessSegm
-from util import dist
+from util import dist, launch
 from util.backend import jt
 from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
-from util.memory import StepMemory
+from util.step_memory import StepMemory
 
 PRINT_FREQ = 10
 
@@ -64,7 +64,7 @@ def train_one_epoch(
         num_boxes = average_boxes(batches)
         if num_boxes is None:
             continue
-        first_batch = accum_steps * (step * dist.get_world_size() + dist.get_rank())
+        first_batch = accum_steps * (step * launch.get_world_size() + launch.get_rank())
         seeds = [seed_of_batch(seed, epoch, first_batch + i) for i in range(len(batches))]
         scalars = dist.reduce_dict(backward(model, criterion, optimizer, batches, num_boxes, seeds))
         if not math.isfinite(scalars["loss"]):
@@ -105,7 +105,7 @@ def average_boxes(batches):
     """
     counts = [sum(len(target["labels"]) for target in targets) for _, targets in batches]
     missing = any(not targets for _, targets in batches)
-    gathered = dist.all_gather_numbers([missing, *counts])
+    gathered = dist.all_gather_floats([missing, *counts])
     return None if gathered[:, 0].any() else max(gathered[:, 1:].mean(), 1)
 
 
@@ -202,7 +202,7 @@ def evaluate(
     evaluator.synchronize_between_processes()
     if panoptic_evaluator is not None:
         panoptic_evaluator.synchronize_between_processes()
-    if not dist.is_main_process():
+    if not launch.is_main_process():
         return {}, evaluator
     print("Averaged stats:", logger)
     evaluator.accumulate()

@@ -9,16 +9,10 @@ from datetime import timedelta
 from typing import NamedTuple, Optional
 
 from arguments import adopt_flags, check_args, how_to_go_on, parse_args
-from datasets import (
-    build_dataset,
-    check_names,
-    get_classes,
-    get_coco_api_from_dataset,
-    get_num_classes,
-    num_classes_from_ids,
-)
+from datasets import build_dataset, get_coco_api_from_dataset
+from datasets.classes import check_names, get_classes, get_num_classes, num_classes_from_ids
 from datasets.summary import print_summary
-from models import build_model
+from models.detr import build_model
 from models.weights.checkpoint import class_names, load_checkpoint
 from models.weights.imagenet import load_backbone
 from models.weights.model import load_model_state, model_state, weights_digest
@@ -30,29 +24,30 @@ from models.weights.training import (
     steps_done,
 )
 from predict import predict_pictures
-from util import dist, runtime
-from util.errors import InputError
+from util import dist, launch
+from util.errors import InputError, warn
 from util.signals import StopRequest
+from util.startup.prepare import prepare_device
 
 
 def main(args):
     # ---- what the flags and the checkpoint alone decide
     check_args(args)
-    runtime.prepare_device(args.device)
+    prepare_device(args.device)
     source = args.resume or args.finetune or args.frozen_weights
     with dist.main_process_first():
         checkpoint = load_checkpoint(source) if source else None
     changed = adopt_flags(args, checkpoint, source) if checkpoint else []
-    if args.eval and not source and dist.is_main_process():
-        runtime.warn("--eval without --resume evaluates random weights")
+    if args.eval and not source and launch.is_main_process():
+        warn("--eval without --resume evaluates random weights")
 
     # ---- from here on Jittor is imported, which may compile for minutes
-    from util import compilation
     from util.backend import jt, select_device, set_seed
+    from util.startup import compilation
 
     start_time = time.time()
     device = select_device(args.device)
-    if dist.is_main_process() and not jt.flags.use_parallel_op_compiler:
+    if launch.is_main_process() and not jt.flags.use_parallel_op_compiler:
         compilation.report_progress(jt.flags)  # in several threads, Jittor reports it itself
 
     # ---- predict
@@ -73,7 +68,7 @@ def main(args):
     model, criterion, postprocessors = build_model(args, data.num_classes)
     load_weights(model, args, checkpoint, data.classes)
     dist.check_same(weights_digest(model), "the initial weights")
-    world_size = dist.get_world_size()
+    world_size = launch.get_world_size()
     processes = f" of each of {world_size} processes" if world_size > 1 else ""
     print(
         f"device{processes}: {device}, trainable parameters: {count_parameters(model):,}, "
@@ -106,8 +101,8 @@ class Data:
         loading = dict(
             num_workers=args.num_workers,
             seed=args.seed,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
+            rank=launch.get_rank(),
+            world_size=launch.get_world_size(),
         )
         with dist.main_process_first():
             self.val = build_dataset("val", args)
@@ -320,7 +315,7 @@ class Trainer:
             if epoch % 50 == 0:
                 names.append(f"eval/{epoch:03}.pkl")
             test_stats = self.evaluator.run(names, after_step=self.exit_if_asked_to)
-            value = self.best.find(test_stats) if dist.is_main_process() else None
+            value = self.best.find(test_stats) if launch.is_main_process() else None
             if self.best.update(epoch, dist.broadcast(value)):
                 more = dict(train_stats=train_stats, thresholds=self.evaluator.thresholds)
                 self.output.save_best(self.make_state(epoch, **more))
@@ -358,7 +353,7 @@ class Trainer:
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "epoch": epoch,
             "step": step,
-            "processes": dist.get_world_size(),
+            "processes": launch.get_world_size(),
             "args": {**vars(self.args), "num_classes": self.data.num_classes},
             "classes": self.data.classes,
             "best": self.best.state_dict(),
@@ -399,5 +394,5 @@ def build_optimizer(model, args):
 if __name__ == "__main__":
     # Ctrl-C ends the program at once, also while Jittor compiles; a training stops in good order.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with dist.job():
+    with launch.job():
         main(parse_args())

@@ -10,11 +10,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from datasets import IMAGE_SUFFIXES
-from util import dist
+from datasets.coco import IMAGE_SUFFIXES
+from util import launch
 from util.errors import InputError, printable
 from util.files import files_below, replacing
-from util.memory import StepMemory
+from util.step_memory import StepMemory
 
 # Bytes of a name before _detections.jpg: file systems take 255, and some are for what `replacing`
 # adds while it writes.
@@ -23,7 +23,7 @@ MAX_STEM = 200
 
 def faults_of_predict(args):
     """Yields a line for each fault of the flags that go with --predict."""
-    if dist.get_world_size() > 1:
+    if launch.get_world_size() > 1:
         yield "--predict runs in one process: start it without mpirun"
     if args.eval:
         yield "--predict and --eval are two different things to do: give one of them"

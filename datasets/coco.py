@@ -11,12 +11,18 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
-from datasets import EVAL_SIZE, FORMATS, MAX_RATIO, MAX_SIZE, SCALES, get_num_classes
 from datasets.annotation_arrays import CocoArrays, owners_of
 from datasets.annotation_cache import load_annotations
 from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco, segmentation_to_rle
+from datasets.classes import get_num_classes
+from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from util.errors import InputError
 
+# What Pillow may take a file for. It knows many more formats, one of which (EPS) runs a program on
+# the file.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
+MAX_RATIO = 100  # of an image's sides: the transforms would enlarge a flatter one to gigabytes
 # What every image goes through last: ImageNet's mean and standard deviation, as the backbone's
 # weights expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])

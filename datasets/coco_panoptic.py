@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import get_num_classes
 from datasets.annotation_arrays import Images, Segments, owners_of
 from datasets.annotations import (
     BadSamples,
@@ -22,6 +21,7 @@ from datasets.annotations import (
     read_json,
     short,
 )
+from datasets.classes import get_num_classes
 from datasets.coco import CocoImages, make_coco_transforms, read_image
 from util.errors import InputError
 from util.memory import return_freed_memory, without_garbage_collector

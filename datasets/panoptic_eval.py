@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from util import dist
+from util import dist, launch
 from util.errors import InputError
 from util.files import make_folder, replacing, writing
 
@@ -44,7 +44,7 @@ class PanopticEvaluator:
         predictions: dictionaries with image_id, file_name, png_string (bytes), segments_info.
         Raises InputError where a file cannot be written.
         """
-        if not dist.is_main_process():
+        if not launch.is_main_process():
             self.unwritten += predictions
             return
         for prediction in predictions:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import datasets.transforms as T
-from datasets import get_num_classes
+from datasets.classes import get_num_classes
 from datasets.coco import NORMALIZE, CocoDetection
 from util.download import user_cache
 from util.errors import InputError

@@ -16,7 +16,12 @@ Source: `datasets/transforms.py` of the original.
 import numpy as np
 from PIL import Image
 
-from util.misc import nearest_index
+from util.nearest import nearest_index
+
+# The original's sizes in pixels: shorter side in training and in evaluation, limit of the longer.
+SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+EVAL_SIZE = 800
+MAX_SIZE = 1333
 
 
 def crop(image, target, region):

@@ -4,7 +4,7 @@ from util import ops
 from util.backend import jt, nn, resnet
 from util.misc import NestedTensor, resize_nearest
 
-from . import BASIC_BLOCKS, DEPTHS, stage_channels
+from .architecture import BASIC_BLOCKS, DEPTHS, stage_channels
 from .position_encoding import build_position_encoding
 
 

@@ -158,7 +158,7 @@ class SetCriterion(nn.Module):
         All processes call it; those without images, at the end of a validation set, with [].
         """
         count = sum(len(target["labels"]) for target in targets)
-        counts, has_images = dist.all_gather_numbers([count, bool(targets)]).T
+        counts, has_images = dist.all_gather_floats([count, bool(targets)]).T
         return max(counts.sum() / max(has_images.sum(), 1), 1)
 
     def _dense_targets(self, indices, targets, shape):
@@ -273,10 +273,11 @@ class PostProcess:
         return [dict(zip(keys, image)) for image in zip(scores, labels, boxes)]
 
 
-def build(args, num_classes):
-    """Builds model, criterion and postprocessors.
+def build_model(args, num_classes):
+    """Build model, criterion and postprocessors from the parsed flags of `main.py`.
 
-    The latter are a dictionary with bbox and, with masks, segm and panoptic.
+    num_classes: highest category id + 1. The postprocessors are a dictionary with bbox and, with
+    masks, segm and panoptic.
     """
     model = DETR(
         build_backbone(args),
@@ -302,4 +303,6 @@ def build(args, num_classes):
                 {i: i <= 90 for i in range(num_classes)}, threshold=0.85
             )
     criterion = SetCriterion(num_classes, build_matcher(args), weight_dict, args.eos_coef)
+    # Draw the initial weights now, with the seed set before, not in the first step with dropout's.
+    jt.sync_all()
     return model, criterion, postprocessors

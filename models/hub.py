@@ -7,12 +7,12 @@ or a path. Without it all weights are random. `load_detr` loads any other checkp
 
 from util.errors import InputError
 
+from .architecture import Architecture, architecture_of
 from .backbone import Backbone, Joiner
 from .detr import DETR, PostProcess
 from .position_encoding import build_position_encoding
 from .segmentation import DETRsegm, PostProcessPanoptic
 from .transformer import Transformer
-from .weights.architecture import Architecture, architecture_of
 from .weights.checkpoint import load_checkpoint
 from .weights.model import load_model_state
 from .weights.names import names_of

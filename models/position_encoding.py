@@ -7,7 +7,7 @@ import numpy as np
 from util import ops
 from util.backend import jt, nn
 
-from . import LEARNED_CELLS
+from .architecture import LEARNED_CELLS
 
 
 class PositionEmbeddingSine(nn.Module):

@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 
 from util import ops
 from util.backend import jt, nn
-from util.misc import nearest_index, resize_nearest
+from util.misc import resize_nearest
+from util.nearest import nearest_index
 
 # masks that are computed or enlarged at a time; all of them at once are what fills the memory
 QUERY_BLOCK = 10

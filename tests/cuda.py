@@ -357,11 +357,11 @@ def main():
     parser.add_argument("--row", choices=ROWS, help="this row alone, in this process")
     args = parser.parse_args()
 
-    from util import runtime
     from util.errors import InputError
+    from util.startup.prepare import prepare_device
 
     try:
-        runtime.prepare_device("cuda")
+        prepare_device("cuda")
         if args.row:
             from util.backend import select_device
 

@@ -136,7 +136,7 @@ def test_wrong_flags_end_before_jittor_and_the_data(tmp_path):
         source = (
             "import sys; sys.modules['panopticapi'] = None\n"
             "from main import *\n"
-            "with dist.job():\n"
+            "with launch.job():\n"
             "    try:\n"
             f"        main(parse_args({['--coco_path', '/nowhere', *wrong]}))\n"
             "    finally:\n"

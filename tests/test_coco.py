@@ -13,8 +13,9 @@ from coco_files import IMAGES, arguments, make_coco, write_annotations
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from datasets import NUM_CLASSES, build_dataset, get_coco_api_from_dataset
+from datasets import build_dataset, get_coco_api_from_dataset
 from datasets.annotations import read_json
+from datasets.classes import NUM_CLASSES
 from datasets.coco import CocoDetection
 from util.errors import InputError
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
-from util import compilation
 from util.backend import jt
+from util.startup import compilation
 
 
 @pytest.fixture

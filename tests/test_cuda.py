@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 from processes import REPO
 
-from util import cuda, memory, runtime
+from util import step_memory
 from util.backend import jt, select_device
 from util.errors import InputError
+from util.startup import cuda
+from util.startup.prepare import prepare_device
 
 LIBRARIES = [
     f"lib{name}.so"
@@ -135,15 +137,15 @@ def test_what_does_not_fit_is_said_in_one_line(
     chosen, obstacle = prepare(tmp_path, nvcc)
     assert chosen == "" and remedy in obstacle.remedy
     with pytest.raises(InputError, match=f"^--device cuda: .*{reason}".rstrip("$")) as error:
-        runtime.prepare_device("cuda")
+        prepare_device("cuda")
     assert str(error.value).endswith(f"; {obstacle.remedy}, or use --device cpu")
-    runtime.prepare_device("auto")
+    prepare_device("auto")
     err = capsys.readouterr().err
     assert (
         err.startswith(f"warning: the GPU is not used: {obstacle.reason}; ")
         and err.count("\n") == 1
     )
-    runtime.prepare_device("cpu")
+    prepare_device("cpu")
     assert capsys.readouterr().err == ""
 
 
@@ -228,10 +230,10 @@ def test_where_there_is_no_gpu_nothing_is_said_unless_cuda_is_asked_for(
     else:
         machine["CUDA_VISIBLE_DEVICES"] = visible
     assert prepare(tmp_path, make_toolkit(tmp_path / "cuda"))[0] == ""
-    runtime.prepare_device("auto")
+    prepare_device("auto")
     assert capsys.readouterr().err == ""
     with pytest.raises(InputError, match=f"--device cuda: .*{reason}.*; use --device cpu"):
-        runtime.prepare_device("cuda")
+        prepare_device("cuda")
 
 
 def test_what_the_user_set_stays(tmp_path, machine):
@@ -247,7 +249,7 @@ def test_what_the_user_set_stays(tmp_path, machine):
 
 def test_cpu_imports_no_cuda(tmp_path, machine):
     prepare(tmp_path, make_toolkit(tmp_path / "cuda"))
-    runtime.prepare_device("cpu")
+    prepare_device("cpu")
     assert machine["nvcc_path"] == ""
 
 
@@ -315,9 +317,9 @@ def test_what_a_gpu_holds_is_freed_between_batches_when_it_is_most_of_its_memory
             freed.append(held)
 
     monkeypatch.setattr("util.backend.jt", FakeJittor)
-    step_memory = memory.StepMemory()
+    memory = step_memory.StepMemory()
     for held in (1, 20, 35, 37, 5):
-        step_memory.tidy()
+        memory.tidy()
     assert freed == [37]
 
 

@@ -189,7 +189,7 @@ def test_boxes_are_averaged_over_the_processes_that_have_images(
 ):
     """targets: the number of objects of each image; others: what the other processes send."""
     monkeypatch.setattr(
-        "util.dist.all_gather_numbers", lambda values: np.array([values, *others], float)
+        "util.dist.all_gather_floats", lambda values: np.array([values, *others], float)
     )
     _, criterion, _ = make()
     targets = [{"labels": np.zeros(count)} for count in targets]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
+from models.architecture import architecture_of
 from models.export.__main__ import check_encoding, check_size, main
-from models.weights.architecture import architecture_of
 from models.weights.model import model_state
 from models.weights.shapes import weight_shapes
 from util.errors import InputError
@@ -50,7 +50,7 @@ def test_the_weights_of_an_architecture_are_those_of_the_model(flags):
 
 
 def architecture_of_names():
-    from models.weights.architecture import Architecture
+    from models.architecture import Architecture
 
     return Architecture._fields
 

@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 # Any double, by its bits: hypothesis refuses to draw floats where subnormal ones are flushed to
-# zero (see util/runtime.py).
+# zero (see util/startup/prepare.py).
 FLOATS = st.binary(min_size=8, max_size=8).map(lambda content: struct.unpack("<d", content)[0])
 NUMBERS = st.one_of(
     st.sampled_from(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from util.misc import nearest_index, nested_tensor_from_arrays
+from util.misc import nested_tensor_from_arrays
+from util.nearest import nearest_index
 
 
 def test_images_are_padded_at_the_bottom_and_right():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from util import dist
+from util import launch
 from util.errors import InputError
 from util.jittor_file import read_jittor_file
 from util.output import OutputFolder
@@ -68,7 +68,7 @@ def test_overwrite_removes_a_training_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("is_main", [True, False])
 def test_without_a_folder_and_in_other_processes_nothing_is_written(tmp_path, monkeypatch, is_main):
-    monkeypatch.setattr(dist, "is_main_process", lambda: is_main)
+    monkeypatch.setattr(launch, "is_main_process", lambda: is_main)
     monkeypatch.chdir(tmp_path)
     output = OutputFolder("" if is_main else tmp_path)
     output.save_training(lambda: pytest.fail("the state need not be made"), 200)

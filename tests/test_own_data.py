@@ -12,8 +12,9 @@ from interrupt import FLAGS
 from PIL import Image
 
 from arguments import parse_args
-from datasets import build_dataset, get_classes, num_classes_from_ids
+from datasets import build_dataset
 from datasets.annotations import category_names
+from datasets.classes import get_classes, num_classes_from_ids
 from datasets.coco import CocoDetection, make_coco_transforms
 from datasets.summary import print_summary
 from main import main

@@ -14,7 +14,7 @@ from datasets import build_dataset
 from datasets.coco_panoptic import masks_to_boxes
 from datasets.summary import print_summary
 from main import Data, Evaluator, main
-from models import build_model
+from models.detr import build_model
 from util.errors import InputError
 
 

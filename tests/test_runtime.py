@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from util import runtime
+from util.startup import prepare
 
 ROOT = Path(__file__).parent.parent
 STAGED = Path(".cache/jittor/mkl/dnnl_lnx_2.2.0_cpu_gomp")
-PREPARE = "from util import runtime; runtime.prepare()\n"
+PREPARE = "from util.startup.prepare import prepare; prepare()\n"
 REPORT = (
     PREPARE + "import os; print({name: os.environ.get(name) for name in ('nvcc_path', 'use_mkl')})"
 )
@@ -99,8 +99,8 @@ def test_what_is_staged_is_left_alone_and_costs_little(home):
     finish(start(home))
     before = (home / STAGED / "lib/libmkldnn.so").stat()
     code = (
-        "import time, numpy; start = time.process_time(); from util import runtime; "
-        "runtime.prepare(); print(time.process_time() - start)"
+        "import time, numpy; start = time.process_time(); "
+        "from util.startup.prepare import prepare; prepare(); print(time.process_time() - start)"
     )
     seconds = min(finish(start(home, NO_WHEEL + code))[0] for _ in range(3))
     after = (home / STAGED / "lib/libmkldnn.so").stat()
@@ -170,7 +170,7 @@ def test_without_wheel_and_network_it_warns_and_turns_onednn_off(home, damage):
     assert (
         err.count("\n") == 1
         and "100 times slower" in err
-        and f"pip install {runtime.ONEDNN_WHEEL}" in err
+        and f"pip install {prepare.ONEDNN_WHEEL}" in err
     )
 
 
@@ -278,29 +278,29 @@ def test_what_comes_before_jittor_does_not_import_it(home, modules):
 def test_the_home_is_found_as_jittor_finds_it(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("JITTOR_HOME", raising=False)
-    assert runtime.jittor_home() == tmp_path
+    assert prepare.jittor_home() == tmp_path
     (tmp_path / ".cache/jittor").mkdir(parents=True)
     (tmp_path / ".cache/jittor/config.json").write_text('{"JITTOR_HOME": "/remembered"}')
-    assert runtime.jittor_home() == Path("/remembered")
+    assert prepare.jittor_home() == Path("/remembered")
     monkeypatch.setenv("JITTOR_HOME", "/chosen")
-    assert runtime.jittor_home() == Path("/chosen")
+    assert prepare.jittor_home() == Path("/chosen")
 
 
 def test_the_announcement_depends_on_the_cache(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JITTOR_HOME", str(tmp_path))
     monkeypatch.setenv("nvcc_path", "")
-    assert not runtime.core_is_compiled()
-    runtime.prepare_device("cpu")
+    assert not prepare.core_is_compiled()
+    prepare.prepare_device("cpu")
     first = capsys.readouterr().out
     levels = f"jt1.3.11/g++12.2.0/py{platform.python_version()}/Linux/CPU/12ab/default"
     cache = tmp_path / ".cache/jittor" / levels / "cu12.2.0_sm_90"
     cache.mkdir(parents=True)
     (cache / "jittor_core.cpython-311-x86_64-linux-gnu.so").touch()
-    assert not runtime.core_is_compiled()  # that of CUDA is another
+    assert not prepare.core_is_compiled()  # that of CUDA is another
     monkeypatch.setenv("nvcc_path", "/usr/local/cuda/bin/nvcc")
-    assert runtime.core_is_compiled()
+    assert prepare.core_is_compiled()
     (cache.parent / "jittor_core.cpython-311-x86_64-linux-gnu.so").touch()
-    runtime.prepare_device("cpu")
+    prepare.prepare_device("cpu")
     later = capsys.readouterr().out
     assert "core once per machine" in first and "core" not in later
     assert first.count("\n") == later.count("\n") == 1
@@ -309,7 +309,7 @@ def test_the_announcement_depends_on_the_cache(tmp_path, monkeypatch, capsys):
 def test_devices_and_threads_that_compile_on_a_machine_without_cuda():
     code = (
         "from util.errors import InputError\n"
-        "from util.runtime import prepare_device\n"
+        "from util.startup.prepare import prepare_device\n"
         "prepare_device('auto')\n"
         "from util.backend import jt, select_device\n"
         "found = [select_device('auto'), jt.flags.use_cuda, select_device('cpu'), "
@@ -332,7 +332,7 @@ def test_devices_and_threads_that_compile_on_a_machine_without_cuda():
 def test_subnormal_numbers_are_zero_in_every_thread_from_the_start():
     source = (
         "import threading, numpy as np\n"
-        "from util import runtime; runtime.prepare()\n"
+        "from util.startup.prepare import prepare; prepare()\n"
         "def show(): print(*np.float32([1e-30]) * np.float32([1e-10, 1]))\n"
         "show(); threading.Thread(target=show).start()\n"
         "import scipy.optimize, matplotlib.figure\n"
@@ -348,9 +348,9 @@ def test_subnormal_numbers_are_zero_in_every_thread_from_the_start():
 def test_threads_that_wait_do_not_spin_long(given, expected):
     """OpenMP reads the environment when it is loaded: that must not be before."""
     source = (
-        "import main; from util import runtime; from pathlib import Path\n"
+        "import main; from util.startup.prepare import prepare; from pathlib import Path\n"
         "assert 'libgomp' not in Path('/proc/self/maps').read_text()\n"
-        "runtime.prepare(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+        "prepare(); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
     )
     environment = {
         name: value

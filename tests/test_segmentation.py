@@ -21,7 +21,7 @@ from models.segmentation import (
 )
 from models.weights.model import model_state
 from util.backend import jt, nn
-from util.misc import nearest_index
+from util.nearest import nearest_index
 
 FLAGS = (
     "--masks",

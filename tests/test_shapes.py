@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from datasets import NUM_CLASSES, build_dataset, shapes
+from datasets import build_dataset, shapes
+from datasets.classes import NUM_CLASSES
 from datasets.coco import segmentation_to_rle
 from util.errors import InputError
 

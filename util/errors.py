@@ -1,12 +1,13 @@
-"""The one exception that stands for a fault of the user's files or flags."""
+"""Errors and warnings about the user's files and flags."""
+
+import sys
 
 
 class InputError(Exception):
-    """A file, folder or flag that cannot be used.
+    """A file, folder or flag cannot be used.
 
-    The message is one line that names the file (or flag) and the remedy; `main.py` prints it
-    without a traceback and exits with code 1. Faults of the program itself keep their own
-    exceptions and tracebacks.
+    The message is one line that names the file or flag and the remedy. `main.py` prints it without
+    a traceback and exits with code 1. Bugs in the program raise other exceptions.
     """
 
     def __str__(self):
@@ -14,5 +15,10 @@ class InputError(Exception):
 
 
 def printable(text):
-    """The text without what moves a terminal's cursor, which names from a hostile file may hold."""
+    """Return text with control characters escaped, which a hostile file's names may contain."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def warn(message):
+    """Print a warning, one line, on stderr."""
+    print(f"warning: {message}", file=sys.stderr)

@@ -8,7 +8,7 @@ from collections import defaultdict, deque
 import numpy as np
 from tqdm import tqdm
 
-from util import dist
+from util import dist, launch
 
 
 class SmoothedValue:
@@ -114,7 +114,7 @@ class MetricLogger:
         begin = end = time.time()
         # mpirun gives every process a terminal of its own, even where its own output goes into a
         # file.
-        disable = True if dist.get_world_size() > 1 else None
+        disable = True if launch.get_world_size() > 1 else None
         with tqdm(
             total=total,
             desc=header,

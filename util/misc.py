@@ -3,6 +3,7 @@
 import numpy as np
 
 from util.backend import jt
+from util.nearest import nearest_index
 
 
 class NestedTensor:
@@ -39,13 +40,6 @@ def nested_tensor_from_arrays(images):
         tensors[i, :, :h, :w] = image
         mask[i, :h, :w] = False
     return NestedTensor(tensors, mask)
-
-
-def nearest_index(size, new_size):
-    """Source positions, int64 [new_size], of PyTorch's nearest interpolation of `size` pixels."""
-    scale = np.float32(size) / np.float32(new_size)
-    index = np.floor(np.arange(new_size, dtype=np.float32) * scale).astype(np.int64)
-    return np.minimum(index, size - 1)
 
 
 def resize_nearest(x, size):

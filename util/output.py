@@ -5,7 +5,7 @@ import math
 from itertools import chain, islice
 from pathlib import Path
 
-from util import dist
+from util import dist, launch
 from util.files import make_folder, replacing, training_files
 from util.jittor_file import write_jittor_file
 from util.pictures import GRID, draw_mistakes, jpeg_of, plot_predictions
@@ -25,7 +25,7 @@ class OutputFolder:
         self.path = Path(path)
         self.tensorboard = tensorboard
         self.tensorboard_log = None
-        self.active = bool(path) and dist.is_main_process()
+        self.active = bool(path) and launch.is_main_process()
         if not self.active:
             return
         if overwrite:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
 
-from datasets import FORMATS, IMAGE_SUFFIXES
+from datasets.coco import FORMATS, IMAGE_SUFFIXES
 from util.errors import InputError
 from util.files import files_below, make_folder, replacing
 

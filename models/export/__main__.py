@@ -7,9 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from models import largest_learned_side
+from models.architecture import architecture_of, largest_learned_side
 from models.weights.__main__ import add_architecture
-from models.weights.architecture import architecture_of
 from models.weights.checkpoint import load_checkpoint
 from models.weights.names import names_of
 from models.weights.shapes import check_weights

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from onnx import TensorProto
 
-from models import BASIC_BLOCKS, DEPTHS
+from models.architecture import BASIC_BLOCKS, DEPTHS
 
 from .graph import EPSILON, Graph
 

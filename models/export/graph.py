@@ -137,7 +137,7 @@ class Graph:
         return x
 
     def _nearest_index(self, x, axis, like, axis_of_like):
-        """As util.misc.nearest_index, in the same arithmetic."""
+        """As util.nearest.nearest_index, in the same arithmetic."""
         old, new = self.side(x, axis), self.side(like, axis_of_like)
         ratio = self.add("Div", self._float(old), self._float(new))
         zero, one = self.constant(0), self.constant(1)

@@ -7,10 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from models.architecture import architecture_of
 from util.errors import InputError
 from util.files import replacing
 
-from .architecture import architecture_of
 from .checkpoint import load_checkpoint
 from .huggingface import check_exportable, write_folder
 from .huggingface_names import to_huggingface

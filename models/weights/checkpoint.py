@@ -9,7 +9,7 @@ from util.jittor_file import read_jittor_file
 from .fetch import local_path
 from .huggingface import CONFIG, PREPROCESSOR, flags_of, read_config, sizes_of, weight_files
 from .huggingface_names import from_huggingface, is_of_huggingface
-from .model import summarize_names
+from .mismatches import summarize_names
 from .safetensors_file import is_safetensors_file, read_safetensors
 from .torch_file import is_torch_file, read_torch_file
 

@@ -3,10 +3,11 @@
 from util.backend import jt
 from util.errors import InputError
 
-from .model import model_state, summarize_names
+from .mismatches import summarize_names
+from .model import model_state
 
 
-def load_what_fits(model, state, old_classes, classes, source):
+def load_matching_weights(model, state, old_classes, classes, source):
     """Copies the weights that fit into the model, and prints what was loaded and what was not.
 
     state: name -> float array; old_classes and classes: dictionaries category id -> name, those of

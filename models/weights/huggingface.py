@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from models import BASIC_BLOCKS, DEPTHS
+from models.architecture import BASIC_BLOCKS, DEPTHS
 from util.errors import InputError
 from util.files import make_folder, replacing
 

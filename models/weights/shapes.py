@@ -1,9 +1,9 @@
 """The names and shapes of a model's weights, from its Architecture alone, without Jittor."""
 
-from models import BASIC_BLOCKS, DEPTHS, LEARNED_CELLS, stage_channels
+from models.architecture import BASIC_BLOCKS, DEPTHS, LEARNED_CELLS, stage_channels
 from util.errors import InputError
 
-from .model import misfits
+from .mismatches import find_mismatches
 
 
 def check_weights(state, architecture, source):
@@ -12,7 +12,7 @@ def check_weights(state, architecture, source):
 
     state: name -> array; architecture: architecture.Architecture.
     """
-    if problems := misfits(weight_shapes(architecture), state):
+    if problems := find_mismatches(weight_shapes(architecture), state):
         raise InputError(f"{source}: is not a DETR's weights: {'; '.join(problems)}")
 
 

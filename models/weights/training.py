@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 
-from util import dist
+from util import launch
+from util.backend import jt
 from util.errors import InputError
 
-from .model import list_misfits
+from .mismatches import compare_shapes
 
 
 def optimizer_state(optimizer):
@@ -39,14 +40,12 @@ def load_optimizer_state(optimizer, state, source):
     Raises InputError, which names source, where the groups hold other parameters or shapes; the
     optimizer is then unchanged.
     """
-    from util.backend import jt
-
     if state.keys() != {"state", "groups"}:
         raise InputError(
             f"{source}: its optimizer is not one of this program's; only its weights can be loaded"
         )
     groups, moments = optimizer.param_groups, state["state"]
-    problems = list_misfits(
+    problems = compare_shapes(
         {name: var.shape for group in groups for name, var in zip(group["names"], group["params"])},
         {name: moment["exp_avg"].shape for name, moment in moments.items()},
     )
@@ -111,7 +110,7 @@ def steps_done(checkpoint, source, *, images, batch_size, accum_steps, seed):
     images, batch_size, accum_steps, seed: this run's; images: how many to train on.
     Raises InputError, which names source, where the epoch would be another one.
     """
-    saved_by, processes = checkpoint["processes"], dist.get_world_size()
+    saved_by, processes = checkpoint["processes"], launch.get_world_size()
     if saved_by != processes:
         print(
             f"{source}: was saved by a training of {saved_by} processes and goes on with "

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from datasets import EVAL_SIZE, MAX_SIZE, SCALES
+from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 
 
 def picture(width, height):

@@ -26,7 +26,7 @@ import engine  # noqa: E402
 from engine import train_one_epoch  # noqa: E402
 from main import build_optimizer  # noqa: E402
 from models.weights.model import model_state  # noqa: E402
-from util import dist  # noqa: E402
+from util import dist, launch  # noqa: E402
 from util.backend import jt  # noqa: E402
 from util.misc import nested_tensor_from_arrays  # noqa: E402
 
@@ -48,7 +48,7 @@ def train(batch_size, steps, accum_steps):
 
     batches = tiny.Batches()
     for step in range(steps):
-        for share in range(dist.get_rank() * accum_steps, (dist.get_rank() + 1) * accum_steps):
+        for share in range(launch.get_rank() * accum_steps, (launch.get_rank() + 1) * accum_steps):
             images, targets = recipe.make_share(step % recipe.TRAINING_BATCHES, share, batch_size)
             batches.append((nested_tensor_from_arrays(images), targets))
     train_one_epoch(
@@ -72,12 +72,12 @@ def save():
     # Waits for the step's computation, without CUDA only.
     engine.StepMemory.tidy = lambda self: None
     args, model, criterion, _ = ours.build(CASE)
-    images, targets = recipe.make_share(0, dist.get_rank(), 1)
+    images, targets = recipe.make_share(0, launch.get_rank(), 1)
     batches = tiny.Batches([(nested_tensor_from_arrays(images), targets)])
     train_one_epoch(
         model, criterion, batches, build_optimizer(model, args), 0, 0, args.clip_max_norm
     )
-    weights = model_state(model) if dist.is_main_process() else {}
+    weights = model_state(model) if launch.is_main_process() else {}
     dist.barrier()
     return {"weights": len(weights)}
 
@@ -139,8 +139,8 @@ def messages():
     """What every process gets from each function of util.dist; asserted here, since only one
     process writes.
     """
-    rank, count = dist.get_rank(), dist.get_world_size()
-    assert (jt.rank, jt.world_size, jt.mpi.local_rank()) == (rank, count, dist.get_local_rank())
+    rank, count = launch.get_rank(), launch.get_world_size()
+    assert (jt.rank, jt.world_size, jt.mpi.local_rank()) == (rank, count, launch.get_local_rank())
     value = {"rank": rank, "text": "é" * 1000 * rank, "array": np.arange(3 * rank), "huge": 2**70}
     for root in range(count):
         found = dist.broadcast(value, root)
@@ -154,7 +154,7 @@ def messages():
     assert (
         [each["rank"] for each in gathered] == list(range(count)) if rank == 0 else gathered is None
     )
-    numbers = dist.all_gather_numbers([rank + 0.1, 2**53, -np.inf])
+    numbers = dist.all_gather_floats([rank + 0.1, 2**53, -np.inf])
     assert numbers.tolist() == [[each + 0.1, 2**53, -np.inf] for each in range(count)]
     assert dist.reduce_dict({"a": rank, "b": 1.5}) == {"a": (count - 1) / 2, "b": 1.5}
     dist.check_same("same", "words")
@@ -180,12 +180,12 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int)
     parser.add_argument("--accum_steps", type=int, default=1)
     options = parser.parse_args()
-    with dist.job():
+    with launch.job():
         if options.part == "train":
             result = train(options.batch_size, options.steps, options.accum_steps)
         elif options.part == "alone":
             result = alone(options.batch_size, options.steps, options.processes)
         else:
             result = {"save": save, "messages": messages, "allreduce": allreduce}[options.part]()
-        if dist.is_main_process():
+        if launch.is_main_process():
             np.savez(options.out, **result)

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from arguments import parse_args
-from datasets import get_num_classes
+from datasets.classes import get_num_classes
 from main import main
-from models import build_model
+from models.detr import build_model
 from util.misc import nested_tensor_from_arrays
 
 FLAGS = """

@@ -233,10 +233,10 @@ if __name__ == "__main__":
     if options.row == "eval":
         evaluate(options)
         sys.exit()
-    from util import runtime
+    from util.startup.prepare import prepare_device
 
     start = time.time()
-    runtime.prepare_device(options.device)
+    prepare_device(options.device)
     from util.backend import select_device
 
     select_device(options.device)

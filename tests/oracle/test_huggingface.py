@@ -11,7 +11,7 @@ import pytest
 from conftest import HERE
 
 from arguments import adopt_flags, parse_args
-from models import build_model
+from models.detr import build_model
 from models.weights.checkpoint import class_names, load_checkpoint, num_classes_of
 from models.weights.model import load_model_state
 from util.backend import jt

@@ -22,7 +22,8 @@ import numpy as np  # noqa: E402
 import training  # noqa: E402
 
 import main as program  # noqa: E402
-from util import dist, runtime  # noqa: E402
+from util import launch  # noqa: E402
+from util.startup.prepare import prepare_device  # noqa: E402
 
 STEPS, STEPS_PER_EPOCH, SHORT_SIDE = 30, 10, 320
 MOST_STATES = 20
@@ -31,8 +32,9 @@ MOST_STATES = 20
 def prepare(options):
     import tiny
 
-    from datasets import NUM_CLASSES, build_dataset
+    from datasets import build_dataset
     from datasets import transforms as T
+    from datasets.classes import NUM_CLASSES
     from datasets.coco import NORMALIZE
     from datasets.loader import DataLoader
     from datasets.shapes import make_shapes_transforms
@@ -178,7 +180,7 @@ def train(options):
     args, model, criterion, postprocessors = build_model(options.folder)
     optimizer = program.build_optimizer(model, args)
     scheduler = StepLR(optimizer, args.lr_drop)
-    recorder = training.Recorder(options.run if dist.is_main_process() else None)
+    recorder = training.Recorder(options.run if launch.is_main_process() else None)
     recording = Recording(criterion)
     states = States(options.states, model, optimizer) if options.states else None
     panoptic_evaluator = None
@@ -191,11 +193,11 @@ def train(options):
             args.batch_size,
             num_workers=0,
             seed=0,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
+            rank=launch.get_rank(),
+            world_size=launch.get_world_size(),
         )
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
-        batches = Loader(training.load_epoch(path, dist.get_rank(), dist.get_world_size()))
+        batches = Loader(training.load_epoch(path, launch.get_rank(), launch.get_world_size()))
         averages = train_one_epoch(
             model,
             recording,
@@ -222,7 +224,7 @@ def train(options):
                 panoptic_evaluator,
             )
         recorder.epoch(epoch, averages, stats)
-    if dist.is_main_process():
+    if launch.is_main_process():
         recorder.save(model_state(model))
 
 
@@ -287,8 +289,8 @@ if __name__ == "__main__":
     parser.add_argument("--states", type=Path, help="write the state after each step there")
     parser.add_argument("--gradients", type=int, metavar="BATCHES")
     options = parser.parse_args()
-    runtime.prepare_device("cpu")
-    with dist.job():
+    prepare_device("cpu")
+    with launch.job():
         if options.prepare:
             prepare(options)
         elif options.gradients:

@@ -24,9 +24,9 @@ PERIOD = 5  # seconds between two measurements of memory
 
 def load(options):
     """One of the processes. Prints when the data is there, and when the images are."""
-    from util import runtime
+    from util.startup.prepare import prepare_device
 
-    runtime.prepare_device("cpu")
+    prepare_device("cpu")
     from arguments import parse_args
     from datasets import build_dataset
     from datasets.loader import DataLoader

@@ -45,9 +45,9 @@ class Reading(NamedTuple):
 
 def load(coco):
     """The data loader alone, in this process: prints images per second."""
-    from util import runtime
+    from util.startup.prepare import prepare_device
 
-    runtime.prepare_device("cpu")
+    prepare_device("cpu")
     from arguments import parse_args
     from datasets import build_dataset
     from datasets.loader import DataLoader

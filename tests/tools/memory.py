@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from engine import PRINT_FREQ
 from tests.helpers.process_memory import proportional_memory
-from util.memory import StepMemory
+from util.step_memory import StepMemory
 
 REPO = Path(__file__).resolve().parents[2]
 FLAGS = """

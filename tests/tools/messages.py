@@ -25,12 +25,12 @@ STEPS = 3
 def measure():
     """In one of the processes: prints the table's row in the main one."""
     sys.path[:0] = [str(REPO / "tests" / "helpers")]
-    from util import runtime
+    from util.startup.prepare import prepare_device
 
-    runtime.prepare_device("cpu")
+    prepare_device("cpu")
     import tiny
 
-    from util import dist
+    from util import dist, launch
     from util.backend import select_device
 
     select_device("cpu")
@@ -41,31 +41,31 @@ def measure():
     args = tiny.arguments("--num_classes", 91)
     model, criterion, _ = tiny.build(args)
     optimizer, stop = build_optimizer(model, args), StopRequest()
-    sizes, gather = [], dist.all_gather_numbers
+    sizes, gather = [], dist.all_gather_floats
 
     def counting(values):
         sizes.append(len(values))
         return gather(values)
 
     def train(steps):
-        batches = tiny.Batches([tiny.make_batch(dist.get_rank())] * steps)
+        batches = tiny.Batches([tiny.make_batch(launch.get_rank())] * steps)
         agree = lambda step, logger: stop.agree()  # noqa: E731
         with contextlib.redirect_stdout(io.StringIO()):
             train_one_epoch(model, criterion, batches, optimizer, 0, 0, 0.1, after_step=agree)
 
     train(1)  # compiles
-    dist.all_gather_numbers = counting
+    dist.all_gather_floats = counting
     counts = [count_collectives(lambda: train(steps)) for steps in (1, 1 + STEPS)]
-    dist.all_gather_numbers = gather
+    dist.all_gather_floats = gather
     collectives = (counts[1] - counts[0]) / STEPS
     numbers = sizes[-len(sizes) // (2 + STEPS) :]
     times = []
     for _ in range(200):
         start = time.perf_counter()
-        dist.all_gather_numbers([0.0] * max(numbers))
+        dist.all_gather_floats([0.0] * max(numbers))
         times.append(time.perf_counter() - start)
-    if dist.is_main_process():
-        processes = dist.get_world_size()
+    if launch.is_main_process():
+        processes = launch.get_world_size()
         print(
             f"| {processes} | {collectives:.0f} | {' + '.join(map(str, numbers))} | "
             f"{8 * processes * sum(numbers) * (processes > 1):,} | {1e3 * np.median(times):.2f} |",

@@ -1,7 +1,7 @@
 """Prepares the process for the first `import jittor`, which is in `util.backend`.
 
 Some things keep a plain `import jittor` from working on many machines: a CUDA that it cannot work
-with (see `util.cuda`); oneDNN (Jittor calls it "mkl"), which Jittor downloads from one university
+with (see `cuda`); oneDNN (Jittor calls it "mkl"), which Jittor downloads from one university
 server; and a Python whose python3.X-config is not where Jittor looks for it. `prepare` settles
 these. It costs a few milliseconds once oneDNN is in place, and respects the environment variables
 `JITTOR_HOME`, `use_mkl`, `use_parallel_op_compiler`, `python_config_path`, `cc_path`, `log_silent`,
@@ -17,12 +17,14 @@ import shutil
 import socket
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from util import cuda, dist, memory
-from util.errors import InputError
+from util import launch, memory
+from util.errors import InputError, warn
+from util.startup import cuda
 
 ONEDNN_WHEEL = "onednn-devel-cpu-gomp==2022.2.1"
 ONEDNN_FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
@@ -73,7 +75,7 @@ def prepare_device(name):
         if name == "cuda":
             remedy = f"{cuda.obstacle.remedy}, or " if cuda.obstacle.remedy else ""
             raise InputError(f"--device cuda: {cuda.obstacle.reason}; {remedy}use --device cpu")
-        if cuda.obstacle.remedy and dist.is_main_process():
+        if cuda.obstacle.remedy and launch.is_main_process():
             warn(f"the GPU is not used: {cuda.obstacle.reason}; {cuda.obstacle.remedy}")
     elif os.environ.get("nvcc_path"):
         cuda.prepare_processes(jittor_home() / ".cache" / "jittor" / "nccl", _is_reachable)
@@ -222,8 +224,6 @@ def _is_complete(staged):
 
 def _onednn_files():
     """The wheels' files, {place in the staged folder: Path}; {} without a fitting wheel."""
-    from importlib import metadata  # 30 ms that a process with oneDNN in place need not spend
-
     found = {}
     for name in ("onednn-devel-cpu-gomp", "onednn-cpu-gomp"):
         for wheel in metadata.distributions(name=name):
@@ -269,7 +269,3 @@ def _is_reachable(address):
     except OSError:
         return False
     return True
-
-
-def warn(message):
-    print(f"warning: {message}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from util import runtime
+from util.errors import warn
 from util.files import exclusive
 
 # What the sources begin with, so that the headers mean the same here.
@@ -78,7 +78,7 @@ def _precompile(header, command):
     building = header.with_name("building.gch")
     done = subprocess.run([*command, header, "-o", building], capture_output=True, text=True)
     if done.returncode:
-        runtime.warn(f"the headers are not precompiled: {done.stderr.strip()[:500]}")
+        warn(f"the headers are not precompiled: {done.stderr.strip()[:500]}")
         return False
     os.replace(building, header.with_name("operators.h.gch"))
     return True

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from util import dist
+from util import launch
 
 OLDEST_CUDA, NEWEST_CUDA = (11, 0), (12, 9)  # toolkits whose CUDA Jittor's own sources compile with
 LIBRARIES = """
@@ -55,7 +55,7 @@ def prepare(jittors_own):
     # Jittor would download these while it is imported, and end the process where it cannot.
     os.environ.setdefault("use_cutlass", "0")  # not used here
     os.environ.setdefault("use_cutt", "0")  # for transposes, which are util.ops.transpose here
-    if dist.get_world_size() == 1:
+    if launch.get_world_size() == 1:
         os.environ.setdefault("use_nccl", "0")
     if "nvcc_path" in os.environ:
         return
@@ -246,7 +246,7 @@ def prepare_processes(folder, is_reachable):
     folder: where Jittor keeps NCCL (Path). is_reachable: tells of an address (host, port) whether
     it answers.
     """
-    if dist.get_world_size() == 1:
+    if launch.get_world_size() == 1:
         return
     ready = (folder / "nccl-2.8.4-1" / "build" / "lib" / "libnccl.so").is_file()
     if not ready and os.environ.get("use_nccl", "1") == "1":
@@ -261,11 +261,11 @@ def prepare_processes(folder, is_reachable):
                 f"NCCL is missing, and {NCCL_SERVER[0]} cannot be reached: the gradients are "
                 "averaged on the CPU, which is slow"
             )
-        if dist.is_main_process():
+        if launch.is_main_process():
             print(message, file=sys.stderr, flush=True)
     if os.environ.get("use_nccl", "1") == "0":
         # Only Jittor's part for NCCL selects a GPU; without it all processes would take the first.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         gpus = visible if visible != [""] else list(map(str, range(len(_compute_capabilities()))))
         if gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[dist.get_local_rank() % len(gpus)]
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[launch.get_local_rank() % len(gpus)]

@@ -1,0 +1,42 @@
+"""Differences between a state dict and what a model needs, in words."""
+
+
+def find_mismatches(expected, state):
+    """One phrase for each kind of difference between a state dict and what a model needs.
+
+    expected: name -> shape; state: name -> array, in which PyTorch's `num_batches_tracked` may be.
+    """
+    found = {
+        name: value
+        for name, value in state.items()
+        if name in expected or not name.endswith("num_batches_tracked")
+    }
+    strange = [name for name, value in found.items() if value.dtype.kind != "f"]
+    return [
+        *compare_shapes(expected, {name: value.shape for name, value in found.items()}),
+        *summarize_names("not of floating point", strange),
+    ]
+
+
+def summarize_names(kind, names):
+    """[] for no names, else [one phrase with their number and the first five]."""
+    if not names:
+        return []
+    examples = [name[:120] for name in names[:5]]
+    if len(names) > 5:
+        examples.append("…")
+    return [f"{len(names)} {kind} ({', '.join(examples)})"]
+
+
+def compare_shapes(expected, found):
+    """One phrase for each kind of difference between two dicts of name -> shape."""
+    shapes = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    return [
+        *summarize_names("missing", [name for name in expected if name not in found]),
+        *summarize_names("unexpected", [name for name in found if name not in expected]),
+        *summarize_names("of another shape", shapes),
+    ]

@@ -1,0 +1,88 @@
+"""The processes of a run as Open MPI's `mpirun` starts them, known without importing Jittor.
+
+Source: the rank and world size of `util/misc.py` in the original.
+"""
+
+import os
+import shutil
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+
+from util.errors import InputError
+
+
+def get_world_size():
+    """Return the number of processes."""
+    return int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1))
+
+
+def get_rank():
+    """Return the rank of this process."""
+    return int(os.environ.get("OMPI_COMM_WORLD_RANK", 0))
+
+
+def get_local_rank():
+    """Return the rank of this process on its machine, which is the index of its GPU."""
+    return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
+
+
+def get_local_size():
+    """Return the number of processes on this machine."""
+    return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
+
+
+def is_main_process():
+    return get_rank() == 0
+
+
+def launcher():
+    """Return the part of the command line before `python`; empty for one process."""
+    if get_world_size() == 1:
+        return ""
+    as_root = "--allow-run-as-root " if os.geteuid() == 0 else ""
+    return f"mpirun -np {get_world_size()} --bind-to none {as_root}"
+
+
+@contextmanager
+def job():
+    """Run a job: only the main process prints, and a process that fails ends all of them.
+
+    An InputError becomes one line and exit code 1. Under MPI, a process that fails leaves at once
+    and mpirun ends the others: a normal exit would wait for them, and they wait for it.
+    """
+    if not is_main_process():
+        sys.stdout = open(os.devnull, "w")
+    try:
+        _check_mpi()
+        yield
+    except InputError as error:
+        if get_world_size() == 1:
+            sys.exit(f"error: {error}")
+        _leave(f"error: {error}")
+    except Exception:
+        if get_world_size() == 1:
+            raise
+        _leave(traceback.format_exc())
+
+
+def _check_mpi():
+    usable = os.environ.get("use_mpi", "1") == "1" and (
+        os.environ.get("mpicc_path") or shutil.which("mpicc")
+    )
+    if get_world_size() > 1 and not usable:
+        raise InputError(
+            "mpirun started several processes, but Jittor has no MPI: install libopenmpi-dev, "
+            "whose mpicc it needs, and do not set use_mpi=0"
+        )
+
+
+def _leave(message):
+    if not is_main_process():
+        # Most errors occur in every process. The main process reports them first and ends the job.
+        time.sleep(2)
+        message = f"process {get_rank()}: {message}"
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
