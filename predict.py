@@ -1,85 +1,119 @@
-"""Pictures in, pictures out: what `--predict` does with its paths."""
+"""Detect objects in image files and draw them (`--predict`), or from a program (`predict`)."""
 
-import glob
 import json
+import math
 import os
+import random
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from datasets.coco import IMAGE_SUFFIXES
-from util import launch
+import datasets.transforms as T
+from checks import find_images
+from datasets.coco import NORMALIZE, read_picture
+from datasets.transforms import EVAL_SIZE, MAX_SIZE
+from models.attention import watch_attention
+from models.detr import PostProcess
+from models.segmentation import PostProcessSegm
+from util.backend import jt
 from util.errors import InputError, printable
-from util.files import files_below, replacing
+from util.files import replacing
+from util.pictures import draw_attention, draw_detections, unreadable_names
 from util.step_memory import StepMemory
 
-# Bytes of a name before _detections.jpg: file systems take 255, and some are for what `replacing`
-# adds while it writes.
+# Bytes of a file name before _detections.jpg: file systems take 255, and `replacing` adds some
+# while it writes.
 MAX_STEM = 200
 
 
-def faults_of_predict(args):
-    """Yields a line for each fault of the flags that go with --predict."""
-    if launch.get_world_size() > 1:
-        yield "--predict runs in one process: start it without mpirun"
-    if args.eval:
-        yield "--predict and --eval are two different things to do: give one of them"
-    if not args.resume:
-        yield "--predict needs trained weights: give them with --resume"
-    if not args.output_dir:
-        yield "--predict needs a folder for its pictures: give --output_dir"
+def predict(
+    model,
+    images: list,
+    threshold: float = 0.7,
+    size: int = EVAL_SIZE,
+    max_size: int = MAX_SIZE,
+    attention: bool = False,
+) -> list[dict]:
+    """Detect objects in images of any sizes, one after the other.
 
+    Args:
+        model: a DETR, with or without masks; it is set to evaluation mode.
+        images: paths, PIL images, or uint8 arrays [H, W, 3]; files and PIL images are rotated as
+            their EXIF orientation says.
+        threshold: lowest score.
+        size, max_size: shorter and longer side that the model gets, in pixels.
+        attention: also return attention maps, see `models.attention.watch_attention`.
 
-def find_pictures(paths, output_dir):
-    """The files of paths, each once: files, folders with all below them, globs (`**`, too).
+    Returns a dictionary of NumPy arrays for each image, the n detections with the highest score
+    first:
+        scores: float32 [n]
+        labels: int64 [n], category ids
+        boxes: float32 [n, 4], x0, y0, x1, y1 in pixels of the image
+        masks: bool [n, H, W], if the model has a mask head
+        decoder_attention: float32 [n, h, w], with `attention`
+        encoder_attention: float32 [h, w, h, w], from each position to all others, with `attention`
+            if the model has an encoder
 
-    Raises InputError for a path that stands for nothing, and for a folder that the results are
-    written into.
+    Raises InputError for a file that cannot be read, and ValueError if images is a single path.
     """
-    found = {}
-    for path in paths:
-        if Path(path).is_dir():
-            if Path(output_dir).resolve().is_relative_to(Path(path).resolve()):
-                raise InputError(
-                    f"--output_dir {output_dir} lies in {path}, where its pictures would be found "
-                    "the next time: give another folder"
-                )
-            matches = [
-                file
-                for file in files_below(Path(path))
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            ]
-        elif Path(path).exists():
-            matches = [Path(path)]
-        else:
-            matches = [
-                Path(name)
-                for name in sorted(glob.glob(path, recursive=True))
-                if Path(name).is_file()
-            ]
-        if not matches:
-            what = "no picture in this folder" if Path(path).is_dir() else "no such file"
-            raise InputError(
-                f"--predict {path}: {what}; give files, folders, or globs in quotation marks"
-            )
-        found.update(dict.fromkeys(matches))
-    return list(found)
+    if isinstance(images, (str, Path)):
+        raise ValueError(f"images is {str(images)!r}: give a list of images")
+    model.eval()
+    detr = getattr(model, "detr", model)
+    transform = T.Compose([T.RandomResize([size], max_size), NORMALIZE])
+    results = []
+    for image in images:
+        image = read_picture(image)
+        no_target = {"boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0, np.float32)}
+        array, _ = transform(image, no_target, random.Random(0))
+        watching = watch_attention(detr.transformer) if attention else nullcontext({})
+        with jt.no_grad(), watching as maps:
+            outputs = model([array])
+            [result] = PostProcess()(outputs, [(image.height, image.width)])
+        best = np.argsort(-result["scores"], kind="stable")
+        best = best[result["scores"][best] >= threshold]
+        result = {name: values[best] for name, values in result.items()}
+        result["labels"] = result["labels"].astype(np.int64)
+        if "pred_masks" in outputs:
+            masks, input_size = outputs["pred_masks"].numpy()[0][best], array.shape[1:]
+            image_size = (image.height, image.width)
+            rles = PostProcessSegm().encode(masks, input_size, input_size, image_size)
+            result["masks"] = np.zeros((0, *image_size), bool)
+            if rles:
+                result["masks"] = coco_mask.decode(rles).transpose(2, 0, 1).astype(bool)
+        if attention:
+            h, w = feature_map_size(maps["decoder"].shape[2], *array.shape[1:])
+            result["decoder_attention"] = maps["decoder"][0][best].reshape(-1, h, w)
+            if "encoder" in maps:
+                result["encoder_attention"] = maps["encoder"][0].reshape(h, w, h, w)
+        results.append(result)
+    return results
 
 
-def predict_pictures(model, args, names):
-    """Predicts on pictures: draws each into --output_dir, prints a line, writes JSON.
+def feature_map_size(length, height, width):
+    """Return (h, w) of the feature map with `length` positions of a height x width image.
 
-    names: dictionary category id -> name. A picture that cannot be read, or that fails in any other
-    way, costs only itself.
-    Raises InputError at the end, when all others are done, where there was such a picture.
+    The backbone's stride is 32 or 16.
     """
-    from datasets.coco import read_picture
-    from engine import predict
-    from util.pictures import draw_attention, draw_detections, unreadable_names
+    for stride in (32, 16):
+        h, w = math.ceil(height / stride), math.ceil(width / stride)
+        if h * w == length:
+            return h, w
+    raise ValueError(f"no feature map of a {height}x{width} image has {length} positions")
 
+
+def predict_files(model, args, names):
+    """Run --predict: for each image, draw its detections into --output_dir and print a line.
+
+    Also write all detections as JSON, in COCO's result format. An image that fails is reported, and
+    the others go on.
+
+    names: dictionary category id -> name. Raises InputError at the end if an image failed.
+    """
     if missing := unreadable_names(names):
         print(
             f"no font of this machine has the characters of {', '.join(missing[:5])}: ids are "
@@ -87,61 +121,57 @@ def predict_pictures(model, args, names):
         )
     # The shapes are not resized in their training.
     size = args.shapes_size if args.dataset_file == "shapes" else args.eval_size
-    folder, files = Path(args.output_dir), find_pictures(args.predict, args.output_dir)
-    targets, bad, boxes, segments = unique_names(files), [], [], []
+    folder, files = Path(args.output_dir), find_images(args.predict, args.output_dir)
+    targets, failures, boxes, segments = unique_names(files), [], [], []
     memory = StepMemory()
     begin = time.time()
-    with tqdm(files, desc="predicting", unit="picture", disable=None) as bar:
+    with tqdm(files, desc="predicting", unit="image", disable=None) as bar:
         for number, (path, target) in enumerate(zip(bar, targets), 1):
             start = time.time()
             try:
                 image = read_picture(path)
                 [result] = predict(
-                    model,
-                    [image],
-                    threshold=args.threshold,
-                    size=size,
-                    max_size=args.max_size,
-                    attention=args.attention,
+                    model, [image], args.threshold, size, args.max_size, args.attention
                 )
-                pictures = {"detections": draw_detections(image, result, names)}
+                drawn = {"detections": draw_detections(image, result, names)}
                 if args.attention:
-                    pictures["attention"] = draw_attention(image, result, names)
-                found = list_detections(number, str(path), result, names)
-                masks = add_masks(found, result["masks"]) if "masks" in result else []
+                    drawn["attention"] = draw_attention(image, result, names)
+                detections = list_detections(number, str(path), result, names)
+                masks = add_masks(detections, result["masks"]) if "masks" in result else []
             except Exception as error:  # reported here and at the end
                 reason = str(error)
                 if not isinstance(error, InputError):
                     reason = printable(f"{type(error).__name__}: {error}")[:500]
-                bad.append(reason if str(path) in reason else f"{path}: {reason}")
-                bar.write(printable(f"left out: {bad[-1]}"))
+                failures.append(reason if str(path) in reason else f"{path}: {reason}")
+                bar.write(printable(f"left out: {failures[-1]}"))
                 continue
             finally:
                 memory.tidy()
-            for kind, picture in pictures.items():
+            for kind, picture in drawn.items():
                 save(picture, folder / f"{target}_{kind}.jpg")
-            boxes += found
+            boxes += detections
             segments += masks
+            text = describe(detections)
             seconds = f"{time.time() - start:.2f} s"
-            bar.write(printable(f"{path}: {describe(found)}; {seconds}; {target}_detections.jpg"))
+            bar.write(printable(f"{path}: {text}; {seconds}; {target}_detections.jpg"))
     results = {"bbox": boxes, "segm": segments} if args.masks else {"bbox": boxes}
     for name, content in results.items():
         with replacing(folder / f"detections_{name}.json") as file:
             file.write(json.dumps(content).encode())
-    succeeded = len(files) - len(bad)
+    succeeded = len(files) - len(failures)
     print(
-        f"{count(len(boxes), 'detection')} in {count(succeeded, 'picture')}, "
+        f"{count(len(boxes), 'detection')} in {count(succeeded, 'image')}, "
         f"{time.time() - begin:.1f} s; the results are in {folder}"
     )
-    if bad:
+    if failures:
         raise InputError(
-            f"{len(bad)} of {count(len(files), 'picture')} failed, {succeeded} succeeded; the "
-            f"first: {bad[0]}"
+            f"{len(failures)} of {count(len(files), 'image')} failed, {succeeded} succeeded; the "
+            f"first: {failures[0]}"
         )
 
 
 def unique_names(files):
-    """A name for each file's results: its stem, with a number where several have the same."""
+    """Return the base name of each file's results: its stem, numbered if several have the same."""
     names, used = [], set()
     for file in files:
         stem = file.stem
@@ -161,7 +191,7 @@ def save(picture, path):
 
 
 def list_detections(number, path, result, names):
-    """One picture's detections in COCO's result format, with the names of its file and of classes.
+    """Return one image's detections in COCO's result format, with file and class names.
 
     number: the file's number in this run, used as image id.
     """
@@ -179,29 +209,29 @@ def list_detections(number, path, result, names):
     ]
 
 
-def add_masks(found, masks):
-    """The detections with `segmentation`, compressed RLE, in place of `bbox`."""
+def add_masks(detections, masks):
+    """Return the detections with `segmentation`, a compressed RLE, in place of `bbox`."""
     rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
     return [
         {
             **{key: value for key, value in detection.items() if key != "bbox"},
             "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
         }
-        for detection, rle in zip(found, rles)
+        for detection, rle in zip(detections, rles)
     ]
 
 
-def describe(found):
-    """The number of detections and the first three: `2 detections (cat 0.99, dog 0.87)`."""
-    number = count(len(found), "detection")
-    if not found:
+def describe(detections):
+    """Return the number of detections and the first three: `2 detections (cat 0.99, dog 0.87)`."""
+    number = count(len(detections), "detection")
+    if not detections:
         return number
-    words = [f"{detection['category_name']} {detection['score']:.2f}" for detection in found[:3]]
-    if len(found) > 3:
+    words = [f"{each['category_name']} {each['score']:.2f}" for each in detections[:3]]
+    if len(detections) > 3:
         words.append("…")
     return f"{number} ({', '.join(words)})"
 
 
 def count(number, what):
-    """`1 picture`, `2 pictures`."""
+    """Return `1 image`, `2 images`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,8 +1,8 @@
-"""COCO figures of a model's predictions.
+"""COCO metrics of a model's predictions.
 
-Source: `datasets/coco_eval.py` of the original. It evaluates every batch by itself and merges; this
-one collects the detections and evaluates once over the images seen, which gives the same figures.
-The precisions come from faster-coco-eval, which computes what pycocotools does, in C++.
+Source: `datasets/coco_eval.py` of the original. It evaluates every batch and merges the results;
+this one collects all detections and evaluates once, which gives the same metrics.
+faster-coco-eval computes what pycocotools does, in C++.
 """
 
 from collections import Counter
@@ -16,21 +16,21 @@ from datasets.annotations import category_names
 from util import dist
 from util.memory import without_garbage_collector
 
-# What pycocotools' `accumulate` makes, beside the parameters.
+# Keys that pycocotools' `accumulate` returns, beside the parameters.
 ACCUMULATED = ("counts", "date", "precision", "recall", "scores")
 
 
 class CocoEvaluator:
-    """Collects predictions, then computes and prints the COCO figures.
+    """Collect predictions, then compute and print the COCO metrics.
 
     Args:
         coco_gt: `pycocotools.coco.COCO` with the ground truth.
-        iou_types: list of what to evaluate: 'bbox', 'segm'.
+        iou_types: list of 'bbox', 'segm'.
 
     Attributes:
-        predictions: a dictionary image id -> prediction, of the images seen.
+        predictions: dictionary image id -> prediction.
         coco_eval: for each IoU type, pycocotools' `COCOeval`. `accumulate` fills its `eval`,
-            `summarize` its `stats` (12 figures).
+            `summarize` its `stats` (12 metrics).
     """
 
     def __init__(self, coco_gt, iou_types):
@@ -39,13 +39,12 @@ class CocoEvaluator:
         self.predictions = {}
 
     def update(self, predictions):
-        """Adds predictions, a dictionary image id -> prediction of that image.
+        """Add predictions, a dictionary image id -> prediction. An image counts once.
 
         A prediction has scores float32 [n], labels int [n], boxes float32 [n, 4], and for 'segm'
         masks, a list of n RLE dictionaries.
 
-        Boxes are x0, y0, x1, y1 in pixels of the original image. An image seen before is left out:
-        it counts once.
+        Boxes are x0, y0, x1, y1 in pixels of the original image.
         """
         kept = ["scores", "labels", "boxes"] + ["masks"] * ("segm" in self.coco_eval)
         for image_id, prediction in predictions.items():
@@ -53,7 +52,7 @@ class CocoEvaluator:
                 self.predictions[image_id] = {name: prediction[name] for name in kept}
 
     def synchronize_between_processes(self):
-        """The main process takes the predictions of all processes, sorted by image id."""
+        """Gather the predictions of all processes in the main process, sorted by image id."""
         gathered = dist.gather(self.predictions)
         if gathered is None:
             return
@@ -61,12 +60,12 @@ class CocoEvaluator:
         self.predictions = dict(sorted(merged.items()))
 
     def results(self, iou_type):
-        """Yields, for each image, the list of its detections in COCO's result format."""
+        """Yield the list of each image's detections in COCO's result format."""
         for image_id, prediction in self.predictions.items():
             yield PREPARE[iou_type](image_id, prediction)
 
     def accumulate(self):
-        """Computes precision and recall of all detections in the images seen."""
+        """Compute precision and recall over the predicted images."""
         for iou_type, coco_eval in self.coco_eval.items():
             params = coco_eval.params
             params.imgIds = sorted(self.predictions)
@@ -74,8 +73,8 @@ class CocoEvaluator:
             coco_eval.eval = {"params": params, **{name: evaluated[name] for name in ACCUMULATED}}
 
     def evaluate(self, iou_type, image_ids, class_ids):
-        """What faster-coco-eval makes of the detections in these images, a dictionary."""
-        # It takes ids for positive floating-point numbers: 1, 2, 3, … are safe.
+        """Return faster-coco-eval's results for these images and classes, a dictionary."""
+        # It stores ids as positive floats: renumber them 1, 2, 3, …
         images = {image_id: number for number, image_id in enumerate(image_ids, 1)}
         classes = {class_id: number for number, class_id in enumerate(class_ids, 1)}
 
@@ -106,13 +105,13 @@ class CocoEvaluator:
         return faster.eval
 
     def summarize(self):
-        """Prints the figures as pycocotools does; `coco_eval[iou_type].stats` holds them."""
+        """Print the metrics as pycocotools does, and keep them in `coco_eval[iou_type].stats`."""
         for iou_type, coco_eval in self.coco_eval.items():
             print(f"IoU metric: {iou_type}")
             coco_eval.summarize()
 
     def print_per_class(self):
-        """Prints the figures of each class, the best first; after `accumulate`."""
+        """Print the metrics of each class, the best first; after `accumulate`."""
         for iou_type, coco_eval in self.coco_eval.items():
             rows = self.per_class(iou_type)
             width = max([len(row["name"]) for row in rows] + [5])
@@ -128,10 +127,10 @@ class CocoEvaluator:
                 print(f"{row['name']:<{width}}  {row['boxes']:>5}  {figures}")
 
     def per_class(self, iou_type):
-        """A dictionary for each class, the best AP first: id, name, boxes, AP, AP50, AP75.
+        """Return a dictionary for each class, the best AP first: id, name, boxes, AP, AP50, AP75.
 
-        boxes: their number in the images seen, without crowds. The figures are those at 100
-        detections per image, and None where there is no box.
+        boxes: their number in the predicted images, without crowds. The metrics are those at 100
+        detections per image, and None if there is no box.
         """
         params = self.coco_eval[iou_type].params
         precision = self.coco_eval[iou_type].eval["precision"]
@@ -143,7 +142,7 @@ class CocoEvaluator:
         names = category_names(self.coco_gt.cats.values())
         rows = []
         for index, class_id in enumerate(params.catIds):
-            # [IoU thresholds, recalls]; -1 where there is no box.
+            # [IoU thresholds, recalls]; -1 if there is no box
             of_class = precision[:, :, index, 0, -1]
             rows.append(
                 {
@@ -159,12 +158,12 @@ class CocoEvaluator:
 
 
 def mean_precision(precision):
-    """The mean of COCOeval's precisions, or None where there are none or no box (-1)."""
+    """Return the mean of COCOeval's precisions, or None if there is none or no box (-1)."""
     return float(precision.mean()) if precision.size and precision.min() > -1 else None
 
 
 def prepare_for_coco_detection(image_id, prediction):
-    """One image's detections in COCO's result format: bbox is x, y, width, height in pixels."""
+    """Return one image's detections in COCO's result format: bbox is x, y, width, height."""
     boxes = convert_to_xywh(prediction["boxes"]).tolist()
     scores, labels = prediction["scores"].tolist(), prediction["labels"].tolist()
     return [
@@ -174,7 +173,7 @@ def prepare_for_coco_detection(image_id, prediction):
 
 
 def prepare_for_coco_segmentation(image_id, prediction):
-    """The masks of one image in COCO's result format: compressed RLE with its counts as text."""
+    """Return one image's masks in COCO's result format: compressed RLE with its counts as text."""
     scores, labels = prediction["scores"].tolist(), prediction["labels"].tolist()
     return [
         {
@@ -188,7 +187,7 @@ def prepare_for_coco_segmentation(image_id, prediction):
 
 
 def complete_result(result, iou_type):
-    """A detection in COCO's result format, with what evaluation needs, as pycocotools adds it."""
+    """Add what evaluation needs to a detection, as pycocotools does, and return it."""
     result["iscrowd"] = 0
     if iou_type == "bbox":
         result["area"] = result["bbox"][2] * result["bbox"][3]
@@ -198,7 +197,7 @@ def complete_result(result, iou_type):
 
 
 def convert_to_xywh(boxes):
-    """x0, y0, x1, y1 -> x, y, width, height, [n, 4], in the boxes' precision."""
+    """Convert x0, y0, x1, y1 to x, y, width, height, [n, 4], in the boxes' precision."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 

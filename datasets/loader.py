@@ -1,8 +1,9 @@
-"""Batches from a data set, in a fixed order, loaded by Jittor's data workers.
+"""Load batches of a data set in a fixed order, in Jittor's data workers.
 
-Source: the role of `torch.utils.data.DataLoader` and `collate_fn` in the original. Every pass
-starts its own workers, as PyTorch does by default, so that they see the data set of the current
-epoch and none outlives the pass.
+Every pass starts its own workers, as PyTorch does by default, so that they see the data set of the
+current epoch and none outlives the pass.
+
+Source: `torch.utils.data.DataLoader`, the samplers and `collate_fn` in the original.
 """
 
 import gc
@@ -21,34 +22,33 @@ from util.signals import children_ignore, die_with_parent
 
 
 class DataLoader:
-    """Iterating yields `(samples, targets)` per batch, with the same bits for any `num_workers`.
+    """Iterating yields the steps of a pass, with the same bits for any `num_workers`.
 
+    A step is a list of `accum_steps` batches `(samples, targets)`:
     samples: NestedTensor of NumPy arrays, tensors float32 [B, 3, H, W] and mask bool [B, H, W],
     True on padding.
     targets: list of B target dictionaries (see `datasets.coco.CocoDetection`).
-    Where the data set skips bad samples, a batch is smaller by those in it; without any sample left
-    it is `(None, [])`. The end of a pass prints how many were left out.
-    Of `world_size` processes that load the same data set each gets `accum_steps` batches in turn,
-    as many as the others: with `drop_last` a last round of too few batches is left out, else it is
-    `(None, [])` for those who go without. So one process that takes four batches for a step has
-    those that four processes have.
+    If the data set skips bad samples, they are missing from their batch; a batch without any sample
+    left is `(None, [])`. The end of a pass prints how many were left out.
+
+    The processes take turns: of the batches of a step, the first `accum_steps` are of process 0,
+    the next ones of process 1, and so on. So one process that accumulates four batches takes those
+    that four processes would. The last step may be incomplete: with `drop_last` it is left out,
+    else processes without a batch get `(None, [])`.
 
     Args:
-        dataset: has `__len__`, `__getitem__`, `skip_bad_samples` (whether items that raise
-            InputError are left out) and `max_size`, the longer side of its images in pixels, from
-            which the workers' memory follows; `set_epoch` sets its `epoch`.
-        batch_size: images per batch of each process.
-        shuffle: whether each epoch has an order of its own, derived from `seed` and the epoch only.
-        drop_last: whether an incomplete last batch, or round of batches, is left out.
-        num_workers: processes that load; 0 loads in this process.
-        seed: what the order derives from.
-        rank, world_size: number of this process, and number of processes.
-        accum_steps: batches of a process that make one step.
+        dataset: has `__len__`, `__getitem__`, `skip_bad_samples` (whether to leave out items that
+            raise InputError) and `max_size`, the longer side of its images in pixels, from which
+            the workers' memory follows; `set_epoch` sets its `epoch`.
+        batch_size: images per batch.
+        shuffle: draw the order of each epoch from `seed` and the epoch; else keep the data set's.
+        drop_last: leave out an incomplete last step.
+        num_workers: number of data workers; 0 loads in this process.
 
     Raises:
-        InputError: no batch at all; while iterating, what the data set raises, or a worker that
+        InputError: not even one step; while iterating, what the data set raises, or a worker that
             died.
-        RuntimeError: while iterating, another fault in a worker.
+        RuntimeError: while iterating, another error in a worker.
     """
 
     def __init__(
@@ -80,33 +80,36 @@ class DataLoader:
             )
 
     def __len__(self):
-        """Number of batches, of each process."""
+        """Return the number of steps."""
         full, rest = divmod(len(self.dataset), self._step_size())
-        return (full + (rest > 0 and not self.drop_last)) * self.accum_steps
+        return full + (rest > 0 and not self.drop_last)
 
     def _step_size(self):
-        """Number of images of a step, of all processes."""
+        """Return the number of images in a step of all processes."""
         return self.world_size * self.accum_steps * self.batch_size
 
     def set_epoch(self, epoch, start=0):
-        """Chooses the next pass.
+        """Choose the next pass.
 
-        epoch: decides the order, and all that is random in the items; start: its first batch.
+        epoch: decides the order and all that is random in the items; start: the first step.
         """
         self.epoch = epoch
         self.dataset.epoch = epoch
         self.start = start
 
     def __iter__(self):
-        skipped = []
+        skipped, step = [], []
         for samples, targets, bad in self._batches():
             skipped += bad
-            yield samples, targets
+            step.append((samples, targets))
+            if len(step) == self.accum_steps:
+                yield step
+                step = []
         if skipped:
             print(f"left out {len(skipped)} samples that cannot be used; the first: {skipped[0]}")
 
     def _batches(self):
-        """Yields what `load_batch` returns for each batch of the pass."""
+        """Yield what `load_batch` returns for each batch of the pass."""
         order = self._order()
         if self.num_workers == 0:
             for number in range(len(order.starts)):
@@ -122,23 +125,21 @@ class DataLoader:
             workers.close()
 
     def _order(self):
-        """The rest of the pass, as this process loads it."""
+        """Return the rest of the pass, as this process loads it."""
         count = len(self.dataset)
         indices = np.arange(count)
         if self.shuffle:
             indices = np.random.default_rng([self.seed, self.epoch]).permutation(count)
-        first = self.rank * self.accum_steps
-        steps = np.arange(len(self) // self.accum_steps) * self._step_size()
-        batches = np.arange(first, first + self.accum_steps) * self.batch_size
-        starts = (steps[:, None] + batches).reshape(-1)
-        return Order(indices, starts[self.start :], self.batch_size)
+        steps = np.arange(self.start, len(self)) * self._step_size()
+        batches = (self.rank * self.accum_steps + np.arange(self.accum_steps)) * self.batch_size
+        return Order(indices, (steps[:, None] + batches).reshape(-1), self.batch_size)
 
 
 class Order(NamedTuple):
-    """Which items are in which batch.
+    """The items of each batch.
 
-    indices: int64, the items in the order in which they are loaded; starts: int64, where each batch
-    begins in it. Arrays, since a data worker that reads Python's numbers copies their memory.
+    indices: int64, the items in the order of loading; starts: int64, the index in it at which each
+    batch starts. Arrays: a data worker that reads Python ints copies their memory pages.
     """
 
     indices: np.ndarray
@@ -146,15 +147,15 @@ class Order(NamedTuple):
     batch_size: int
 
     def batch(self, number):
-        """The list of items of a batch."""
+        """Return the list of a batch's items."""
         start = self.starts[number]
         return self.indices[start : start + self.batch_size].tolist()
 
 
 def load_batch(dataset, indices):
-    """Loads items and pads them to one batch.
+    """Load items and pad them to one batch.
 
-    Returns (samples, targets, messages about the items that were left out).
+    Return (samples, targets, messages about the items that were left out).
     """
     items, skipped = [], []
     for index in indices:
@@ -171,12 +172,10 @@ def load_batch(dataset, indices):
 
 
 def ring_size(batch_size, max_size):
-    """Bytes of a worker's ring buffer.
+    """Return the bytes of a worker's ring buffer: twice the largest batch.
 
-    Jittor rounds up to a power of two and touches all of it at the start.
-
-    Twice the largest batch, because an array that would cross the ring's end is moved to its
-    beginning.
+    An array that would cross the ring's end is moved to its beginning. Jittor rounds up to a power
+    of two and touches all of it at the start.
     """
     bytes_per_pixel = 3 * 4 + 1  # three float32 channels and a bool of the mask
     targets = 2**20
@@ -186,8 +185,8 @@ def ring_size(batch_size, max_size):
 class Message(NamedTuple):
     """What a worker sends beside the arrays of a batch.
 
-    Jittor's ring pickles it as a whole, being of a type that it does not know. The ring's own
-    encoding loses 0-d arrays and large integers, and may lose its position at an empty array.
+    Jittor's ring pickles it as a whole, because it does not know the type. The ring's own encoding
+    loses 0-d arrays and large integers, and may lose its position at an empty array.
     """
 
     number: int
@@ -200,37 +199,37 @@ class Message(NamedTuple):
 class BatchWorkers(jt.dataset.Dataset):
     """Jittor's data workers for one pass; item `number` is batch `number` of `order`.
 
-    Only the worker side of Jittor's class is used. Its receiving side would take batches in the
-    order in which workers announced them, which is not always the order of the batches; start on
-    the next epoch before this one ends; and wait in C++, where neither a dead worker nor Ctrl-C
-    gets through.
+    Only the worker side of Jittor's class is used. Its receiving side takes batches in the order in
+    which workers announce them, which is not always the order of the batches; it starts the next
+    epoch before this one ends; and it waits in C++, where neither a dead worker nor Ctrl-C gets
+    through.
     """
 
     def __init__(self, dataset, order, num_workers, buffer_size):
         super().__init__(buffer_size=buffer_size, keep_numpy_array=True)
-        # In place of Jittor's reference to self, which would keep the rings' memory.
+        # Jittor's is self, a cycle that would keep the rings' memory.
         self.dataset = dataset
         self.order = order
         self.num_workers = num_workers
-        self.heads = {}  # worker -> its oldest message, received but not yet used
-        # What _init_workers reads: one Jittor batch is one item, which is one of our batches.
+        self.heads = {}  # worker -> its oldest message that is received and not yet used
+        # Read by _init_workers: one Jittor batch is one item, which is one of our batches.
         self.real_len = self.batch_len = len(order.starts)
         self.real_batch_size = 1
-        # The workers begin with this process's memory, and keep what it frees later. So it frees
-        # first; and their garbage collector leaves alone what there is, and so does not copy it.
+        # Forked workers keep a copy of what this process frees later, so free first. Freezing keeps
+        # their garbage collector from touching, and so copying, the objects that exist now.
         return_freed_memory()
         gc.freeze()
         with children_ignore():
             self._init_workers(np.arange(len(order.starts)))
         gc.unfreeze()
-        # Ends the workers, whatever they are doing. Also at the exit of the process, where Python
-        # would wait for children that do not hear its SIGTERM.
+        # Kill the workers, whatever they are doing. Also at exit, where Python would wait for
+        # children that ignore its SIGTERM.
         self.close = Finalize(self, kill, [self.workers], exitpriority=1)
 
     def __getitem__(self, number):
-        """Loads a batch, in the worker.
+        """Load a batch, in the worker.
 
-        A fault travels as data, since Jittor would interrupt the main process.
+        Return an error as data: Jittor would interrupt the main process.
         """
         die_with_parent()
         number = int(number)
@@ -246,17 +245,16 @@ class BatchWorkers(jt.dataset.Dataset):
         arrays = [samples.tensors, samples.mask, *values]
         size = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
         if 2 * size > self.buffer_size:
-            return [Message(number)]  # does not fit into the ring: left to the main process
+            return [Message(number)]  # does not fit into the ring: the main process loads it
         return [Message(number, targets, skipped), samples.tensors, samples.mask]
 
     def collate_batch(self, batch):
         return batch[0]
 
     def receive(self, number):
-        """In the main process: waits for batch `number` and returns what `load_batch` did.
+        """Wait for batch `number`, in the main process, and return what `load_batch` returned.
 
-        Each worker sends its batches in rising order, so the one wanted is always the oldest of
-        some worker.
+        Each worker sends its batches in rising order, so the one wanted is the oldest of a worker.
         """
         while True:
             while self.idqueue.total_push() > self.idqueue.total_pop():

@@ -1,4 +1,4 @@
-"""Panoptic quality of a model's predictions, by COCO's panoptic API.
+"""Panoptic quality of a model's predictions, computed by COCO's panoptic API.
 
 Source: `datasets/panoptic_eval.py` of the original.
 """
@@ -9,26 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.coco import read_image
+from datasets.coco_panoptic import rgb2id
 from util import dist, launch
-from util.errors import InputError
 from util.files import make_folder, replacing, writing
 
 
 class PanopticEvaluator:
-    """Computes and prints PQ, SQ and RQ; the main process writes the predicted PNGs.
+    """Compute and print PQ, SQ and RQ; the main process writes the predicted PNGs.
 
     Args:
-        ground_truth: a function that gives a dictionary as in COCO's panoptic JSON, such as
-            `CocoPanoptic.ground_truth`; the main process calls it when all is predicted.
+        ground_truth: a function that returns a dictionary as in COCO's panoptic JSON, such as
+            `CocoPanoptic.ground_truth`; the main process calls it in `summarize`.
         ann_folder: folder of its PNGs.
-        output_dir: folder for the predictions, made if missing; None: a temporary one.
+        output_dir: folder for the predictions, created if missing; None: a temporary one.
 
     Raises:
-        InputError: the module panopticapi is not installed, or output_dir cannot be made.
+        InputError: output_dir cannot be created.
     """
 
     def __init__(self, ground_truth, ann_folder, output_dir):
-        require_panopticapi()
         self.ground_truth, self.ann_folder = ground_truth, str(ann_folder)
         if output_dir is None:
             self._temporary = tempfile.TemporaryDirectory()
@@ -39,10 +39,10 @@ class PanopticEvaluator:
         self.predictions = []
 
     def update(self, predictions):
-        """Writes predicted PNGs.
+        """Add predictions, and write their PNGs in the main process.
 
         predictions: dictionaries with image_id, file_name, png_string (bytes), segments_info.
-        Raises InputError where a file cannot be written.
+        Raises InputError if a file cannot be written.
         """
         if not launch.is_main_process():
             self.unwritten += predictions
@@ -56,16 +56,16 @@ class PanopticEvaluator:
             )
 
     def synchronize_between_processes(self):
-        """The main process takes and writes the predictions of the others."""
+        """Gather and write the predictions of all processes in the main process."""
         for predictions in dist.gather(self.unwritten) or ():
             self.update(predictions)
 
     def summarize(self):
-        """Prints the figures of the images predicted, and returns them.
+        """Print and return the metrics of the predicted images.
 
-        Keys: All, Things and Stuff, with pq, sq, rq in 0..1 and n; per_class.
+        Keys: All, Things and Stuff, each with pq, sq, rq in 0..1 and n; per_class.
         """
-        from panopticapi.evaluation import pq_compute
+        from panopticapi.evaluation import pq_compute  # an optional package
 
         path = self.output_dir / "predictions.json"
         with replacing(path) as file:
@@ -85,11 +85,7 @@ class PanopticEvaluator:
             )
 
     def with_areas(self, annotation):
-        """The annotation, with the areas that it lacks counted in its PNG."""
-        # Not above: arguments.py imports this file, before Jittor may be imported.
-        from datasets.coco import read_image
-        from datasets.coco_panoptic import rgb2id
-
+        """Return the annotation with missing areas counted in its PNG."""
         segments = annotation["segments_info"]
         if all("area" in segment for segment in segments):
             return annotation
@@ -98,14 +94,3 @@ class PanopticEvaluator:
         areas = dict(zip(ids.tolist(), counts.tolist()))
         segments = [{"area": areas[segment["id"]], **segment} for segment in segments]
         return {**annotation, "segments_info": segments}
-
-
-def require_panopticapi():
-    """Raises InputError where the optional module is missing."""
-    try:
-        import panopticapi.evaluation  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "--dataset_file coco_panoptic needs the module panopticapi, which is not installed: "
-            "pip install panopticapi-lite"
-        ) from error

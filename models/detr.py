@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from util import box_ops, dist, ops
+from util import box_ops, dist, launch, ops
 from util.backend import jt, nn
 from util.misc import NestedTensor, nested_tensor_from_arrays
 
@@ -118,8 +118,8 @@ class SetCriterion(nn.Module):
         outputs: what DETR returns; targets: list of B dictionaries of NumPy arrays, `labels` [n]
         and `boxes` [n, 4].
 
-        num_boxes: what the losses of boxes and masks are divided by; by default that of these
-        targets, see `average_boxes`.
+        num_boxes: what the losses of boxes and masks are divided by, see `average_boxes`; by
+        default that of these targets.
         Returns a dictionary of scalars: loss_ce, loss_bbox, loss_giou as Vars, cardinality_error
         and class_error as floats, and all but class_error again for the i-th auxiliary output with
         the suffix `_i`.
@@ -134,7 +134,8 @@ class SetCriterion(nn.Module):
         indices = [self.matcher(*layer, targets) for layer in zip(host_logits, host_boxes)]
         classes, target_boxes, matched = self._dense_targets(indices, targets, host_logits.shape)
 
-        num_boxes = self.average_boxes(targets) if num_boxes is None else num_boxes
+        if num_boxes is None:
+            num_boxes, _ = average_boxes([targets])
         per_layer = {
             "loss_ce": self.loss_labels(logits, classes),
             "cardinality_error": self.cardinality_error(host_logits, targets),
@@ -151,15 +152,6 @@ class SetCriterion(nn.Module):
         if "pred_masks" in outputs:
             losses.update(self.loss_masks(outputs["pred_masks"], indices[0], targets, num_boxes))
         return losses
-
-    def average_boxes(self, targets):
-        """The number of objects, at least 1: the mean over the processes that have images.
-
-        All processes call it; those without images, at the end of a validation set, with [].
-        """
-        count = sum(len(target["labels"]) for target in targets)
-        counts, has_images = dist.all_gather_floats([count, bool(targets)]).T
-        return max(counts.sum() / max(has_images.sum(), 1), 1)
 
     def _dense_targets(self, indices, targets, shape):
         """What each query should predict.
@@ -248,6 +240,20 @@ class SetCriterion(nn.Module):
         matched = classes != self.num_classes
         correct = logits.argmax(-1)[matched] == classes[matched]
         return 100.0 * (1 - correct.mean()) if correct.size else 100.0
+
+
+def average_boxes(batches):
+    """Return the mean number of objects per batch, at least 1, and whether every batch has images.
+
+    A collective: the mean is over the batches of all processes that have images.
+
+    batches: list of batches, each a list of target dictionaries; as many in every process.
+    """
+    count = sum(len(target["labels"]) for targets in batches for target in targets)
+    with_images = sum(bool(targets) for targets in batches)
+    count, with_images = dist.all_gather_floats([count, with_images]).sum(0)
+    is_complete = with_images == len(batches) * launch.get_world_size()
+    return max(count / max(with_images, 1), 1), is_complete
 
 
 class PostProcess:

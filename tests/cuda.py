@@ -199,8 +199,8 @@ def sizes(_):
 
     from arguments import parse_args
     from engine import train_one_epoch
-    from main import build_optimizer
     from util.backend import jt
+    from util.optim import build_optimizer
 
     args = parse_args(["--backbone", "resnet50", "--backbone_weights", "none", "--device", "cuda"])
     network, criterion, _ = tiny.build(args)

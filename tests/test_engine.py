@@ -7,10 +7,11 @@ import pytest
 import tiny
 
 from engine import train_one_epoch
-from main import build_optimizer
+from models.detr import average_boxes
 from models.weights.model import model_state
 from util.backend import jt
 from util.errors import InputError
+from util.optim import build_optimizer
 
 
 def make(*flags):
@@ -139,12 +140,11 @@ def test_steps_of_several_batches(accum_steps):
     averages = train_one_epoch(
         model,
         criterion,
-        tiny.Batches(batches),
+        tiny.Batches(batches, accum_steps),
         optimizer,
         0,
         0,
         after_step=lambda *now: seen.append(now[0]),
-        accum_steps=accum_steps,
     )
     assert seen == [1] and optimizer.n_step == 1 and np.isfinite(averages["loss"])
     found = {
@@ -176,12 +176,12 @@ def test_dropout_depends_on_seed_epoch_and_step_only():
 @pytest.mark.parametrize(
     "targets, others, expected",
     [
-        ([2, 3], [], 5),
-        ([2, 3], [[1, True]], 3),
-        ([2, 3], [[0, False]], 5),  # at the end of a validation set, the other one has no image
-        ([2, 3], [[0, True]], 2.5),
-        ([], [[4, True]], 4),
-        ([0], [[0, False]], 1),
+        ([2, 3], [], (5, True)),
+        ([2, 3], [[1, 1]], (3, True)),
+        ([2, 3], [[0, 0]], (5, False)),  # at the end of a validation set
+        ([2, 3], [[0, 1]], (2.5, True)),
+        ([], [[4, 1]], (4, False)),
+        ([0], [[0, 0]], (1, False)),
     ],
 )
 def test_boxes_are_averaged_over_the_processes_that_have_images(
@@ -191,6 +191,6 @@ def test_boxes_are_averaged_over_the_processes_that_have_images(
     monkeypatch.setattr(
         "util.dist.all_gather_floats", lambda values: np.array([values, *others], float)
     )
-    _, criterion, _ = make()
+    monkeypatch.setattr("util.launch.get_world_size", lambda: 1 + len(others))
     targets = [{"labels": np.zeros(count)} for count in targets]
-    assert criterion.average_boxes(targets) == expected
+    assert average_boxes([targets]) == expected

@@ -7,13 +7,13 @@ import pytest
 import tiny
 
 from engine import train_one_epoch
-from main import build_optimizer
 from models.weights.checkpoint import class_names, num_classes_of
 from models.weights.finetune import load_what_fits, match_classes
 from models.weights.model import model_state
 from models.weights.names import published_names
 from util.backend import jt
 from util.errors import InputError
+from util.optim import build_optimizer
 
 
 def build(*flags, seed=0):

@@ -12,12 +12,12 @@ from processes import REPO
 from same import assert_same
 
 from arguments import parse_args
-from engine import predict
 from models import hub
 from models.detr import PostProcess
 from models.segmentation import PostProcessPanoptic
 from models.weights.__main__ import convert
 from models.weights.model import model_state
+from predict import predict
 from util.errors import InputError
 from util.jittor_file import write_jittor_file
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from processes import REPO
 
-from arguments import adopt_flags, parse_args
+from arguments import apply_checkpoint_args, parse_args
 from models.weights.__main__ import main as convert
 from models.weights.checkpoint import class_names, load_checkpoint
 from models.weights.huggingface import flags_of
@@ -158,7 +158,7 @@ def test_a_folder_has_all_that_loading_needs(folder, args, state):
     assert class_names(checkpoint, folder) == expected
     words = ["--eval", "--coco_path", ".", "--resume", str(folder)]
     resumed = parse_args(words)
-    adopt_flags(resumed, checkpoint, folder)
+    apply_checkpoint_args(resumed, checkpoint, folder)
     for name in (
         "backbone dilation position_embedding enc_layers dec_layers dim_feedforward hidden_dim "
         "nheads num_queries masks num_classes"

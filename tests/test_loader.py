@@ -53,8 +53,14 @@ def no_stray_process():
     assert children() == before
 
 
+def batches(loader):
+    """Yield the batches of the loader's steps."""
+    for step in loader:
+        yield from step
+
+
 def collect(loader):
-    return [(samples.tensors, samples.mask, targets) for samples, targets in loader]
+    return [(samples.tensors, samples.mask, targets) for samples, targets in batches(loader)]
 
 
 def assert_same_batches(first, second):
@@ -115,7 +121,7 @@ def test_order_derives_from_seed_and_epoch_only():
             loader.set_epoch(earlier)
             collect(loader)
         loader.set_epoch(epoch)
-        return [target["image_id"] - 2**70 for _, targets in loader for target in targets]
+        return [target["image_id"] - 2**70 for _, targets in batches(loader) for target in targets]
 
     assert order(1, 3) == order(1, 3, before=(0, 1))
     assert sorted(order(1, 3)) == list(range(30))
@@ -123,8 +129,8 @@ def test_order_derives_from_seed_and_epoch_only():
 
 
 def test_without_shuffle_in_order_and_last_batch_kept():
-    batches = collect(DataLoader(Numbers(7), 3, num_workers=2))
-    numbers = [[target["image_id"] - 2**70 for target in targets] for *_, targets in batches]
+    loaded = collect(DataLoader(Numbers(7), 3, num_workers=2))
+    numbers = [[target["image_id"] - 2**70 for target in targets] for *_, targets in loaded]
     assert numbers == [[0, 1, 2], [3, 4, 5], [6]]
 
 
@@ -166,7 +172,7 @@ def test_input_error_of_an_item(num_workers):
     )
     seen = []
     with pytest.raises(InputError, match=r"^bad\.jpg: cannot be read$"):
-        for _, targets in loader:
+        for _, targets in batches(loader):
             seen += targets
     assert len(seen) == 8  # all before the batch with item 9
 
@@ -200,12 +206,12 @@ def test_fault_in_a_transform_names_the_image(tmp_path):
 @pytest.mark.parametrize("idle", [False, True])
 def test_killed_worker_is_reported(idle):
     before = children()
-    batches = iter(DataLoader(Numbers(5000, pause=0 if idle else 0.01), 2, num_workers=2))
-    next(batches)
+    steps = iter(DataLoader(Numbers(5000, pause=0 if idle else 0.01), 2, num_workers=2))
+    next(steps)
     time.sleep(0.3)
     os.kill(min(child.pid for child in children() - before), signal.SIGKILL)
     with pytest.raises(InputError, match="died with exit code -9"):
-        for _ in batches:
+        for _ in steps:
             pass
 
 
@@ -217,12 +223,12 @@ def test_leaving_a_pass_early_and_two_passes_at_once():
             break
     assert children() == before
     first, second = iter(loader), iter(loader)
-    batches = [(next(first), next(second)) for _ in range(20)]
+    steps = [(next(first), next(second)) for _ in range(20)]
     assert list(first) == list(second) == []
     assert_same_batches(
         *(
-            [(samples.tensors, samples.mask, targets) for samples, targets in side]
-            for side in zip(*batches)
+            [(samples.tensors, samples.mask, targets) for [(samples, targets)] in side]
+            for side in zip(*steps)
         )
     )
 

@@ -13,8 +13,7 @@ from PIL import Image
 from datasets import build_dataset
 from datasets.coco_panoptic import masks_to_boxes
 from datasets.summary import print_summary
-from main import Data, Evaluator, main
-from models.detr import build_model
+from main import main
 from util.errors import InputError
 
 
@@ -60,9 +59,15 @@ def test_area_and_iscrowd_may_be_missing(root, capsys):
     assert "8 boxes of 2 classes" in printed and "below 16" not in printed
 
 
-def test_things_are_those_of_the_data(root):
-    """Of own data, stuff may have an id of COCO's things."""
+def test_things_are_those_of_the_data(root, monkeypatch):
+    """In the user's own data, stuff may have the id of one of COCO's things."""
+    seen = {}
 
+    def evaluate(model, criterion, postprocessors, *_, **__):
+        seen.update(postprocessors)
+        raise InputError("seen")
+
+    monkeypatch.setattr("engine.evaluate", evaluate)
     path = root / "annotations" / "panoptic_val2017.json"
     data = json.loads(path.read_text())
     data["categories"][1]["id"] = 7
@@ -71,11 +76,9 @@ def test_things_are_those_of_the_data(root):
             if segment["category_id"] == 199:
                 segment["category_id"] = 7
     path.write_text(json.dumps(data))
-    args = panoptic_args(root, "--eval")
-    data = Data(args)
-    model, criterion, postprocessors = build_model(args, data.num_classes)
-    Evaluator(args, model, criterion, postprocessors, data=data)
-    assert postprocessors["panoptic"].is_thing_map == {3: True, 7: False}
+    with pytest.raises(InputError, match="seen"):
+        main(panoptic_args(root, "--eval"))
+    assert seen["panoptic"].is_thing_map == {3: True, 7: False}
 
 
 def test_the_summary_counts_crowds_which_are_trained_on(root, capsys):

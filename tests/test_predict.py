@@ -16,12 +16,10 @@ from PIL import Image
 from processes import REPO
 
 from arguments import parse_args
+from checks import find_images
 from datasets.coco import read_picture
-from datasets.quality import best_thresholds
-from engine import predict
 from main import main
-from models.weights.checkpoint import load_checkpoint
-from predict import find_pictures, predict_pictures, save, unique_names
+from predict import predict, predict_files, save, unique_names
 from util import pictures
 from util.backend import jt
 from util.errors import InputError
@@ -97,7 +95,7 @@ def test_goes_on_past_what_cannot_be_read(trained, tmp_path, capsys):
     (folder / "a.png").write_bytes(source.read_bytes())
     (tmp_path / "in" / "b.jpg").write_bytes(b"no picture")
     (tmp_path / "in" / "notes.txt").write_text("not asked for")
-    with pytest.raises(InputError, match=r"1 of 3 pictures failed, 2 succeeded; .*b\.jpg: cannot"):
+    with pytest.raises(InputError, match=r"1 of 3 images failed, 2 succeeded; .*b\.jpg: cannot"):
         run(trained, tmp_path / "out", "--predict", tmp_path / "in", "--attention")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         ".lock",
@@ -113,17 +111,17 @@ def test_goes_on_past_what_cannot_be_read(trained, tmp_path, capsys):
 def test_a_fault_in_one_picture_costs_only_that_one(trained, tmp_path, monkeypatch, capsys):
     """Whatever it is; and what was detected in the others is written."""
 
-    def fail_at_the_second(model, images, **options):
+    def fail_at_the_second(model, images, *options):
         if images[0].size == (50, 40):
             raise MemoryError("one line,\nand another")
-        return predict(model, images, **options)
+        return predict(model, images, *options)
 
-    monkeypatch.setattr("engine.predict", fail_at_the_second)
+    monkeypatch.setattr("predict.predict", fail_at_the_second)
     for number, size in enumerate([(32, 32), (50, 40), (64, 32)]):
         Image.new("RGB", size, "red").save(tmp_path / f"{number}.png")
     with pytest.raises(
         InputError,
-        match=r"1 of 3 pictures failed, 2 succeeded; .*/1\.png: MemoryError: "
+        match=r"1 of 3 images failed, 2 succeeded; .*/1\.png: MemoryError: "
         r"one line,\\nand another",
     ):
         run(trained, tmp_path / "out", "--predict", tmp_path / "*.png", "--threshold", 0)
@@ -153,7 +151,7 @@ def test_a_name_that_is_not_utf_8_costs_nothing(trained, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert r"K\udcfcche\x1b[2J.png: 8 detections" in done.stdout
-    assert "8 detections in 1 picture, " in done.stdout
+    assert "8 detections in 1 image, " in done.stdout
     found = json.loads((tmp_path / "out" / "detections_bbox.json").read_text())
     assert {Path(detection["file_name"]).name for detection in found} == {name}
 
@@ -175,7 +173,7 @@ def test_pictures_are_found(tmp_path):
     def find(*paths):
         return [
             str(path.relative_to(tmp_path))
-            for path in find_pictures([str(tmp_path / path) for path in paths], "/nowhere")
+            for path in find_images([str(tmp_path / path) for path in paths], "/nowhere")
         ]
 
     assert find("") == ["a.PNG", "b.jpg", "sub/c.jpeg"]
@@ -191,10 +189,10 @@ def test_pictures_are_found(tmp_path):
         with pytest.raises(InputError, match=message):
             find(path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no picture in this folder"):
+    with pytest.raises(InputError, match="no image in this folder"):
         find("empty")
     with pytest.raises(InputError, match="--output_dir .*out lies in .*: give another folder"):
-        find_pictures([str(tmp_path)], tmp_path / "out")
+        find_images([str(tmp_path)], tmp_path / "out")
 
 
 def test_a_long_name_is_cut_for_the_results(tmp_path):
@@ -214,28 +212,11 @@ def test_names_of_results():
     ]
 
 
-def test_the_threshold_of_each_class_is_that_of_the_best_checkpoint(trained, tmp_path):
-    best = trained[0].with_name("checkpoint_best.pkl")
-    thresholds = load_checkpoint(best)["thresholds"]
-    report = json.loads((best.parent / "report" / "report.json").read_text())
-    assert thresholds == best_thresholds(report) and len(thresholds) == 3
-    every = run(trained, tmp_path / "all", "--predict", trained[1] / "val2017", "--threshold", 0)
-    flags = ["--predict", trained[1] / "val2017", "--threshold", "auto"]
-    found = run((best, *trained[1:]), tmp_path / "auto", *flags)
-    expected = [d for d in every if d["score"] >= thresholds.get(d["category_id"], 2)]
-    assert [d["bbox"] for d in found] == [d["bbox"] for d in expected]
-    assert 0 < len(found) < len(every)
-
-
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--predict", "/nowhere/*.jpg"], r"--predict /nowhere/\*\.jpg: no such file"),
         (["--predict", "README.md", "--threshold", "-1"], "--threshold is -1.0"),
-        (
-            ["--predict", "README.md", "--threshold", "auto"],
-            "checkpoint.pkl: has no thresholds of the classes; give the checkpoint_best.pkl",
-        ),
         (["--predict", "README.md", "--finetune", "w.pkl"], "--resume .*: give one of the two"),
         (
             ["--predict", "README.md", "--resume", "/nowhere/w.pkl"],
@@ -342,7 +323,7 @@ def test_files_of_results_are_of_this_run(tmp_path):
     args = tiny.arguments("--masks", "--hidden_dim", 128, "--nheads", 8, *flags)
     model = tiny.build(args)[0]
     for args.threshold, count in ((0, 10), (1, 0)):
-        predict_pictures(model, args, {})
+        predict_files(model, args, {})
         for kind in ("bbox", "segm"):
             found = json.loads((tmp_path / f"detections_{kind}.json").read_text())
             assert len(found) == count

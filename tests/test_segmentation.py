@@ -10,7 +10,6 @@ from pycocotools import mask as coco_mask
 
 from datasets.coco_panoptic import rgb2id
 from engine import train_one_epoch
-from main import build_optimizer
 from models.segmentation import (
     PostProcessPanoptic,
     PostProcessSegm,
@@ -22,6 +21,7 @@ from models.segmentation import (
 from models.weights.model import model_state
 from util.backend import jt, nn
 from util.nearest import nearest_index
+from util.optim import build_optimizer
 
 FLAGS = (
     "--masks",

@@ -1,4 +1,4 @@
-"""What a run leaves in its output folder, under the original's names."""
+"""Files of a run in its output folder, under the original's names."""
 
 import json
 import math
@@ -14,11 +14,10 @@ from util.report_page import make_page
 
 
 class OutputFolder:
-    """The folder of --output_dir. Nothing is written where it is empty, or by other processes.
+    """The folder of --output_dir. Only the main process writes, and nothing without --output_dir.
 
-    overwrite: remove the training that is in it; tensorboard: log for TensorBoard, too.
-    Raises InputError for a log.txt that is there and cannot be continued, and where a folder cannot
-    be made.
+    overwrite: remove the training that is in it; tensorboard: also log for TensorBoard.
+    Raises InputError if its log.txt cannot be continued or a folder cannot be created.
     """
 
     def __init__(self, path, overwrite=False, tensorboard=False):
@@ -35,35 +34,32 @@ class OutputFolder:
         if tensorboard:
             make_folder(self.path / "tensorboard")
 
-    def save_training(self, make_state, lr_drop):
-        """Writes checkpoint.pkl, and some as checkpointNNNN.pkl, too.
+    def save_checkpoint(self, state, lr_drop):
+        """Write checkpoint.pkl, before each learning-rate drop and every 100 epochs also a copy.
 
-        Those before each drop of the learning rates, and every 100 epochs.
-
-        make_state: gives what to save, a dictionary of plain containers and arrays. Its `epoch` is
-        the last one that was trained to its end, its `step` the number of steps of the next one
-        that were trained since.
+        state: TrainingState. The copy is checkpointNNNN.pkl with the epoch's number.
         """
         if self.active:
-            state = make_state()
-            epochs = state["epoch"] + 1
+            content = state.state_dict()
+            epochs = content["epoch"] + 1
             names = ["checkpoint.pkl"]
-            if state["step"] == 0 and (epochs % lr_drop == 0 or epochs % 100 == 0):
-                names.append(f"checkpoint{state['epoch']:04}.pkl")
+            if content["step"] == 0 and (epochs % lr_drop == 0 or epochs % 100 == 0):
+                names.append(f"checkpoint{content['epoch']:04}.pkl")
             for name in names:
-                write_jittor_file(state, self.path / name)
-        dist.barrier()  # nobody goes on, or ends the run, before the checkpoint is there
+                write_jittor_file(content, self.path / name)
+        dist.barrier()  # no process continues, or ends the run, before the checkpoint is there
 
-    def save_best(self, make_state):
-        """Writes checkpoint_best.pkl. make_state: as for `save_training`."""
+    def save_best(self, state):
+        """Write checkpoint_best.pkl. state: TrainingState."""
         if self.active:
-            write_jittor_file(make_state(), self.path / "checkpoint_best.pkl")
+            write_jittor_file(state.state_dict(), self.path / "checkpoint_best.pkl")
         dist.barrier()
 
-    def save_evaluation(self, evaluator, dataset, names):
-        """Writes the detections in COCO's result format, figures, and predictions.png.
+    def save_evaluation(self, evaluator, dataset, report, names):
+        """Write detections in COCO's result format, metrics, predictions.png and the report.
 
-        names: of the files for pycocotools' precision and recall arrays.
+        evaluator: CocoEvaluator; report: a function that returns the evaluator's report, see
+        `datasets.quality.make_report`; names: files for pycocotools' precision and recall arrays.
         """
         if not self.active:
             return
@@ -78,12 +74,9 @@ class OutputFolder:
         some = chain.from_iterable(islice(filter(None, evaluator.results("bbox")), math.prod(GRID)))
         with replacing(self.path / "predictions.png") as file:
             plot_predictions(evaluator.coco_gt, dataset.read_by_id, some, dataset.classes, file)
+        self._save_report(report(evaluator), dataset, evaluator.coco_gt)
 
-    def save_report(self, report, dataset, coco_gt):
-        """Writes report/report.json and report.html.
-
-        report: what `datasets.quality.make_report` returns.
-        """
+    def _save_report(self, report, dataset, coco_gt):
         names = {row["id"]: row["name"] for row in report["classes"]}
         pictures = []
         for image in report["worst_images"]:
@@ -98,14 +91,14 @@ class OutputFolder:
                 file.write(text.encode())
 
     def panoptic_folder(self):
-        """Where the predicted panoptic PNGs go, or None where nothing is written."""
+        """Return the folder for predicted panoptic PNGs, or None if nothing is written."""
         return self.path / "panoptic_eval" if self.active else None
 
-    def logged_figures(self, epoch, train_stats):
-        """What log.txt has of an epoch's evaluation, {} where there was none.
+    def find_logged_stats(self, epoch, train_stats):
+        """Return log.txt's metrics of an epoch, {} if it was not evaluated; in all processes.
 
-        None where it lacks the epoch, or has it with other losses than train_stats: of a training
-        that went on from the same checkpoint before. In all processes what the main process has.
+        None if log.txt lacks the epoch, or has other losses than train_stats: those of an earlier
+        run that resumed from the same checkpoint.
         """
         found = {}
         if self.active:
@@ -121,7 +114,7 @@ class OutputFolder:
         return dist.broadcast(found)
 
     def log_epoch(self, train_stats, test_stats, epoch, n_parameters):
-        """Draws curves.png and adds a JSON line to log.txt: train_…, test_…, epoch, n_parameters.
+        """Draw curves.png and add a JSON line to log.txt: train_…, test_…, epoch, n_parameters.
 
         test_stats: {} for an epoch without evaluation.
         """
@@ -133,19 +126,19 @@ class OutputFolder:
             "epoch": epoch,
             "n_parameters": n_parameters,
         }
-        # Lines of later epochs are of a training that went on from the same checkpoint before.
+        # Lines of later epochs are from an earlier run that resumed from the same checkpoint.
         self.logs = [old for old in self.logs if old["epoch"] < epoch] + [line]
         with replacing(self.path / "curves.png") as file:
             plot_curves({self.path.resolve().name: self.logs}, file)
         if self.tensorboard:
             self.log_to_tensorboard(line, with_picture=bool(test_stats))
-        # Last, because the line says that the epoch needs nothing more.
+        # Last, because the line means that the epoch is complete.
         with replacing(self.path / "log.txt") as file:
             file.write("".join(json.dumps(line) + "\n" for line in self.logs).encode())
 
     def log_to_tensorboard(self, line, with_picture):
-        """Adds an epoch to tensorboard/. line: that of log.txt."""
-        from util.tensorboard_log import TensorBoardLog
+        """Add an epoch to tensorboard/. line: that of log.txt."""
+        from util.tensorboard_log import TensorBoardLog  # an optional package
 
         if self.tensorboard_log is None:
             self.tensorboard_log = TensorBoardLog(self.path / "tensorboard", line["epoch"])
@@ -154,9 +147,9 @@ class OutputFolder:
 
 
 def write_list(parts, file):
-    """Writes lists as one JSON list to a binary file, without holding all of it in memory.
+    """Write lists as one JSON list to a binary file, without holding all of it in memory.
 
-    parts: an iterable of lists that are not empty.
+    parts: an iterable of non-empty lists.
     """
     file.write(b"[")
     for number, part in enumerate(parts):

@@ -87,23 +87,6 @@ def class_names(checkpoint, source):
     return {number: printable(name) for number, name in classes.items()}
 
 
-def class_thresholds(checkpoint, source):
-    """The lowest score to show of each class, a dictionary category id -> score.
-
-    Raises InputError, which names source, for a checkpoint without them.
-    """
-    thresholds = checkpoint.get("thresholds")
-    if not isinstance(thresholds, dict) or not all(
-        type(number) is int and isinstance(score, float) and 0 <= score <= 1
-        for number, score in thresholds.items()
-    ):
-        raise InputError(
-            f"{source}: has no thresholds of the classes; give the checkpoint_best.pkl of a "
-            "training, or a number as --threshold"
-        )
-    return thresholds
-
-
 def num_classes_of(checkpoint):
     """Highest category id + 1 of a checkpoint's class head; 0 where it has none."""
     head = checkpoint["model"].get(

@@ -1,6 +1,7 @@
 """Weights for the backbone: torchvision's of ImageNet, or those of a file."""
 
 from util.download import download, user_cache
+from util.errors import InputError
 
 from .checkpoint import load_checkpoint
 from .model import load_model_state
@@ -30,7 +31,11 @@ def load_backbone(body, spec, backbone_name):
             raise ValueError(
                 f"backbone_name is {backbone_name}: there are no ImageNet weights for it"
             )
-        source = download(IMAGENET_WEIGHTS[backbone_name], user_cache())
+        try:
+            source = download(IMAGENET_WEIGHTS[backbone_name], user_cache())
+        except InputError as error:
+            remedy = "or use --backbone_weights none or --backbone_weights PATH"
+            raise InputError(f"{error}, {remedy}") from error
     state = load_checkpoint(source)["model"]
     load_model_state(
         body, {name: value for name, value in state.items() if not name.startswith("fc.")}, source

@@ -1,4 +1,4 @@
-"""The state of a training beside the model's weights: the optimizer's, and the schedule's."""
+"""The state of a training: what a checkpoint holds beside the weights, and where to resume."""
 
 import math
 
@@ -9,14 +9,108 @@ from util.backend import jt
 from util.errors import InputError
 
 from .mismatches import compare_shapes
+from .model import model_state
+
+
+class TrainingState:
+    """Everything that a checkpoint holds, and the position in the training.
+
+    Args:
+        args: the parsed flags. model, optimizer, lr_scheduler, best: what the training changes.
+        classes: dictionary category id -> name; num_classes: highest category id + 1.
+        num_images: number of training images.
+
+    Attributes:
+        epoch: the current epoch.
+        step, meters: steps that it has taken, and the state of their MetricLogger.
+        train_stats: the averages of its losses once it is trained, else None. A checkpoint is saved
+            between training and evaluation, so a resumed run may start with the latter.
+    """
+
+    def __init__(
+        self, args, model, optimizer, lr_scheduler, best, *, classes, num_classes, num_images
+    ):
+        self.args, self.model, self.optimizer = args, model, optimizer
+        self.lr_scheduler, self.best = lr_scheduler, best
+        self.classes, self.num_classes, self.num_images = classes, num_classes, num_images
+        self.start_epoch(args.start_epoch)
+
+    def start_epoch(self, epoch):
+        self.epoch, self.step, self.meters, self.train_stats = epoch, 0, None, None
+
+    def finish_epoch(self, train_stats):
+        """Record that the current epoch is trained."""
+        self.step, self.meters, self.train_stats = 0, None, train_stats
+
+    def state_dict(self):
+        """Return the content of a checkpoint: plain containers, numbers, strings and arrays.
+
+        `epoch` is the last trained epoch; `step` counts the steps taken in the next one.
+        """
+        is_trained = self.train_stats is not None
+        return {
+            "model": model_state(self.model),
+            "optimizer": optimizer_state(self.optimizer),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "epoch": self.epoch if is_trained else self.epoch - 1,
+            "step": self.step,
+            "processes": launch.get_world_size(),
+            "args": {**vars(self.args), "num_classes": self.num_classes},
+            "classes": self.classes,
+            "best": self.best.state_dict(),
+            **(
+                {"train_stats": self.train_stats}
+                if is_trained
+                else {"meters": self.meters, "images": self.num_images}
+            ),
+        }
+
+    def resume(self, checkpoint, changed):
+        """Continue where the checkpoint of --resume was saved.
+
+        changed: names of the training flags that are given and differ from the checkpoint's.
+        Raises InputError if the checkpoint is damaged or of another training.
+        """
+        args, source = self.args, self.args.resume
+        optimizer = checkpoint.get("optimizer")
+        if not isinstance(optimizer, dict) or "groups" not in optimizer:
+            # Weights alone, or a checkpoint of the original.
+            print(f"{source}: only weights; training starts at epoch {args.start_epoch}")
+            return
+        check_training_state(checkpoint, source)
+        if "start_epoch" in args.given:
+            print(f"{source} determines where training resumes: --start_epoch has no effect")
+        load_optimizer_state(self.optimizer, optimizer, source)
+        self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
+        if {"lr", "lr_backbone", "lr_drop"} & set(changed):
+            self.lr_scheduler.set_rates([args.lr, args.lr_backbone], args.lr_drop)
+        if "weight_decay" in changed:
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = args.weight_decay
+        if "best" in checkpoint:
+            self.best.load_state_dict(checkpoint["best"])
+        steps = count_steps_done(
+            checkpoint,
+            source,
+            images=self.num_images,
+            batch_size=args.batch_size,
+            accum_steps=args.accum_steps,
+            seed=args.seed,
+        )
+        if checkpoint.get("train_stats"):
+            self.start_epoch(checkpoint["epoch"])
+            self.finish_epoch(checkpoint["train_stats"])
+        else:
+            self.start_epoch(checkpoint["epoch"] + 1)
+            self.step, self.meters = steps, checkpoint.get("meters")
 
 
 def optimizer_state(optimizer):
-    """The state of a `jittor.optim.AdamW` as plain containers and arrays (copies).
+    """Return the state of AdamW as plain containers and arrays (copies).
 
-    Every group of the optimizer has, beside "params", their "names". Returns {"state": {name:
-    {"step": int, "exp_avg", "exp_avg_sq": float32 array}}, "groups": [{"names", "lr",
-    "weight_decay", "betas", "eps", …}]}.
+    {"state": {name: {"step": int, "exp_avg", "exp_avg_sq": float32 array}}, "groups": [{"names",
+    "lr", "weight_decay", "betas", "eps"}]}. Every group of the optimizer has the "names" of its
+    "params".
     """
     state, groups = {}, []
     for group in optimizer.param_groups:
@@ -35,10 +129,10 @@ def optimizer_state(optimizer):
 
 
 def load_optimizer_state(optimizer, state, source):
-    """Put back what `optimizer_state` returned, to the last bit.
+    """Restore what `optimizer_state` returned, to the last bit.
 
-    Raises InputError, which names source, where the groups hold other parameters or shapes; the
-    optimizer is then unchanged.
+    Raises InputError, which names source, if the groups hold other parameters or shapes; the
+    optimizer is unchanged then.
     """
     if state.keys() != {"state", "groups"}:
         raise InputError(
@@ -52,7 +146,7 @@ def load_optimizer_state(optimizer, state, source):
     if not problems and [group["names"] for group in groups] != [
         group["names"] for group in state["groups"]
     ]:
-        problems = ["the parameters are grouped in another way"]
+        problems = ["the parameter groups differ"]
     if problems:
         raise InputError(
             f"{source}: its optimizer does not fit: {'; '.join(problems)}; resume with the same "
@@ -67,9 +161,9 @@ def load_optimizer_state(optimizer, state, source):
 
 
 def check_training_state(checkpoint, source):
-    """Checks that a checkpoint has the state that a resumed training needs.
+    """Check that a checkpoint has the state that a resumed training needs.
 
-    Raises InputError, which names source, where something is missing or of another type.
+    Raises InputError, which names source, if something is missing or of another type.
     """
     number = (int, float)
     moments = {"step": int, "exp_avg": np.ndarray, "exp_avg_sq": np.ndarray}
@@ -97,23 +191,23 @@ def check_training_state(checkpoint, source):
         form["train_stats"] = {str: number}
     if "best" in checkpoint:
         form["best"] = {"figure": str, "waited": int}
-    if fault := _misform(checkpoint, form):
+    if fault := _find_mismatch(checkpoint, form):
         raise InputError(
-            f"{source}: its state of the training is damaged or of another version of the program "
+            f"{source}: its training state is damaged or of another version of the program "
             f"({fault}); take another checkpoint, or only its weights, with models.weights"
         )
 
 
-def steps_done(checkpoint, source, *, images, batch_size, accum_steps, seed):
-    """The steps of the epoch that a checkpoint was saved in, counted in steps of this run.
+def count_steps_done(checkpoint, source, *, images, batch_size, accum_steps, seed):
+    """Return the steps taken in the epoch that a checkpoint was saved in, in steps of this run.
 
-    images, batch_size, accum_steps, seed: this run's; images: how many to train on.
-    Raises InputError, which names source, where the epoch would be another one.
+    images: number of training images; this and the rest are this run's.
+    Raises InputError, which names source, if this run's epoch would be another one.
     """
     saved_by, processes = checkpoint["processes"], launch.get_world_size()
     if saved_by != processes:
         print(
-            f"{source}: was saved by a training of {saved_by} processes and goes on with "
+            f"{source}: was saved by a training of {saved_by} processes and continues with "
             f"{processes}: a step now takes {processes * accum_steps * batch_size} images"
         )
     if checkpoint["step"] == 0:
@@ -129,15 +223,15 @@ def steps_done(checkpoint, source, *, images, batch_size, accum_steps, seed):
             different.append(f"{name} {then} (now {now})")
     if different:
         raise InputError(
-            f"{source}: was saved in the middle of an epoch, with {', '.join(different)}: resume "
+            f"{source}: was saved within an epoch, with {', '.join(different)}: resume "
             "with the same data and flags"
         )
     batches = checkpoint["step"] * saved_by * saved["accum_steps"]
     return math.ceil(batches / (processes * accum_steps))  # nothing is trained twice
 
 
-def _misform(value, form, place="checkpoint"):
-    """Where value differs from form, or None.
+def _find_mismatch(value, form, place="checkpoint"):
+    """Return where value differs from form, or None.
 
     form: a type or types; [form of each item]; {key: form}; {str: form of each value}.
     """
@@ -154,4 +248,4 @@ def _misform(value, form, place="checkpoint"):
         return None
     else:
         return f"{place} is no {form.__name__ if isinstance(form, type) else 'number'}"
-    return next(filter(None, (_misform(*part) for part in parts)), None)
+    return next(filter(None, (_find_mismatch(*part) for part in parts)), None)

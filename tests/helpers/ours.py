@@ -9,11 +9,11 @@ import recipe
 import tiny
 
 from arguments import get_args_parser
-from main import build_optimizer
 from models.attention import watch_attention
 from models.weights.model import load_model_state
 from util.backend import jt
 from util.misc import nested_tensor_from_arrays
+from util.optim import build_optimizer
 
 
 def arguments(case):
@@ -28,8 +28,9 @@ def build(case):
     return args, model, criterion, postprocessors
 
 
-def loss_of(model, criterion, images, targets):
-    losses = criterion(model(nested_tensor_from_arrays(images).to_jittor()), targets)
+def loss_of(model, criterion, images, targets, num_boxes=None):
+    outputs = model(nested_tensor_from_arrays(images).to_jittor())
+    losses = criterion(outputs, targets, num_boxes)
     return sum(losses[name] * weight for name, weight in criterion.weight_dict.items())
 
 

@@ -24,11 +24,11 @@ import tiny  # noqa: E402
 
 import engine  # noqa: E402
 from engine import train_one_epoch  # noqa: E402
-from main import build_optimizer  # noqa: E402
 from models.weights.model import model_state  # noqa: E402
 from util import dist, launch  # noqa: E402
 from util.backend import jt  # noqa: E402
 from util.misc import nested_tensor_from_arrays  # noqa: E402
+from util.optim import build_optimizer  # noqa: E402
 
 CASE = "resnet18"
 
@@ -46,21 +46,14 @@ def train(batch_size, steps, accum_steps):
         if step == 1:
             result.update(first_step(model, optimizer))
 
-    batches = tiny.Batches()
+    batches = []
     for step in range(steps):
         for share in range(launch.get_rank() * accum_steps, (launch.get_rank() + 1) * accum_steps):
             images, targets = recipe.make_share(step % recipe.TRAINING_BATCHES, share, batch_size)
             batches.append((nested_tensor_from_arrays(images), targets))
+    batches = tiny.Batches(batches, accum_steps)
     train_one_epoch(
-        model,
-        criterion,
-        batches,
-        optimizer,
-        0,
-        0,
-        args.clip_max_norm,
-        after_step=after_step,
-        accum_steps=accum_steps,
+        model, criterion, batches, optimizer, 0, 0, args.clip_max_norm, after_step=after_step
     )
     return result
 
@@ -95,8 +88,7 @@ def alone(batch_size, steps, processes):
         mean = max(
             np.mean([sum(len(target["labels"]) for target in targets) for _, targets in shares]), 1
         )
-        criterion.average_boxes = lambda targets: mean
-        losses = [ours.loss_of(model, criterion, *share) for share in shares]
+        losses = [ours.loss_of(model, criterion, *share, num_boxes=mean) for share in shares]
         loss = sum(losses[1:], losses[0]) / processes
         result["losses"].append(loss.item())
         optimizer.backward(loss)

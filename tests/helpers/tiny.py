@@ -56,7 +56,12 @@ def make_batch(seed, sizes=((64, 96), (80, 64))):
 
 
 class Batches(list):
-    """A list of batches in place of the data loader."""
+    """Batches in place of the data loader, each a step or, with accum_steps, a part of one."""
+
+    def __init__(self, batches, accum_steps=1):
+        super().__init__(
+            batches[start : start + accum_steps] for start in range(0, len(batches), accum_steps)
+        )
 
     def set_epoch(self, epoch, start=0):
         self.epoch = epoch

@@ -14,8 +14,8 @@ import pytest
 import recipe
 from conftest import HERE
 
-from engine import predict
 from models.weights.model import load_model_state, model_state
+from predict import predict
 from util.backend import jt
 from util.jittor_file import write_jittor_file
 from util.misc import NestedTensor, nested_tensor_from_arrays

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import HERE
 
-from arguments import adopt_flags, parse_args
+from arguments import apply_checkpoint_args, parse_args
 from models.detr import build_model
 from models.weights.checkpoint import class_names, load_checkpoint, num_classes_of
 from models.weights.model import load_model_state
@@ -47,7 +47,7 @@ def run_ours(source, samples):
     """Outputs of this program, which takes all it needs from source, as --resume does."""
     args = parse_args(["--eval", "--coco_path", ".", "--resume", str(source)])
     checkpoint = load_checkpoint(source)
-    adopt_flags(args, checkpoint, source)
+    apply_checkpoint_args(args, checkpoint, source)
     model, _, _ = build_model(args, num_classes_of(checkpoint))
     load_model_state(model, checkpoint["model"], source)
     model.eval()

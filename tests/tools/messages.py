@@ -35,7 +35,7 @@ def measure():
 
     select_device("cpu")
     from engine import train_one_epoch
-    from main import build_optimizer
+    from util.optim import build_optimizer
     from util.signals import StopRequest
 
     args = tiny.arguments("--num_classes", 91)
