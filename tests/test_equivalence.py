@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from scipy import stats
+from tests.oracle.every_step import table
+from tests.oracle.every_step_original import GROUPS, Errors
 
 from tests.oracle.equivalence import STUDIES
 from tests.oracle.equivalence_report import (
@@ -18,8 +20,6 @@ from tests.oracle.equivalence_report import (
     permutation,
     titles,
 )
-from tests.oracle.every_step import table
-from tests.oracle.every_step_original import GROUPS, Errors
 from tests.oracle.training import MEAN, STD, load_epoch, save_epoch
 
 
