@@ -23,12 +23,12 @@ def flag_tables():
     for group in get_args_parser()._action_groups:
         actions = [action for action in group._group_actions if action.dest != "help"]
         if actions:
-            lines += ["", f"## {group.title}", "", "| flag | default | meaning |", "|---|---|---|"]
+            lines += ["", f"## {group.title}", "", "flag | default | meaning", "---|---|---"]
         for action in actions:
             values = f"{{{','.join(action.choices)}}}" if action.choices else action.metavar
             flag = " ".join(filter(None, [*action.option_strings, values]))
             default = format_default(action.default)
-            lines.append(f"| `{flag}` | {default} | {action.help % vars(action)} |")
+            lines.append(f"`{flag}` | {default} | {action.help % vars(action)}")
     return "\n".join(lines) + "\n"
 
 
@@ -59,6 +59,18 @@ def test_links_lead_to_files(page):
     links = re.findall(r"""\]\(([^)#]+)|src="([^"]+)""", page.read_text())
     paths = [path for pair in links for path in pair if path and "://" not in path]
     assert not [path for path in paths if not (page.parent / path).exists()]
+
+
+def test_both_readmes_have_the_same_commands():
+    english, chinese = (read_commands(REPO / name) for name in ("README.md", "README.zh-CN.md"))
+    assert english and not english - chinese  # the Chinese one has mirrors, too
+
+
+def read_commands(page):
+    """Return the set of the lines in the page's blocks of code, without comments."""
+    blocks = page.read_text().split("```")[1::2]
+    lines = {line.partition("#")[0].rstrip() for block in blocks for line in block.split("\n")}
+    return lines - {""}
 
 
 if __name__ == "__main__":
