@@ -1,7 +1,7 @@
-"""Arrays in a file that processes map into their memory, and so share.
+"""A file of arrays that processes memory-map and so share.
 
-The file: 8 bytes MAGIC, 32 bytes SHA-256 of all that follows, 8 bytes length of the header, the
-header as JSON, and the arrays, each at a multiple of ALIGNMENT bytes. The header is
+Format: 8 bytes MAGIC, 32 bytes SHA-256 of all that follows, 8 bytes length of the header, the
+header, and the arrays, each at a multiple of ALIGNMENT bytes. The header is JSON:
 {"extra": …, "arrays": {name: [dtype, shape, offset after the header]}}.
 """
 
@@ -14,23 +14,23 @@ import numpy as np
 from util.files import replacing
 
 MAGIC = b"ARRAYS 1"
-HASHED = len(MAGIC) + 32  # where the hashed part begins
-FIXED = HASHED + 8
+HASHED = len(MAGIC) + 32  # offset of the hashed part
+FIXED = HASHED + 8  # offset of the header
 ALIGNMENT = 64
 
 
 def write_arrays(path, arrays, extra):
-    """Writes a dictionary of arrays, and `extra`, anything that JSON takes.
+    """Write a dictionary of arrays, and `extra`, anything that JSON can represent.
 
-    Raises InputError where the file cannot be written; one that was there before stays then.
+    Raises InputError if the file cannot be written; an earlier file stays then.
     """
-    places, parts, offset = {}, [], 0
+    entries, parts, offset = {}, [], 0
     for name, array in arrays.items():
-        places[name] = [array.dtype.str, array.shape, offset]
+        entries[name] = [array.dtype.str, array.shape, offset]
         padding = -array.nbytes % ALIGNMENT
         parts += [np.ascontiguousarray(array).data, b"\0" * padding]
         offset += array.nbytes + padding
-    header = json.dumps({"extra": extra, "arrays": places}).encode()
+    header = json.dumps({"extra": extra, "arrays": entries}).encode()
     header += b" " * (-(FIXED + len(header)) % ALIGNMENT)
     parts = [len(header).to_bytes(8, "little"), header, *parts]
     digest = hashlib.sha256()
@@ -42,21 +42,17 @@ def write_arrays(path, arrays, extra):
 
 
 def read_arrays(path):
-    """(dictionary of arrays, extra), or None where the file is missing or not intact.
+    """Return (dictionary of arrays, extra), or None if the file is missing or damaged.
 
-    The arrays cannot be written to. Their memory is the file's, which all processes that read it
-    share.
+    The arrays are read-only views of the file, which all processes that read it share in memory.
     """
     try:
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # missing, or empty
         return None
-    digest = content[len(MAGIC) : HASHED]
-    if (
-        content[: len(MAGIC)] != MAGIC
-        or digest != hashlib.sha256(memoryview(content)[HASHED:]).digest()
-    ):
+    digest = hashlib.sha256(memoryview(content)[HASHED:]).digest()
+    if content[:HASHED] != MAGIC + digest:
         return None
     start = FIXED + int.from_bytes(content[HASHED:FIXED], "little")
     header = json.loads(content[FIXED:start])

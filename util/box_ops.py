@@ -1,8 +1,4 @@
-"""Box formats and generalised IoU, for NumPy arrays and Jittor Vars alike.
-
-The matcher works on the host and the loss on the device; both need the same formulas, so these
-functions use only what the two libraries spell the same way.
-"""
+"""Box formats and generalised IoU, for NumPy arrays (matcher) and Jittor Vars (loss) alike."""
 
 import numpy as np
 
@@ -14,22 +10,23 @@ def _library(x):
 
 
 def box_cxcywh_to_xyxy(boxes):
-    """[..., 4] centre x, centre y, width, height -> [..., 4] left, top, right, bottom."""
+    """Convert [..., 4] centre x, centre y, width, height to [..., 4] left, top, right, bottom."""
     cx, cy, w, h = (boxes[..., i] for i in range(4))
     return _library(boxes).stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], -1)
 
 
 def box_xyxy_to_cxcywh(boxes):
-    """[..., 4] left, top, right, bottom -> [..., 4] centre x, centre y, width, height."""
+    """Convert [..., 4] left, top, right, bottom to [..., 4] centre x, centre y, width, height."""
     x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
     return _library(boxes).stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], -1)
 
 
 def generalized_box_iou(boxes1, boxes2):
-    """Generalised IoU (https://giou.stanford.edu) of xyxy boxes, elementwise with broadcasting.
+    """Return the generalised IoU (https://giou.stanford.edu) of xyxy boxes, in [-1, 1].
 
-    [..., 4] and [..., 4] -> [...], in [-1, 1]. For all pairs of [N, 4] and [M, 4] pass `boxes1[:,
-    None]` and `boxes2`. The box that encloses both must have an area, or the result is not finite.
+    Elementwise with broadcasting, [..., 4] and [..., 4] -> [...]: for all pairs of [N, 4] and
+    [M, 4] pass `boxes1[:, None]` and `boxes2`. The box that encloses both must have an area, or the
+    result is not finite.
     """
     lib = _library(boxes1)
     x0, y0, x1, y1 = (boxes1[..., i] for i in range(4))

@@ -1,12 +1,13 @@
-"""Downloads files whose checksum is known, in their name, their address or the server's reply.
+"""Download files and verify their checksum, which the name, the URL or the server's reply gives.
 
-A download that breaks off goes on where it stopped, at once or in the next run.
+An interrupted download continues where it stopped, at once or in the next run.
 """
 
 import fcntl
 import hashlib
 import os
 import re
+import socket
 import ssl
 import time
 import urllib.request
@@ -21,44 +22,52 @@ from util.errors import InputError
 
 MAX_BYTES = 4 << 30
 TIMEOUT = 30  # seconds without any data
-ATTEMPTS = 3  # that bring nothing
-PAUSE = 1  # seconds between two of them
+ATTEMPTS = 3  # failures in a row that receive no data
+PAUSE = 1  # seconds between attempts
 _CHUNK = 1 << 20
-# Whose files DETR_MIRROR has, under the same paths: the original's weights, and torchvision's.
+# Servers that DETR_MIRROR stands in for: the original's weights, and torchvision's.
 MIRRORED = ("dl.fbaipublicfiles.com", "download.pytorch.org")
 
 
 class NoSuchFile(InputError):
-    """The server is there, but not the file."""
+    """The server answers that it does not have the file."""
 
 
 def user_cache():
-    """The folder (Path) for downloads: `detr-jittor` in $XDG_CACHE_HOME, or in ~/.cache."""
+    """Return the folder (Path) for downloads: `detr-jittor` in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr-jittor"
 
 
-def download(url, folder):
-    """The Path of url's file in folder, downloaded unless it is there with the right checksum.
+def is_reachable(address):
+    """Return True if a server (host, port) accepts a connection within two seconds."""
+    try:
+        socket.create_connection(address, timeout=2).close()
+    except OSError:
+        return False
+    return True
 
-    url: `https://…/name-<8 or more hex digits of the SHA-256>.ext`, or any with `#sha256=<64 hex
-    digits>` at its end. `http://` is accepted for this very machine (127.0.0.1 or localhost) only.
-    Where the variable DETR_MIRROR is set, to `https://…`, files of Meta's and PyTorch's servers
-    come from there. Of several processes one downloads and the others wait for it.
-    Raises InputError for any other address, without a network, and for a file that does not match
-    its checksum.
+
+def download(url, folder):
+    """Download url's file to folder unless it is there with the right checksum; return its Path.
+
+    url: `https://…/name-<8 or more hex digits of the SHA-256>.ext`, or any that ends with
+    `#sha256=<64 hex digits>`. `http://` is accepted for this machine only (127.0.0.1 or localhost).
+    The environment variable DETR_MIRROR (`https://…`) replaces Meta's and PyTorch's servers. Of
+    several processes one downloads and the others wait. Raises InputError for any other URL, if the
+    download fails, and if the checksum does not match.
     """
     check_address(url)
     address, _, fragment = url.partition("#")
     name = Path(urlsplit(address).path).name
     if fragment:
-        found = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment.lower())
-        if found:
-            name = f"{Path(name).stem}-{found[1][:8]}{Path(name).suffix}"
+        checksum = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment.lower())
+        if checksum:
+            name = f"{Path(name).stem}-{checksum[1][:8]}{Path(name).suffix}"
     else:
-        found = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-    if found is None:
+        checksum = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    if checksum is None:
         raise InputError(
-            f"{url}: the name carries no checksum (as in name-0123abcd.pth), so the file cannot be "
+            f"{url}: the name has no checksum (as name-0123abcd.pth has), so the file cannot be "
             "verified; add #sha256= and its 64 hex digits, or download it by hand and pass its path"
         )
     mirror = os.environ.get("DETR_MIRROR")
@@ -67,20 +76,23 @@ def download(url, folder):
         address = mirror.rstrip("/") + urlsplit(address).path
 
     def mismatch(path, _headers):
-        return None if sha256(path).startswith(found[1]) else found[1]
+        return None if sha256(path).startswith(checksum[1]) else checksum[1]
 
     target = Path(folder) / name
     return fetch(address, target, mismatch, lambda: mismatch(target, None) is None)
 
 
 def fetch(url, target, mismatch, is_right, headers=None):
-    """Downloads url's file to target (Path), which it returns, unless it is there already.
+    """Download url's file to target (Path) unless it is there; return target.
 
-    mismatch: a function of the file's path and the headers of the server's replies, a list of
-    `email.message.Message`, that returns None or the checksum that the file does not match;
-    is_right: whether the file at target, which exists, is the right one. headers: dictionary of
-    what to send to the first server, not to others that it redirects to.
-    Raises InputError; NoSuchFile where the server does not have it.
+    Args:
+        mismatch: function of the file's path and the headers of all replies, a list of
+            `email.message.Message`; returns the checksum that the file does not match, or None.
+        is_right: function that returns True if the existing file at target is the right one.
+        headers: dictionary of headers for the first server, not for those it redirects to.
+
+    Raises:
+        NoSuchFile: the server does not have it. InputError: any other failure.
     """
     check_address(url)
     try:
@@ -94,14 +106,14 @@ def fetch(url, target, mismatch, is_right, headers=None):
     except (OSError, HTTPException) as error:
         kind = NoSuchFile if isinstance(error, HTTPError) and error.code == 404 else InputError
         raise kind(
-            f"{url}: cannot be downloaded to {target.parent} ({error}); try again to go on where "
-            "it stopped, or download it by hand and put it there"
+            f"{url}: cannot be downloaded to {target.parent} ({error}); try again to continue "
+            "where it stopped, or download it by hand and put it there"
         ) from error
     return target
 
 
 def sha256(path):
-    """The SHA-256 of a file, 64 hex digits."""
+    """Return a file's SHA-256, 64 hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -110,9 +122,9 @@ def sha256(path):
 
 
 def check_address(url, variable=None):
-    """Raises InputError for an address that is neither https:// nor this machine's.
+    """Raise InputError for a URL that is neither https:// nor this machine's.
 
-    variable: name of the environment variable that it comes from.
+    variable: environment variable that it comes from.
     """
     parts = urlsplit(url)
     local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
@@ -123,7 +135,7 @@ def check_address(url, variable=None):
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects that stay with https, and keeps the headers of all replies."""
+    """Follow redirects to https only, and collect the headers of the replies."""
 
     def __init__(self):
         self.headers = []
@@ -139,32 +151,32 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 def _fetch(url, target, mismatch, headers):
     partial = target.with_name(f".{target.name}.part")
-    is_old = partial.exists()  # the part that an earlier run has left
-    fruitless = 0
+    is_old = partial.exists()  # left by an earlier run
+    failures = 0
     while True:
         size = _size(partial)
         try:
             replies = _receive(url, partial, headers)
         except (OSError, HTTPException) as error:
             if isinstance(error, HTTPError) and error.code < 500:
-                if error.code != 416:  # 416: there is nothing after the part that we have
+                if error.code != 416:  # range not satisfiable: the partial file is too long
                     raise
                 partial.unlink()
             if _size(partial) <= size:
-                fruitless += 1
-                if fruitless == ATTEMPTS:
+                failures += 1
+                if failures == ATTEMPTS:
                     raise
                 time.sleep(PAUSE)
             continue
-        wrong = mismatch(partial, replies)
-        if wrong is None:
+        checksum = mismatch(partial, replies)
+        if checksum is None:
             partial.rename(target)
             return
         received = _size(partial)
         partial.unlink()
         if not is_old:
             raise InputError(
-                f"{url}: the {received} bytes that arrived do not match the checksum {wrong}; try "
+                f"{url}: the {received} bytes received do not match the checksum {checksum}; try "
                 f"again, or download it by hand into {target.parent}"
             )
         is_old = False
@@ -175,13 +187,12 @@ def _size(path):
 
 
 def _receive(url, partial, headers):
-    """Appends to partial (Path) what it lacks of url's file; returns the headers of all replies.
+    """Append the missing rest of url's file to partial (Path); return the headers of all replies.
 
-    Raises OSError or HTTPException where the connection breaks off, and InputError for a file that
-    is too large.
+    Raises OSError or HTTPException if the connection fails, and InputError if the file is too
+    large.
     """
-    # A context of its own, because importing Jittor turns the verification of certificates off for
-    # the whole process.
+    # Not the default context: importing Jittor disables its verification of certificates.
     secure = urllib.request.HTTPSHandler(context=ssl.create_default_context())
     redirects = _SafeRedirects()
     start = _size(partial)
@@ -190,8 +201,8 @@ def _receive(url, partial, headers):
         request.add_unredirected_header(name, value)
     opener = urllib.request.build_opener(secure, redirects)
     with opener.open(request, timeout=TIMEOUT) as reply:
-        goes_on = reply.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-        if not (reply.status == 206 and goes_on):  # the server sends all of it
+        continues = reply.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if not (reply.status == 206 and continues):  # the server sends all of it
             start = 0
         length = reply.headers.get("Content-Length")
         total = start + int(length) if length and length.isdecimal() else None
@@ -203,12 +214,9 @@ def _receive(url, partial, headers):
                 bar.update(len(chunk))
                 if file.tell() > MAX_BYTES:
                     partial.unlink()
-                    raise InputError(
-                        f"{url}: larger than {MAX_BYTES} bytes, as no weights are; check the "
-                        "address"
-                    )
+                    raise InputError(f"{url}: larger than {MAX_BYTES} bytes; check the address")
             file.flush()
             os.fsync(file.fileno())
             if total is not None and file.tell() < total:
-                raise ConnectionError(f"broke off after {file.tell()} of {total} bytes")
+                raise ConnectionError(f"connection closed after {file.tell()} of {total} bytes")
     return [*redirects.headers, reply.headers]

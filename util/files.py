@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that one run has for itself."""
+"""Atomic writes, locks on folders, and the files of a training."""
 
 import errno
 import fcntl
@@ -9,10 +9,9 @@ from pathlib import Path
 
 from util.errors import InputError
 
-PARTIAL = ".detr-jittor.part"  # how the hidden names end that `replacing` writes to
-# Where below --output_dir this program writes.
-OUR_FOLDERS = (".", "eval", "panoptic_eval", "report", "tensorboard")
-# What a training writes there, but for pictures and reports, which the next one replaces.
+PARTIAL = ".detr-jittor.part"  # suffix of the hidden files that `replacing` writes
+OUTPUT_FOLDERS = (".", "eval", "panoptic_eval", "report", "tensorboard")  # below --output_dir
+# What a training writes there, except images and reports, which the next training replaces.
 TRAINING_FILE = re.compile(
     r"checkpoint(\d{4,}|_best)?\.pkl|log\.txt|eval/(latest|\d{3,})\.pkl"
     r"|tensorboard/events\.out\.tfevents\..*"
@@ -21,11 +20,11 @@ TRAINING_FILE = re.compile(
 
 @contextmanager
 def replacing(path):
-    """A binary file that replaces path when the block ends without an exception, else disappears.
+    """Yield a binary file that replaces path if the block succeeds, and disappears if it raises.
 
-    It is a hidden neighbour of path until it is complete on the disk, so that an earlier file at
-    path survives a full disk, a killed process and a power cut. Raises InputError where it cannot
-    be written.
+    Until it is complete and synced it is a hidden file beside path, so that an earlier file
+    survives a full disk, a killed process and a power cut. Raises InputError if it cannot be
+    written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{PARTIAL}")
@@ -43,7 +42,7 @@ def replacing(path):
 
 @contextmanager
 def writing(path):
-    """Raises InputError, which names path, where the block cannot write it."""
+    """Turn an OSError of the block into an InputError that names path."""
     try:
         yield
     except OSError as error:
@@ -54,31 +53,31 @@ def writing(path):
 
 
 def sync_folder(path):
-    """Has the names of a folder's files written to the disk, where the drive can do that."""
+    """Write a folder's entries to the disk, if the file system can."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # it cannot; some shared and network drives are so
+        if error.errno != errno.EINVAL:  # some shared and network drives cannot
             raise
     finally:
         os.close(folder)
 
 
 def make_folder(path):
-    """Makes a folder (Path) and those above it, where they are missing. Raises InputError."""
+    """Make a folder (Path) and its parents unless they exist. Raises InputError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be made ({error.strerror}); move what is there away, or give another "
-            "folder"
+            f"{path}: cannot be created ({error.strerror}); move the file there away, or give "
+            "another folder"
         ) from error
 
 
 @contextmanager
 def exclusive(folder):
-    """Lets one process at a time in, by a lock on the folder itself: no lock file is left."""
+    """Run the block in one process at a time, by a lock on the folder; no lock file is left."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -88,22 +87,19 @@ def exclusive(folder):
 
 
 def claim(folder):
-    """Locks an output folder (Path) for this process, and makes it if it is missing.
+    """Lock an output folder (Path) for this process; make it if it is missing.
 
-    Removes what `replacing` left there when a process was killed.
-
-    Raises InputError where the folder cannot be written, another run has it, or it holds a file
-    where a folder of this program goes.
+    Removes what `replacing` left when a process was killed. Raises InputError if the folder cannot
+    be written, another run uses it, or a file is in the way of one of OUTPUT_FOLDERS.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A record lock: unlike flock's it is not inherited by data workers, which may outlive a
-        # killed run for a moment, and it works on network drives. It ends with the process; closing
-        # the file would end it, so the file stays open.
+        # killed run for a moment, and it works on network drives. Closing the file would end it.
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise InputError(
-            f"--output_dir {folder} cannot be written ({error.strerror}): give a folder that can"
+            f"--output_dir {folder} cannot be written ({error.strerror}); give another folder"
         ) from error
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,20 +110,20 @@ def claim(folder):
     except OSError as error:
         raise InputError(
             f"--output_dir {folder}: its file .lock cannot be locked ({error.strerror}); give a "
-            "folder on a drive that has locks"
+            "folder on a drive that supports locks"
         ) from error
-    for ours in OUR_FOLDERS:
-        if (folder / ours).exists() and not (folder / ours).is_dir():
+    for output_folder in (folder / name for name in OUTPUT_FOLDERS):
+        if output_folder.exists() and not output_folder.is_dir():
             raise InputError(
-                f"{folder / ours}: is in the place of a folder that this program writes to; move "
-                "it away, or give another --output_dir"
+                f"{output_folder}: is a file, but this program writes to a folder of that name; "
+                "move it away, or give another --output_dir"
             )
-        for leftover in (folder / ours).glob(f".*{PARTIAL}"):
+        for leftover in output_folder.glob(f".*{PARTIAL}"):
             leftover.unlink()
 
 
 def training_files(folder):
-    """The files of a training in folder (Path): checkpoints, log.txt, eval/ and tensorboard/."""
+    """Return a training's files (Path) in folder (Path): checkpoints, logs, evaluations; sorted."""
     files = [*folder.glob("*"), *folder.glob("eval/*"), *folder.glob("tensorboard/*")]
     return sorted(
         file
@@ -137,14 +133,14 @@ def training_files(folder):
 
 
 def files_below(folder):
-    """The paths of all files in a folder (Path) and below it, sorted; through links, too."""
-    paths, seen = [], set()
+    """Return all files (Path) in a folder (Path) and its subfolders, sorted. Follows links."""
+    paths, visited = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
         real = os.path.realpath(root)
-        if real in seen:  # links may form a circle
+        if real in visited:  # links may form a cycle
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         paths += [Path(root) / name for name in names]
     return sorted(paths)

@@ -1,7 +1,4 @@
-"""Files as `jt.save` writes them: plain containers, numbers, strings and NumPy arrays.
-
-Reading one never executes what it says.
-"""
+"""Read and write files in the format of `jt.save`, without executing what they contain."""
 
 import hashlib
 import math
@@ -15,8 +12,7 @@ from util import pickles
 from util.errors import InputError
 from util.files import replacing
 
-# A pickle, its SHA-1, and this mark.
-_MARK = b"HCAJSLHD"
+_MARK = b"HCAJSLHD"  # a file is a pickle, its SHA-1, and this mark
 _TRAILER = 20 + len(_MARK)
 
 
@@ -24,8 +20,8 @@ def write_jittor_file(obj, path):
     """Write obj to path, so that `read_jittor_file` and `jt.load` return it.
 
     obj: a dict of plain containers, numbers, strings and NumPy arrays; TypeError for anything else.
-    A failure leaves an earlier file at path as it was, and raises InputError where the disk is full
-    or the folder cannot be written.
+    Raises InputError if the disk is full or the folder cannot be written. A failure leaves an
+    earlier file at path unchanged.
     """
     with replacing(path) as file:
         hashed = _HashedWriter(file)
@@ -34,14 +30,14 @@ def write_jittor_file(obj, path):
 
 
 def read_jittor_file(path):
-    """What the file at path (Path) holds.
+    """Return the content of the file at path (Path).
 
-    Raises InputError where it is damaged, or would need code to be run.
+    Raises InputError if it is damaged, or would have to execute code.
     """
-    if fault := _checksum_fault(path):
+    if problem := _check_checksum(path):
         raise InputError(
-            f"{path}: {fault}; check the path, or download or copy the file "
-            f"again{_newest_intact(path)}"
+            f"{path}: {problem}; check the path, or download or copy the file "
+            f"again{_suggest_intact(path)}"
         )
     with open(path, "rb") as file:
         try:
@@ -49,7 +45,7 @@ def read_jittor_file(path):
         except InputError:
             raise
         except Exception as error:
-            # Only a forged file gets here, and it may raise almost any exception.
+            # The checksum matches, so the file is forged, and may cause almost any exception.
             raise InputError(
                 f"{path}: the file is damaged; copy it again ({type(error).__name__}: "
                 f"{str(error)[:200]})"
@@ -57,12 +53,12 @@ def read_jittor_file(path):
 
 
 class _DType(pickles.Pending):
-    """`numpy.dtype(name, align, copy)`, and then its byte order."""
+    """A call `numpy.dtype(name, align, copy)`; the state holds the byte order."""
 
     def __init__(self, name, *_align_and_copy):
         super().__init__()
         if not re.fullmatch(r"[biufc]\d{1,2}", name):
-            raise ValueError(f"arrays of {name!r}")
+            raise ValueError(f"an array of dtype {name!r}")
         self.name = name
 
     def build(self, state):
@@ -73,16 +69,16 @@ class _DType(pickles.Pending):
 
 
 class _Array(pickles.Pending):
-    """`numpy._reconstruct(…)`, and then shape, type and content."""
+    """A call `numpy._reconstruct(…)`; the state holds shape, dtype and content."""
 
     def __init__(self, *_class_and_placeholders):
         super().__init__()
 
     def build(self, state):
-        _version, shape, dtype, by_columns, content = state
+        _version, shape, dtype, is_fortran, content = state
         if min((0, *shape)) < 0 or math.prod(shape) * dtype.itemsize != len(content):
-            raise ValueError(f"{len(content)} bytes for an array of shape {shape} of {dtype}")
-        return np.ndarray(shape, dtype, content, order="F" if by_columns else "C")
+            raise ValueError(f"{len(content)} bytes for an array of shape {shape} and {dtype}")
+        return np.ndarray(shape, dtype, content, order="F" if is_fortran else "C")
 
 
 def _scalar(dtype, content):
@@ -101,7 +97,7 @@ _GLOBALS = {
 
 
 class _HashedWriter:
-    """Passes what is written on to file, and keeps its SHA-1."""
+    """Write to file and update a SHA-1."""
 
     def __init__(self, file):
         self.file = file
@@ -116,20 +112,20 @@ class _Pickler(pickle.Pickler):
     allowed = (np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0])
 
     def reducer_override(self, obj):
-        # Asked about everything but plain containers, numbers and strings.
-        array = isinstance(obj, (np.ndarray, np.generic)) and not obj.dtype.hasobject
-        if array or isinstance(obj, np.dtype) or any(obj is allowed for allowed in self.allowed):
-            return NotImplemented
+        # Called for everything except plain containers, numbers and strings.
+        is_array = isinstance(obj, (np.ndarray, np.generic)) and not obj.dtype.hasobject
+        if is_array or isinstance(obj, np.dtype) or any(obj is each for each in self.allowed):
+            return NotImplemented  # pickle as usual
         raise TypeError(f"a checkpoint cannot hold a {type(obj).__name__}: {str(obj)[:80]}")
 
 
-def _checksum_fault(path):
-    """What is wrong with the checksum at the file's end, as a phrase, or None."""
+def _check_checksum(path):
+    """Return what is wrong with a file's end, a phrase, or None."""
     with open(path, "rb") as file:
-        left, sha1 = max(0, os.fstat(file.fileno()).st_size - _TRAILER), hashlib.sha1()
-        while chunk := file.read(min(left, 1 << 20)):
+        remaining, sha1 = max(0, os.fstat(file.fileno()).st_size - _TRAILER), hashlib.sha1()
+        while chunk := file.read(min(remaining, 1 << 20)):
             sha1.update(chunk)
-            left -= len(chunk)
+            remaining -= len(chunk)
         checksum, mark = file.read(20), file.read()
     if mark != _MARK:
         return (
@@ -140,11 +136,11 @@ def _checksum_fault(path):
     return None
 
 
-def _newest_intact(path):
-    """The end of a sentence that names the newest intact checkpoint beside path, or ''."""
+def _suggest_intact(path):
+    """Return the end of a sentence that names the newest intact checkpoint beside path, or ''."""
     others = [other for other in path.parent.glob("checkpoint*.pkl") if other.name != path.name]
     others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
     for other in others:
-        if not _checksum_fault(other):
+        if not _check_checksum(other):
             return f", or take {other}, the newest intact one there"
     return ""

@@ -1,4 +1,4 @@
-"""Meters over the steps of an epoch, printed as the original prints them."""
+"""Meters over the steps of an epoch, printed in the original's format."""
 
 import datetime
 import sys
@@ -12,7 +12,7 @@ from util import dist, launch
 
 
 class SmoothedValue:
-    """A series of numbers: its last `window_size` values, and the average of all of them."""
+    """A series of values: statistics of the last `window_size`, and the average of all."""
 
     def __init__(self, window_size=20, fmt="{median:.4f} ({global_avg:.4f})"):
         self.deque = deque(maxlen=window_size)
@@ -27,7 +27,7 @@ class SmoothedValue:
 
     @property
     def median(self):
-        """The lower median of the window, as torch.median computes it."""
+        """Return the lower median of the window, as torch.median does."""
         return sorted(self.deque)[(len(self.deque) - 1) // 2]
 
     @property
@@ -49,7 +49,10 @@ class SmoothedValue:
 
 
 class MetricLogger:
-    """Named meters, and a loop that prints them with time and eta (original: `MetricLogger`)."""
+    """Named meters, and a loop that prints them with time and eta.
+
+    Source: `MetricLogger` of the original.
+    """
 
     def __init__(self, delimiter="  "):
         self.meters = defaultdict(SmoothedValue)
@@ -63,13 +66,13 @@ class MetricLogger:
             self.meters[name].update(float(value))
 
     def averages(self):
-        """The global average of every meter: what goes into log.txt."""
+        """Return every meter's global average, as log.txt holds it."""
         return {name: meter.global_avg for name, meter in self.meters.items() if meter.count}
 
     def synchronize_between_processes(self):
-        """Takes all processes' values into the averages; the windows stay this process's.
+        """Average over all processes; the windows stay this process's. A collective.
 
-        One that has no value of its own, because all its samples were left out, shows the average.
+        The window of a meter without values, because all samples were skipped, gets the average.
         """
         gathered = dist.all_gather(
             {name: (meter.total, meter.count) for name, meter in self.meters.items()}
@@ -82,17 +85,14 @@ class MetricLogger:
                 meter.deque.append(meter.global_avg)
 
     def state_dict(self):
-        """Everything the meters hold, in plain containers."""
+        """Return the meters' content in plain containers."""
         return {
             name: {"deque": list(meter.deque), "total": meter.total, "count": meter.count}
             for name, meter in self.meters.items()
         }
 
     def load_state_dict(self, state):
-        """Puts back what `state_dict` returned.
-
-        Meters with another window or format have to be added before.
-        """
+        """Restore what `state_dict` returned. Add meters with their own window or format before."""
         for name, values in state.items():
             meter = self.meters[name]
             meter.deque.extend(values["deque"])
@@ -104,50 +104,37 @@ class MetricLogger:
         )
 
     def log_every(self, iterable, print_freq, header, start=0):
-        """Yields the items of `iterable`, numbered from `start` on, and shows progress.
+        """Yield the items of `iterable`, numbered from `start`, and show progress.
 
-        On a terminal this is a bar with eta and losses; elsewhere, and with several processes, a
-        line every `print_freq` items, as the original's.
+        On a terminal as a bar with eta and losses; otherwise, and with several processes, a line
+        every `print_freq` items, as the original does.
         """
         total = len(iterable)
         iter_time, data_time = SmoothedValue(fmt="{avg:.4f}"), SmoothedValue(fmt="{avg:.4f}")
         begin = end = time.time()
-        # mpirun gives every process a terminal of its own, even where its own output goes into a
-        # file.
-        disable = True if launch.get_world_size() > 1 else None
-        with tqdm(
+        # mpirun gives every process a terminal, even if its own output goes to a file.
+        off = True if launch.get_world_size() > 1 else None  # None: unless on a terminal
+        bar = tqdm(
             total=total,
+            initial=start,
             desc=header,
             file=sys.stdout,
-            disable=disable,
+            disable=off,
             dynamic_ncols=True,
-            initial=start,
-        ) as bar:
+        )
+        with bar:
             for i, item in enumerate(iterable, start):
                 data_time.update(time.time() - end)
                 yield item
                 iter_time.update(time.time() - end)
-                bar.set_postfix_str(self._short(), refresh=False)
+                bar.set_postfix_str(self._losses(), refresh=False)
                 bar.update()
                 if bar.disable and (i % print_freq == 0 or i == total - 1):
                     eta = datetime.timedelta(seconds=int(iter_time.global_avg * (total - i)))
                     counter = f"[{i:>{len(str(total))}}/{total}]"
-                    print(
-                        self.delimiter.join(
-                            filter(
-                                None,
-                                [
-                                    header,
-                                    counter,
-                                    f"eta: {eta}",
-                                    str(self),
-                                    f"time: {iter_time}",
-                                    f"data: {data_time}",
-                                ],
-                            )
-                        ),
-                        flush=True,
-                    )
+                    times = f"time: {iter_time}", f"data: {data_time}"
+                    words = [header, counter, f"eta: {eta}", str(self), *times]
+                    print(self.delimiter.join(filter(None, words)), flush=True)
                 end = time.time()
         elapsed = time.time() - begin
         print(
@@ -156,8 +143,7 @@ class MetricLogger:
             flush=True,
         )
 
-    def _short(self):
-        """The losses that fit into a line of a terminal."""
+    def _losses(self):
         names = [
             name for name in ("loss", "loss_ce", "loss_bbox", "loss_giou") if name in self.meters
         ]

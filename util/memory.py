@@ -1,6 +1,4 @@
-"""The memory that a process holds: freed memory in the C library and in Jittor's allocator, and
-Python's garbage collector.
-"""
+"""Freed memory in the C library, and Python's garbage collector."""
 
 import contextlib
 import ctypes
@@ -9,7 +7,7 @@ import platform
 
 
 def keep_freed_memory():
-    """Lets glibc keep freed memory for the next step, instead of fetching it again page by page."""
+    """Let glibc keep freed memory for the next step, instead of fetching it again page by page."""
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         libc = ctypes.CDLL(None)
@@ -18,14 +16,14 @@ def keep_freed_memory():
 
 
 def return_freed_memory():
-    """Returns the C library's freed memory to the system."""
+    """Return the C library's freed memory to the system."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
 def without_garbage_collector():
-    """For making millions of objects, at all of which the collector would look again and again."""
+    """Disable garbage collection while millions of objects are allocated."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

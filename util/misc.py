@@ -1,4 +1,4 @@
-"""Batches of images of different sizes, and small helpers."""
+"""Batches of images of different sizes, and nearest-neighbour resizing."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ class NestedTensor:
 
     tensors: float32 [B, 3, H, W], zero on the padding (or a feature map [B, C, h, w]).
     mask: bool [B, H, W], True on the padding.
-    Both are NumPy arrays when they come from the data loader and Jittor Vars after `to_jittor`.
+    NumPy arrays from the data loader, Jittor Vars after `to_jittor`.
     """
 
     def __init__(self, tensors, mask):
@@ -19,7 +19,7 @@ class NestedTensor:
         self.mask = mask
 
     def to_jittor(self):
-        """The same batch as Jittor Vars: the one place where images go to the device."""
+        """Return the batch as Jittor Vars. Images go to the device here and nowhere else."""
         return NestedTensor(jt.array(self.tensors).stop_grad(), jt.array(self.mask).stop_grad())
 
     def decompose(self):
@@ -27,9 +27,10 @@ class NestedTensor:
 
 
 def nested_tensor_from_arrays(images):
-    """Pads float32 images [3, h_i, w_i] at the bottom and right to the largest height and width.
+    """Pad float32 images [3, h_i, w_i] at the bottom and right to the largest height and width.
 
-    Returns a NestedTensor of NumPy arrays (original: `nested_tensor_from_tensor_list`).
+    Returns a NestedTensor of NumPy arrays. Source: `nested_tensor_from_tensor_list` of the
+    original.
     """
     height = max(image.shape[1] for image in images)
     width = max(image.shape[2] for image in images)
@@ -43,10 +44,10 @@ def nested_tensor_from_arrays(images):
 
 
 def resize_nearest(x, size):
-    """Var [..., h, w] resized to size (height, width) by PyTorch's nearest interpolation."""
+    """Resize a Var [..., h, w] to size (height, width) by PyTorch's nearest interpolation."""
     rows, columns = (jt.array(nearest_index(old, new)) for old, new in zip(x.shape[-2:], size))
     *dims, rows_in, columns_in = (f"i{i}" for i in range(x.ndim))
-    # Indexing would do, too, but with CUDA Jittor compiles that again for some sizes.
+    # Not by indexing, which Jittor recompiles for some sizes with CUDA.
     return x.reindex(
         [*x.shape[:-2], *size],
         [*dims, f"@e0({rows_in})", f"@e1({columns_in})"],

@@ -1,42 +1,29 @@
-"""Reads pickles without running anything they say, in time and memory that their size bounds.
+"""Read pickles without executing them, in time and memory bounded by their size.
 
-Python's unpickler can be kept from naming foreign code, but not from the rest: ten bytes make its
-memo take 64 GB, shared tuples as a key take for ever to hash, nested ones overflow the stack, and
-NumPy's own classes trust what they are told. So the few instructions that checkpoints consist of
-are carried out here, as PyTorch does for `weights_only`.
+Python's unpickler can be kept from calling foreign code, but not from the rest: ten bytes make its
+memo take 64 GB, a key of shared tuples takes forever to hash, nested tuples overflow the stack, and
+NumPy's own classes trust their arguments. So interpret the few opcodes that checkpoints use, as
+PyTorch does for `weights_only`.
 """
 
 import pickletools
 
 from util.errors import InputError
 
-MAX_INSTRUCTIONS = 1_000_000  # DETR-R101 with its optimizer has 35 thousand
+MAX_OPCODES = 1_000_000  # DETR-R101 with its optimizer has 35 thousand
 _MAX_INT = 2**128  # the magic number of PyTorch's legacy files has 77 bits
 _SCALARS = (str, bytes, int, float, bool, type(None))
-_VALUES = {
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "BINUNICODE8",
-    "BINSTRING",
-    "SHORT_BINSTRING",
-    "BINBYTES",
-    "SHORT_BINBYTES",
-    "BINBYTES8",
-}
+_VALUES = """
+    BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING
+    SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
+""".split()
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Pending:
-    """An object that a pickle makes in two steps: a call, and `build` with a state.
-
-    What `build` returns takes its place.
-    """
+    """An object that a pickle makes by a call and then by `build`, whose result replaces it."""
 
     def __init__(self):
         self.memo_keys = []
@@ -46,15 +33,15 @@ class Pending:
 
 
 def check_keys(items):
-    """Raises ValueError unless all items are scalars, which are hashed in a moment."""
+    """Return items, all of which must be scalars, which hash fast. Raises ValueError."""
     for item in items:
         if type(item) not in _SCALARS:
-            raise ValueError(f"a {type(item).__name__} is the key of a dictionary or in a set")
+            raise ValueError(f"a {type(item).__name__} as key of a dictionary or in a set")
     return items
 
 
 class OrderedDict(dict):
-    """Stands for that of `collections`; attributes (a state dict's `_metadata`) are left out."""
+    """Stands in for `collections.OrderedDict`; ignores attributes (a state dict's `_metadata`)."""
 
     memo_keys = ()
 
@@ -66,25 +53,25 @@ class OrderedDict(dict):
 
 
 def load(file, path, names, persistent=None):
-    """The object in the pickle at file's position (binary), which is left behind its end.
+    """Return the object pickled at a binary file's position, which moves behind the pickle.
 
-    names: {(module, name): what stands for it}, of which the callable ones can be called;
-    persistent: function of a persistent id. Raises InputError, which names path, for a name that is
-    not among them, and ValueError and other exceptions for a damaged pickle.
+    names: {(module, name): its replacement}, which may be called if it is callable; persistent:
+    function of a persistent id. Raises InputError, which mentions path, for any other name, and
+    ValueError and other exceptions if the pickle is damaged.
     """
-    stack, below, memo = [], [], {}
-    for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
-        name = instruction.name
-        if count > MAX_INSTRUCTIONS:
-            raise ValueError(f"more than {MAX_INSTRUCTIONS:,} instructions")
+    stack, outer_stacks, memo = [], [], {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        name = opcode.name
+        if count > MAX_OPCODES:
+            raise ValueError(f"more than {MAX_OPCODES:,} opcodes")
         if name in _VALUES:
             if isinstance(argument, int) and abs(argument) > _MAX_INT:
-                raise ValueError("a number of more than 128 bits")
+                raise ValueError("an integer of more than 128 bits")
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
-        elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET"):
-            stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}[name]())
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
         elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
             key = len(memo) if name == "MEMOIZE" else argument
             memo[key] = stack[-1]
@@ -93,7 +80,7 @@ def load(file, path, names, persistent=None):
         elif name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         elif name == "MARK":
-            below.append(stack)
+            outer_stacks.append(stack)
             stack = []
         elif name in _TUPLES:
             items = tuple(stack[-_TUPLES[name] :])
@@ -101,10 +88,10 @@ def load(file, path, names, persistent=None):
                 raise ValueError("a tuple lacks items")
             stack[-len(items) :] = [items]
         elif name == "TUPLE":
-            stack, items = below.pop(), tuple(stack)
+            stack, items = outer_stacks.pop(), tuple(stack)
             stack.append(items)
         elif name in ("APPENDS", "SETITEMS", "ADDITEMS"):
-            stack, items = below.pop(), stack
+            stack, items = outer_stacks.pop(), stack
             _extend(stack[-1], name, items)
         elif name in ("APPEND", "SETITEM"):
             size = 1 if name == "APPEND" else 2
@@ -120,14 +107,14 @@ def load(file, path, names, persistent=None):
             if words not in names:
                 raise InputError(
                     f"{path}: refused, because the file names {'.'.join(map(str, words))[:120]}, "
-                    "which weights do not need; save its state dict alone, with arrays and plain "
+                    "which weights do not need; save only its state dict, with arrays and plain "
                     "containers"
                 )
             stack.append(names[words])
         elif name in ("REDUCE", "NEWOBJ"):
             arguments = stack.pop()
             if not callable(stack[-1]) or type(arguments) is not tuple:
-                raise ValueError("a call of something that is no function")
+                raise ValueError("a call of something that is not a function")
             stack[-1] = stack[-1](*arguments)
         elif name == "BUILD":
             state = stack.pop()
@@ -139,11 +126,11 @@ def load(file, path, names, persistent=None):
         elif name == "BINPERSID" and persistent:
             stack[-1] = persistent(stack[-1])
         elif name == "STOP":
-            if len(stack) != 1 or below:
-                raise ValueError("it ends in the middle")
+            if len(stack) != 1 or outer_stacks:
+                raise ValueError("it stops early")
             return stack[0]
         elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"an instruction that weights do not need, {name}")
+            raise ValueError(f"the opcode {name}, which weights do not need")
     raise ValueError("it has no end")
 
 

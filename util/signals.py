@@ -79,7 +79,7 @@ os.register_at_fork(after_in_child=_leave_stop_request)
 
 @contextmanager
 def children_ignore():
-    """Processes forked within the block ignore SIGNALS, which Slurm and terminals send to all."""
+    """Let children forked within the block ignore SIGNALS, which Slurm and terminals send them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -89,7 +89,7 @@ def children_ignore():
 
 @functools.cache
 def die_with_parent():
-    """Has the system kill this process when its parent ends, however that happens (on Linux)."""
+    """Let the system kill this process when its parent ends for any reason (Linux only)."""
     if platform.system() == "Linux":
         set_parent_death_signal = 1  # sys/prctl.h
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

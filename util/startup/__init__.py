@@ -1,1 +1,1 @@
-"""What has to be true before Jittor is imported, and how Jittor compiles afterwards."""
+"""Prepare the process for the import of Jittor, and compile its operators faster afterwards."""

@@ -1,10 +1,14 @@
-"""How Jittor compiles operators: with a precompiled header, and lines that show the progress."""
+"""Compilation by Jittor: its compiler and cache, a precompiled header, and progress."""
 
 import hashlib
+import json
 import os
+import platform
 import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
@@ -14,7 +18,7 @@ from tqdm import tqdm
 from util.errors import warn
 from util.files import exclusive
 
-# What the sources begin with, so that the headers mean the same here.
+# What operators' sources start with: the definitions that the headers depend on, then the headers.
 HEADER = """
 #define JIT 1
 #define JIT_cpu 1
@@ -41,21 +45,81 @@ HEADER = """
 """
 
 
+def check_compiler():
+    """Set python_config_path if python3.X-config is not where Jittor looks.
+
+    Exits (SystemExit) with one line if Python's headers or the C++ compiler are missing.
+    """
+    name = f"python3.{sys.version_info.minor}-config"
+    compiler = os.environ.get("cc_path", "g++")
+    install = f"on Debian or Ubuntu: `apt-get install g++ python3.{sys.version_info.minor}-dev`"
+    searched_by_jittor = (
+        Path(sys.executable).parent / name,
+        Path(f"{sys.executable}-config"),
+        Path("/usr/bin") / name,
+        Path("/usr/local/bin") / name,
+        Path(sys.executable).parent / "python3-config",
+    )
+    bases = (Path(sysconfig.get_config_var("BINDIR")) / name, Path(sys.base_prefix) / "bin" / name)
+    if "python_config_path" not in os.environ and not any(map(Path.is_file, searched_by_jittor)):
+        config = next(filter(Path.is_file, bases), None)
+        if config is None:
+            sys.exit(
+                f"error: {name} is missing, so Jittor cannot find Python's headers; install them "
+                f"({install}) or set python_config_path to the file"
+            )
+        os.environ["python_config_path"] = str(config)
+    if not shutil.which(compiler):
+        sys.exit(f"error: {compiler} is missing, the compiler for Jittor; install it ({install})")
+
+
+def get_jittor_cache():
+    """Return the folder (Path) of Jittor's cache, as Jittor finds it; it may not exist."""
+    config = Path.home() / ".cache" / "jittor" / "config.json"
+    saved_home = json.loads(config.read_text()).get("JITTOR_HOME") if config.exists() else None
+    home = Path(os.environ.get("JITTOR_HOME") or saved_home or Path.home())
+    return home.absolute() / ".cache" / "jittor"
+
+
+def is_core_compiled():
+    """Return True if the cache holds Jittor's core for this Python and this choice of CUDA."""
+    # The levels are Jittor's version, compiler, Python, system, CPU, place of installation, branch
+    # (which may hold a slash) and, with CUDA, its version. A recursive search would walk through
+    # thousands of kernels.
+    levels = f"jt*/*/py{platform.python_version()}/*/*/*/*"
+    with_cuda = bool(os.environ.get("nvcc_path"))
+    end = "/cu*/jittor_core*.so" if with_cuda else "/jittor_core*.so"
+    cache = get_jittor_cache()
+    cores = [*cache.glob(f"{levels}{end}"), *cache.glob(f"{levels}/*{end}")]
+    return any(core.parent.name.startswith("cu") == with_cuda for core in cores)
+
+
+def announce_compilation():
+    """Print how long compilation will take on this machine."""
+    core = "" if is_core_compiled() else "its core once per machine (about 2 minutes on 2 cores), "
+    if os.environ.get("nvcc_path"):
+        operators = (
+            "a new model's CUDA kernels, one after the other, in the first step (many minutes)"
+        )
+    else:
+        operators = "a new model's operators in the first step (about half a minute)"
+    print(f"Jittor compiles {core}{operators}; later runs read its cache.", flush=True)
+
+
 def use_precompiled_header(flags):
-    """Makes Jittor compile its CPU operators with a precompiled header, made where it is missing.
+    """Compile CPU operators with a precompiled header, which is built if it is missing.
 
-    Each operator is a source file of its own that includes Jittor's headers, 70 thousand lines with
-    all that they include. The compiler reads them once, and from then on in its own format: an
-    operator compiles in less than half the time.
+    Each operator is a source file that includes Jittor's headers, 70 thousand lines. Precompiled,
+    they let an operator compile in less than half the time.
 
-    flags: `jittor.flags`. Only g++ is used this way.
+    flags: `jittor.flags`. Does nothing unless the compiler is g++.
     """
     if flags.cc_type != "g++":
         return
     # Jittor compiles to assembler with -g, but nobody debugs an operator: less of that is enough.
     flags.cc_flags += " -femit-struct-debug-baseonly -fno-var-tracking "
-    # g++ takes a header only with the same options.
-    command = [flags.cc_path, *_compiler_options(flags.cc_flags), "-g", "-x", "c++-header"]
+    # g++ uses a precompiled header only with the options that it was compiled with.
+    command = [flags.cc_path, *_get_compiler_options(flags.cc_flags), "-g", "-x", "c++-header"]
     digest = hashlib.sha1("\0".join([HEADER, *command]).encode()).hexdigest()[:16]
     folder = Path(flags.cache_path) / f"precompiled-{digest}"
     header = folder / "operators.h"
@@ -66,28 +130,27 @@ def use_precompiled_header(flags):
     flags.cc_flags += f' -include "{header}" '
 
 
-def _compiler_options(flags):
-    """Jittor's flags without those for the linker."""
-    linker = ("-l", "-L", "-Wl,", "-shared")
-    return [flag for flag in shlex.split(flags) if not flag.startswith(linker)]
+def _get_compiler_options(flags):
+    linker_options = ("-l", "-L", "-Wl,", "-shared")
+    return [flag for flag in shlex.split(flags) if not flag.startswith(linker_options)]
 
 
 def _precompile(header, command):
-    """Whether it worked. Without it everything works, too, and compiling takes longer."""
+    """Return True on success. Precompiling is an optimisation; failure is harmless."""
     header.write_text(HEADER)
     building = header.with_name("building.gch")
     done = subprocess.run([*command, header, "-o", building], capture_output=True, text=True)
     if done.returncode:
-        warn(f"the headers are not precompiled: {done.stderr.strip()[:500]}")
+        warn(f"Jittor's headers cannot be precompiled: {done.stderr.strip()[:500]}")
         return False
     os.replace(building, header.with_name("operators.h.gch"))
     return True
 
 
 def report_progress(flags, interval=10):
-    """Prints a line every `interval` seconds in which Jittor has compiled operators.
+    """Print how many operators Jittor has compiled, from a thread, every `interval` seconds.
 
-    flags: `jittor.flags`. A thread does it until the process ends.
+    flags: `jittor.flags`. Prints nothing if there are none since the last line.
     """
     folder = Path(flags.cache_path) / "jit"
     threading.Thread(target=_report, args=(folder, interval), daemon=True).start()

@@ -1,9 +1,8 @@
-"""Finds a CUDA that Jittor can work with, before its import, which aborts with any other.
+"""Choose a CUDA toolkit before the import of Jittor, which aborts with one that does not fit.
 
-Jittor 1.3.11 needs CUDA 11 or 12 and cuDNN 8, in the places where it looks. `prepare` tries all
-toolkits of the machine, tells Jittor of the first that fits, and has it import without CUDA where
-none does. It respects the environment variables `nvcc_path`, `use_cutt`, `use_cutlass` and
-`use_nccl` where the user has set them.
+Jittor 1.3.11 needs CUDA 11 or 12 and cuDNN 8 in the folders where it looks. Try all toolkits of the
+machine, pass the first that fits to Jittor, or let it import without CUDA. Environment variables
+that the user has set stay: `nvcc_path`, `nvcc_flags`, `use_cutt`, `use_cutlass` and `use_nccl`.
 """
 
 import ctypes
@@ -18,93 +17,90 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from util import launch
+from util.download import is_reachable
 
-OLDEST_CUDA, NEWEST_CUDA = (11, 0), (12, 9)  # toolkits whose CUDA Jittor's own sources compile with
+OLDEST_CUDA, NEWEST_CUDA = (11, 0), (12, 9)  # with which Jittor's own sources compile
 LIBRARIES = """
     cublas cudnn cudnn_ops_infer cudnn_ops_train cudnn_cnn_infer cudnn_cnn_train curand cufft
     cusparse
 """.split()
 HEADERS = ("cuda_runtime.h", "cublas.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h", "npp.h")
-JITTORS_OWN = {
+JITTOR_CUDA = {  # oldest driver: folder
     (12, 2): "cuda12.2_cudnn8_linux",
     (11, 2): "cuda11.2_cudnn8_linux",
     (11, 0): "cuda11.0_cudnn8_linux",
 }
+INSTALL = (
+    f"`{sys.executable} -m jittor_utils.install_cuda` installs a CUDA with cuDNN 8 for Jittor alone"
+)
 NCCL_SERVER = ("codeload.github.com", 443)
 
 
 class Obstacle(NamedTuple):
-    """Why CUDA is not used.
-
-    remedy: what to do about it; None where there is no GPU to use, so nobody misses it.
-    """
+    """Why CUDA is not used, and the remedy; None if there is no GPU, which nobody misses."""
 
     reason: str
     remedy: Optional[str] = None
 
 
-obstacle = None  # of this process, once `prepare` has run; None where CUDA is used
+obstacle = None  # set by `choose_toolkit`; None if CUDA is used
 
 
-def prepare(jittors_own):
-    """Sets the environment variables with which Jittor finds a CUDA that works, or none.
+def choose_toolkit(jittor_cuda):
+    """Set the environment variables with which Jittor finds a CUDA that works, or none.
 
-    jittors_own: the folder (Path) of the CUDA that `python -m jittor_utils.install_cuda` installs.
+    jittor_cuda: folder (Path) into which `python -m jittor_utils.install_cuda` installs.
     """
     global obstacle
-    # Jittor would download these while it is imported, and end the process where it cannot.
+    # Jittor would download these at its import, and exit if it cannot.
     os.environ.setdefault("use_cutlass", "0")  # not used here
     os.environ.setdefault("use_cutt", "0")  # for transposes, which are util.ops.transpose here
     if launch.get_world_size() == 1:
         os.environ.setdefault("use_nccl", "0")
     if "nvcc_path" in os.environ:
         return
-    found = find_toolkit(jittors_own)
-    if isinstance(found, Obstacle):
-        os.environ["nvcc_path"], obstacle = "", found
+    result = find_toolkit(jittor_cuda)
+    if isinstance(result, Obstacle):
+        os.environ["nvcc_path"], obstacle = "", result
     else:
-        os.environ["nvcc_path"], obstacle = str(found), None
-        _embed_ptx(_version(found))
+        os.environ["nvcc_path"], obstacle = str(result), None
+        _embed_ptx(_get_cuda_version(result))
 
 
-def find_toolkit(jittors_own):
-    """The first nvcc (Path) with which CUDA works, or the Obstacle of the first that was looked at.
+def find_toolkit(jittor_cuda):
+    """Return the first nvcc (Path) that works, or the Obstacle of the first one that was tried.
 
-    jittors_own: the folder (Path) of the CUDA that `python -m jittor_utils.install_cuda` installs.
+    jittor_cuda: as in `choose_toolkit`. If it is empty, it is removed.
     """
     if not _has_gpu():
         return Obstacle("this machine has no usable NVIDIA GPU")
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
-        return Obstacle(
-            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']} hides every GPU"
-        )
-    command = f"{sys.executable} -m jittor_utils.install_cuda"
-    install = f"`{command}` installs a CUDA with cuDNN 8 for Jittor alone"
-    driver = _driver_version()
-    obstacles = []
-    if jittors_own.is_dir() and not any(jittors_own.iterdir()):
-        # A failed download leaves it empty, and where it is, the import downloads again.
-        jittors_own.rmdir()
-    if jittors_own.is_dir():
-        names = [name for oldest, name in JITTORS_OWN.items() if driver >= oldest]
-        own = jittors_own / names[0] / "bin" / "nvcc" if names else None
-        if own is None or not own.is_file():
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1"):
+        return Obstacle(f"CUDA_VISIBLE_DEVICES={visible} hides every GPU")
+    driver = _get_driver_version()
+    candidates = _find_system_toolkits()
+    if jittor_cuda.is_dir() and not any(jittor_cuda.iterdir()):
+        jittor_cuda.rmdir()  # left by a failed download; if it exists, Jittor's import downloads
+    if jittor_cuda.is_dir():
+        supported = [jittor_cuda / name for oldest, name in JITTOR_CUDA.items() if driver >= oldest]
+        nvcc = supported[0] / "bin" / "nvcc" if supported else None
+        if nvcc is None or not nvcc.is_file():
             return Obstacle(
-                f"Jittor's own CUDA in {jittors_own} is incomplete, or of another driver",
-                f"remove that folder; then {install}",
+                f"Jittor's own CUDA in {jittor_cuda} is incomplete, or for another driver",
+                f"remove that folder; then {INSTALL}",
             )
-        obstacles.append(_obstacle(own, driver, install))
-        if obstacles[-1] is None:
-            return own
-    for nvcc in _system_toolkits():
-        obstacles.append(_obstacle(nvcc, driver, install))
-        if obstacles[-1] is None:
+        candidates.insert(0, nvcc)
+    first_obstacle = None
+    for nvcc in candidates:
+        found = _check_toolkit(nvcc, driver)
+        if found is None:
             return nvcc
-    return obstacles[0] if obstacles else Obstacle("there is no CUDA toolkit (nvcc)", install)
+        first_obstacle = first_obstacle or found
+    return first_obstacle or Obstacle("there is no CUDA toolkit (nvcc)", INSTALL)
 
 
-def _system_toolkits():
-    """All files named nvcc, in the order in which Jittor would look for one."""
+def _find_system_toolkits():
+    """Return all files named nvcc (Path) in the order in which Jittor would look for one."""
     folders = [
         *os.environ.get("PATH", "").split(os.pathsep),
         "/usr/local/cuda/bin",
@@ -112,91 +108,88 @@ def _system_toolkits():
         "/opt/cuda/bin",
         *sorted(map(str, Path("/usr/local").glob("cuda-1[12]*/bin")), reverse=True),
     ]
-    found = (shutil.which("nvcc", path=folder) for folder in folders if folder)
-    return [Path(nvcc) for nvcc in dict.fromkeys(filter(None, found))]
+    paths = (shutil.which("nvcc", path=folder) for folder in folders if folder)
+    return [Path(nvcc) for nvcc in dict.fromkeys(filter(None, paths))]
 
 
-def _obstacle(nvcc, driver, install):
-    """What keeps Jittor from using an nvcc (Path), or None.
+def _check_toolkit(nvcc, driver):
+    """Return the Obstacle that keeps Jittor from using an nvcc (Path), or None.
 
-    driver: the newest CUDA (major, minor) that the driver supports.
+    driver: newest CUDA (major, minor) that the driver supports.
     """
-    version = _version(nvcc)
+    version = _get_cuda_version(nvcc)
     if version is None:
-        return Obstacle(f"{nvcc} --version fails", install)
-    number = ".".join(map(str, version))
+        return Obstacle(f"{nvcc} --version fails", INSTALL)
+    name = f"{nvcc} (CUDA {version[0]}.{version[1]})"
     if not OLDEST_CUDA <= version <= NEWEST_CUDA:
-        return Obstacle(f"{nvcc} is CUDA {number}, and Jittor works with 11 and 12", install)
+        return Obstacle(f"{name} does not fit: Jittor works with CUDA 11 and 12", INSTALL)
     if driver[0] < version[0]:
-        return Obstacle(
-            f"{nvcc} is CUDA {number}, and the driver supports CUDA {driver[0]}.{driver[1]} at "
-            "most",
-            f"update the driver, or {install}",
-        )
+        reason = f"{name} is too new: the driver supports at most CUDA {driver[0]}.{driver[1]}"
+        return Obstacle(reason, f"update the driver, or {INSTALL}")
     home = Path(os.path.realpath(nvcc)).parent.parent
     target = home / "targets" / f"{platform.machine()}-linux"
     system = Path(f"/usr/lib/{platform.machine()}-linux-gnu")
     lib = system if str(nvcc) == "/usr/bin/nvcc" else home / "lib64"
     if not (lib / "libcudart.so").exists():
-        return Obstacle(f"{nvcc} has no {lib / 'libcudart.so'}", install)
+        return Obstacle(f"{name} lacks {lib / 'libcudart.so'}", INSTALL)
     headers = (home / "include", target / "include", Path("/usr/include"))
     libraries = (home / "bin", lib, target / "lib", system, Path("/usr/lib"))
-    cudnn = _find("cudnn_version.h", headers)
-    major = re.search(r"define CUDNN_MAJOR (\d+)", cudnn.read_text())[1] if cudnn else None
-    if major not in (None, "8"):
-        return Obstacle(f"{cudnn} is cuDNN {major}, and Jittor works with cuDNN 8", install)
-    missing = [name for name in HEADERS if not _find(name, headers, version)]
-    files = [f"lib{name}.so" for name in LIBRARIES]
-    missing += [name for name in files if not _find(name, libraries, version)]
+    cudnn = _find(headers, "cudnn_version.h")
+    major = re.search(r"define CUDNN_MAJOR (\d+)", cudnn.read_text())[1] if cudnn else "8"
+    if major != "8":
+        return Obstacle(f"{cudnn} is cuDNN {major}, and Jittor works with cuDNN 8", INSTALL)
+    missing = [header for header in HEADERS if not _find(headers, header)]
+    for library in (f"lib{name}.so" for name in LIBRARIES):
+        # CUDA 11 may have cuDNN only under its number.
+        numbered = [f"{library}.8"] if version[0] == 11 and "cudnn" in library else []
+        if not _find(libraries, library, *numbered):
+            missing.append(library)
     if missing:
-        return Obstacle(f"{nvcc} (CUDA {number}) lacks {', '.join(missing)}", install)
-    return _compiler_obstacle(nvcc, home, number)
+        return Obstacle(f"{name} lacks {', '.join(missing)}", INSTALL)
+    return _check_host_compiler(name, home)
 
 
-def _compiler_obstacle(nvcc, home, number):
-    """What nvcc would say of the C++ compiler."""
-    config = _find("crt/host_config.h", (home / "include", home / "bin"))
+def _check_host_compiler(name, home):
+    """Return the Obstacle of a toolkit in home (Path) that does not support the C++ compiler."""
+    config = _find((home / "include", home / "bin"), "crt/host_config.h")
     message = r"gcc versions later than (\d+) are not supported"
     newest = re.search(message, config.read_text()) if config else None
     compiler = os.environ.get("cc_path", "g++")
-    version = _output(compiler, "-dumpversion")
+    version = _get_output(compiler, "-dumpversion").strip()
     if newest and version and int(version.split(".")[0]) > int(newest[1]):
         return Obstacle(
-            f"{nvcc} (CUDA {number}) does not work with {compiler} {version.strip()}",
+            f"{name} does not work with {compiler} {version}",
             f"install g++-{newest[1]} and set cc_path=g++-{newest[1]}",
         )
     return None
 
 
-def _find(name, folders, version=()):
-    """The file (Path) in the first folder that has it, or None.
-
-    CUDA 11 may have only files whose names end with the number of cuDNN 8.
-    """
-    names = [f"{name}.8", name] if version[:1] == (11,) and "cudnn" in name else [name]
-    paths = (folder / each for folder in folders for each in names)
+def _find(folders, *names):
+    """Return the first file (Path) of any of these names in the folders, or None."""
+    paths = (folder / name for folder in folders for name in names)
     return next(filter(Path.is_file, paths), None)
 
 
-@functools.cache  # asked for again once a toolkit is chosen
-def _version(nvcc):
-    """(major, minor), or None where nvcc does not run."""
-    found = re.search(r"release (\d+)\.(\d+)", _output(nvcc, "--version") or "")
-    return tuple(map(int, found.groups())) if found else None
+@functools.cache
+def _get_cuda_version(nvcc):
+    """Return (major, minor), or None if nvcc does not run."""
+    release = re.search(r"release (\d+)\.(\d+)", _get_output(nvcc, "--version"))
+    return tuple(map(int, release.groups())) if release else None
 
 
-def _output(*command):
+def _get_output(*command):
+    """Return what a command prints, or "" if it cannot be started."""
     try:
         return subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60
         ).stdout
     except OSError:
-        return None
+        return ""
 
 
 def _has_gpu():
-    # Device files and a driver library that loads, rather than cuInit: that takes up to seconds,
-    # and a process that has called it cannot use CUDA in its forked children.
+    # Not cuInit: it takes up to seconds, and forked children of a process that has called it cannot
+    # use CUDA.
     nodes = ("nvidia[0-9]*", "dxg", "nvhost-gpu")
     if not any(next(Path("/dev").glob(pattern), None) for pattern in nodes):
         return False
@@ -207,15 +200,15 @@ def _has_gpu():
     return True
 
 
-def _driver_version():
-    """The newest CUDA that the driver supports, as (major, minor)."""
+def _get_driver_version():
+    """Return the newest CUDA that the driver supports, (major, minor)."""
     number = ctypes.c_int()
     ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
     return number.value // 1000, number.value % 1000 // 10
 
 
-def _compute_capabilities():
-    """Compute capability of each GPU, 80 for 8.0; [] where the driver's NVML library is missing."""
+def _get_compute_capabilities():
+    """Return each GPU's compute capability, 80 for 8.0; [] without the driver's NVML library."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -223,34 +216,33 @@ def _compute_capabilities():
     count, device, major, minor = ctypes.c_uint(), ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
     nvml.nvmlInit_v2()
     nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
-    found = []
-    for number in range(count.value):
-        nvml.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(device))
+    capabilities = []
+    for index in range(count.value):
+        nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
         nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
-        found.append(10 * major.value + minor.value)
+        capabilities.append(10 * major.value + minor.value)
     nvml.nvmlShutdown()
-    return found
+    return capabilities
 
 
 def _embed_ptx(version):
-    """Adds PTX, which the driver compiles, for a GPU newer than all that Jittor compiles for."""
+    """Add PTX, which the driver compiles, for a GPU newer than all that Jittor compiles for."""
     newest = 90 if version >= (11, 8) else 86 if version >= (11, 1) else 80
-    gpus = _compute_capabilities()
+    gpus = _get_compute_capabilities()
     if max(gpus, default=0) > newest and "nvcc_flags" not in os.environ:
         os.environ["nvcc_flags"] = f" -code=compute_{min(newest, *gpus)} "
 
 
-def prepare_processes(folder, is_reachable):
-    """Gives each of several processes its GPU: by NCCL if possible, else by CUDA_VISIBLE_DEVICES.
+def assign_gpus(nccl):
+    """Give each of several processes its GPU: through NCCL, or else CUDA_VISIBLE_DEVICES.
 
-    folder: where Jittor keeps NCCL (Path). is_reachable: tells of an address (host, port) whether
-    it answers.
+    nccl: folder (Path) of Jittor's NCCL.
     """
     if launch.get_world_size() == 1:
         return
-    ready = (folder / "nccl-2.8.4-1" / "build" / "lib" / "libnccl.so").is_file()
-    if not ready and os.environ.get("use_nccl", "1") == "1":
-        if (folder / "nccl.tgz").is_file() or is_reachable(NCCL_SERVER):
+    is_built = (nccl / "nccl-2.8.4-1" / "build" / "lib" / "libnccl.so").is_file()
+    if not is_built and os.environ.get("use_nccl", "1") == "1":
+        if (nccl / "nccl.tgz").is_file() or is_reachable(NCCL_SERVER):
             message = (
                 f"Jittor downloads NCCL from {NCCL_SERVER[0]} and compiles it, once per machine "
                 "(some minutes)"
@@ -258,14 +250,14 @@ def prepare_processes(folder, is_reachable):
         else:
             os.environ["use_nccl"] = "0"
             message = (
-                f"NCCL is missing, and {NCCL_SERVER[0]} cannot be reached: the gradients are "
-                "averaged on the CPU, which is slow"
+                f"NCCL is missing, and {NCCL_SERVER[0]} cannot be reached: gradients are averaged "
+                "on the CPU, which is slow"
             )
         if launch.is_main_process():
             print(message, file=sys.stderr, flush=True)
     if os.environ.get("use_nccl", "1") == "0":
-        # Only Jittor's part for NCCL selects a GPU; without it all processes would take the first.
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        gpus = visible if visible != [""] else list(map(str, range(len(_compute_capabilities()))))
+        # Only Jittor's NCCL code selects a GPU; without it all processes would use the first.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else range(len(_get_compute_capabilities()))
         if gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[launch.get_local_rank() % len(gpus)]
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(gpus[launch.get_local_rank() % len(gpus)])
