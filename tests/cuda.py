@@ -1,12 +1,11 @@
-"""Acceptance on a machine with a GPU: `python -m tests.cuda --out FOLDER`, which prints a table.
+"""Acceptance on a machine with a GPU: `python -m tests.cuda --out FOLDER` prints a table.
 
-Each row compares the GPU with the CPU of the same machine, or measures the GPU, in a process of its
-own. A call takes --minutes at most.
-Rows that are done are kept in FOLDER, and what Jittor compiled in its cache: call it again until
-all rows are there.
+Each row compares the GPU with the CPU of the same machine, or measures the GPU, in a new process. A
+call takes at most --minutes. Finished rows stay in FOLDER, and compiled operators in Jittor's
+cache: call it again until all rows are there.
 
-Exit code: 0 where all rows are done and within their limits, 1 where one is not, 2 without a usable
-GPU, 3 where rows are left.
+Exit code: 0 if all rows are done and within their limits, 1 if one is not, 2 without a usable GPU,
+3 if rows are left.
 """
 
 import argparse
@@ -24,12 +23,13 @@ sys.path[:0] = [str(REPO), str(REPO / "tests" / "helpers"), str(REPO / "tests" /
 
 OPERATOR_LIMIT, OUTPUT_LIMIT, GRADIENT_LIMIT, LOSS_LIMIT = 1e-4, 1e-4, 1e-3, 1e-3
 DEMO_AP = 0.70
-# Of training at random sizes; after SETTLED steps the memory grows by no more than MAX_GROWTH.
-STEPS, SETTLED = (300, 150)
+# Training at random image sizes: after SETTLED steps memory may grow by the factor MAX_GROWTH.
+STEPS, SETTLED = 300, 150
 MAX_GROWTH = 1.1
 
 
-# ---- rows: a function of the folder gives (what was measured, whether it is within its limit)
+# ---- rows: functions of the folder that return (measurement, whether it is within its limit)
+# Their imports of Jittor are inside, because `main` prepares the device first.
 
 
 def device(_):
@@ -37,22 +37,15 @@ def device(_):
 
     gpu = "no nvidia-smi"
     if shutil.which("nvidia-smi"):
-        query = [
-            "nvidia-smi",
-            "--query-gpu=name,memory.total,driver_version",
-            "--format=csv,noheader",
-        ]
-        gpu = (
-            subprocess.run(query, capture_output=True, text=True)
-            .stdout.strip()
-            .replace("\n", " and ")
-        )
+        query = "nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader"
+        gpu = subprocess.run(query.split(), capture_output=True, text=True).stdout.strip()
+        gpu = gpu.replace("\n", " and ")
     versions = f"nvcc {jt.compiler.nvcc_path} {'.'.join(map(str, jt.compiler.nvcc_version))}"
     return f"{gpu}; {versions}; architectures {list(jt.flags.cuda_archs)}", True
 
 
 def operators(_):
-    """Operators of util/ops and Jittor's layers that the models use: results and gradients."""
+    """Compare results and gradients of util/ops and of Jittor's layers that the models use."""
     import numpy as np
 
     from util import ops
@@ -66,6 +59,9 @@ def operators(_):
             [p], [v * v], [m], [g], jt.array([0.7]), 0.99, 0.9, 0.999, 1e-2, 1.5, 1e-8
         )
         return jt.array(np.concatenate([var.numpy() for var in new]))
+
+    def interpolate(x):
+        return nn.interpolate(x, size=(31, 45), mode="bilinear")
 
     cases = {
         "bmm": (ops.bmm, (5, 7, 33), (5, 33, 4)),
@@ -82,23 +78,14 @@ def operators(_):
         "GroupNorm": (nn.GroupNorm(8, 64), (2, 64, 9, 11)),
         "BatchNorm": (ops.BatchNorm2d(64), (2, 64, 9, 11)),
         "resize_nearest": (lambda x: resize_nearest(x, (31, 45)), (2, 8, 13, 20)),
-        "interpolate": (
-            lambda x: nn.interpolate(x, size=(31, 45), mode="bilinear"),
-            (2, 8, 13, 20),
-        ),
+        "interpolate": (interpolate, (2, 8, 13, 20)),
         "cumsum": (lambda x: x.cumsum(1), (2, 30, 42)),
         "argmax": (lambda x: x * (x == x.argmax(-1)[1].unsqueeze(-1)), (8, 92)),
         "log_softmax": (lambda x: nn.log_softmax(x, dim=-1), (6, 2, 100, 92)),
         "index": (lambda x: x[jt.array([1, 0, 1]), jt.array([4, 4, 2])], (2, 5, 7)),
     }
-    for kernel, stride, dilation in (
-        (1, 1, 1),
-        (1, 2, 1),
-        (3, 1, 1),
-        (3, 2, 1),
-        (3, 1, 2),
-        (7, 2, 1),
-    ):
+    geometries = (1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (7, 2, 1)
+    for kernel, stride, dilation in geometries:
         padding = dilation * (kernel // 2)
         cases[f"conv {kernel}x{kernel}, stride {stride}, dilation {dilation}"] = (
             lambda x, w, b, geometry=((stride,) * 2, (padding,) * 2, (dilation,) * 2): ops.conv2d(
@@ -109,23 +96,44 @@ def operators(_):
             (64,),
         )
     errors = {
-        name: on_both(function, shapes, gradients=name not in ("norm_of_all", "adamw"))
+        name: compare_devices(function, shapes, gradients=name not in ("norm_of_all", "adamw"))
         for name, (function, *shapes) in cases.items()
     }
     worst = max(errors, key=errors.get)
-    beyond = [
-        f"{name} {error:.1e}" for name, error in errors.items() if not error <= OPERATOR_LIMIT
-    ]
-    measured = f"{len(errors)} operators, largest difference {errors[worst]:.1e} ({worst})"
+    beyond = [f"{name} {e:.1e}" for name, e in errors.items() if not e <= OPERATOR_LIMIT]
+    measurement = f"{len(errors)} operators, largest difference {errors[worst]:.1e} ({worst})"
     if beyond:
-        measured += f"; beyond the limit: {', '.join(beyond)}"
-    return measured, not beyond
+        measurement += f"; beyond the limit: {', '.join(beyond)}"
+    return measurement, not beyond
+
+
+def compare_devices(function, shapes, gradients=True):
+    """Return the largest difference of result and gradients between CPU and GPU.
+
+    It is relative to the largest absolute value of each array. shapes: of the inputs.
+    """
+    import numpy as np
+
+    from util.backend import jt
+
+    results = []
+    for use_cuda in (0, 1):
+        jt.flags.use_cuda = use_cuda
+        random = np.random.default_rng(0)
+        inputs = [jt.array(random.standard_normal(shape, np.float32)) for shape in shapes]
+        result = function(*inputs)
+        weight = jt.array(random.standard_normal(result.shape, np.float32))
+        outputs = [result]
+        if gradients:
+            outputs += jt.grad((result * weight).sum(), inputs)
+        results.append([var.numpy() for var in outputs])
+    return max(
+        float(np.abs(cpu - gpu).max() / max(np.abs(cpu).max(), 1e-6)) for cpu, gpu in zip(*results)
+    )
 
 
 def model(case):
-    """Outputs, losses and gradients of a case of the recipe with which the CPU is compared with the
-    original.
-    """
+    """Return a row for a model that the alignment tests compare with the original on the CPU."""
 
     def row(_):
         import numpy as np
@@ -171,21 +179,15 @@ def training(_):
 
 
 def demo(folder):
-    """Goes on where a call before was stopped."""
-    checkpoint = folder / "demo" / "checkpoint.pkl"
-    command = [
-        sys.executable,
-        "main.py",
-        "--device",
-        "cuda",
-        "--output_dir",
-        folder / "demo",
-        *(["--resume", checkpoint] if checkpoint.exists() else ["--demo", "--overwrite"]),
-    ]
+    """Train the demo, or resume it."""
+    output = folder / "demo"
+    checkpoint = output / "checkpoint.pkl"
+    start = ["--resume", checkpoint] if checkpoint.exists() else ["--demo", "--overwrite"]
+    command = [sys.executable, "main.py", "--device", "cuda", "--output_dir", output, *start]
     begin = time.time()
-    signal.signal(signal.SIGTERM, lambda *_: None)  # main.py gets it too, and saves: wait for that
+    signal.signal(signal.SIGTERM, lambda *_: None)  # wait for main.py, which saves at SIGTERM
     subprocess.run(list(map(str, command)), cwd=REPO, check=True)
-    last = json.loads((folder / "demo" / "log.txt").read_text().splitlines()[-1])
+    last = json.loads((output / "log.txt").read_text().splitlines()[-1])
     ap = last["test_coco_eval_bbox"][0]
     return (
         f"AP {ap:.3f} after {last['epoch'] + 1} epochs, the last call {time.time() - begin:.0f} s",
@@ -194,7 +196,7 @@ def demo(folder):
 
 
 def sizes(_):
-    """Training of DETR-R50 at random sizes: memory held by Jittor, kernels compiled."""
+    """Train DETR-R50 at random image sizes; measure Jittor's memory and count compiled kernels."""
     import tiny
 
     from arguments import parse_args
@@ -205,7 +207,6 @@ def sizes(_):
     args = parse_args(["--backbone", "resnet50", "--backbone_weights", "none", "--device", "cuda"])
     network, criterion, _ = tiny.build(args)
     optimizer = build_optimizer(network, args)
-    batches = RandomBatches(STEPS)
     jit = Path(jt.flags.cache_path) / "jit"
     held, kernels = [], []
 
@@ -213,6 +214,7 @@ def sizes(_):
         held.append(jt.get_mem_info().total_cuda_used)
         kernels.append(len(list(jit.glob("*.so"))))
 
+    batches = RandomBatches()
     train_one_epoch(
         network, criterion, batches, optimizer, 0, 0, args.clip_max_norm, after_step=after_step
     )
@@ -224,20 +226,50 @@ def sizes(_):
     ), compiled == 0 and most <= MAX_GROWTH * settled
 
 
+class RandomBatches:
+    """In place of a data loader: STEPS batches of two images, of sizes like COCO's in training."""
+
+    def __len__(self):
+        return STEPS
+
+    def set_epoch(self, epoch, start=0):
+        pass
+
+    def __iter__(self):
+        import numpy as np
+
+        from util.misc import nested_tensor_from_arrays
+
+        random = np.random.default_rng(0)
+        for _ in range(STEPS):
+            images, targets = [], []
+            for _ in range(2):
+                short = random.integers(480, 800, endpoint=True)
+                size = [short, min(1333, int(short * random.uniform(1.2, 1.6)))]
+                if random.random() > 0.7:
+                    size.reverse()
+                images.append(random.standard_normal((3, *size), np.float32))
+                objects = random.integers(0, 15)
+                boxes = random.uniform(0.2, 0.4, (objects, 4)).astype(np.float32)
+                targets.append({"labels": random.integers(1, 91, objects), "boxes": boxes})
+            yield [(nested_tensor_from_arrays(images), targets)]
+
+
 def speed(_):
-    """Beside the original's, where there is PyTorch. Published for it on V100: 36 ms an image,
-    0.227 s a training step of 2 images.
+    """Measure time, beside the original's if PyTorch is installed.
+
+    Published for the original on a V100: 36 ms per image, 0.227 s per training step of 2 images.
     """
     from tests.oracle import bench_rows, benchmark
 
-    found = []
+    results = []
     for row in ("forward", "train", "train-demo"):
         ours = benchmark.run(sys.executable, "bench_ours.py", row, device="cuda")
-        found.append(f"{bench_rows.MODELS[row][0]}: {1000 * ours['seconds']:.1f} ms")
+        results.append(f"{bench_rows.MODELS[row][0]}: {1000 * ours['seconds']:.1f} ms")
         if Path(benchmark.ORACLE_PYTHON).exists():
             theirs = benchmark.run(benchmark.ORACLE_PYTHON, "bench_original.py", row, device="cuda")
-            found[-1] += f" (PyTorch {1000 * theirs['seconds']:.1f} ms)"
-    return "; ".join(found), True
+            results[-1] += f" (PyTorch {1000 * theirs['seconds']:.1f} ms)"
+    return "; ".join(results), True
 
 
 CASES = "resnet18 resnet50 resnet50-dc5 resnet101 masks group-norm tiny".split()
@@ -250,87 +282,29 @@ ROWS = {
     "speed": speed,
     "demo": demo,
 }
-WITH_TF32 = ("speed", "demo", "sizes")  # the others compare numbers
-
-
-# ---- what rows share
-
-
-def on_both(function, shapes, gradients=True):
-    """The largest difference of result and gradients between CPU and GPU, relative to the largest
-    number of each.
-    """
-    import numpy as np
-
-    from util.backend import jt
-
-    found = []
-    for use_cuda in (0, 1):
-        jt.flags.use_cuda = use_cuda
-        random = np.random.default_rng(0)
-        inputs = [jt.array(random.standard_normal(shape, np.float32)) for shape in shapes]
-        result = function(*inputs)
-        weight = jt.array(random.standard_normal(result.shape, np.float32))
-        outputs = [result]
-        if gradients:
-            outputs += jt.grad((result * weight).sum(), inputs)
-        found.append([var.numpy() for var in outputs])
-    return max(
-        float(np.abs(cpu - gpu).max() / max(np.abs(cpu).max(), 1e-6)) for cpu, gpu in zip(*found)
-    )
-
-
-class RandomBatches:
-    """In place of a data loader: batches of two images, of sizes as COCO's have in training."""
-
-    def __init__(self, count):
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
-    def set_epoch(self, epoch, start=0):
-        pass
-
-    def __iter__(self):
-        import numpy as np
-
-        from util.misc import nested_tensor_from_arrays
-
-        random = np.random.default_rng(0)
-        for _ in range(len(self)):
-            images, targets = [], []
-            for _ in range(2):
-                short = random.integers(480, 800, endpoint=True)
-                size = [short, min(1333, int(short * random.uniform(1.2, 1.6)))]
-                if random.random() > 0.7:
-                    size.reverse()
-                images.append(random.standard_normal((3, *size), np.float32))
-                objects = random.integers(0, 15)
-                boxes = random.uniform(0.2, 0.4, (objects, 4)).astype(np.float32)
-                targets.append({"labels": random.integers(1, 91, objects), "boxes": boxes})
-            yield nested_tensor_from_arrays(images), targets
+WITH_TF32 = ("speed", "demo", "sizes")  # the others compare values
 
 
 # ---- the table
 
 
-def print_table(done):
+def print_table(rows):
     print("| row | measured | |\n| --- | --- | --- |")
     for name in ROWS:
-        measured, ok = done.get(name, ("not run yet", None))
-        print(f"| {name} | {measured} | {'' if ok is None else 'ok' if ok else '**no**'} |")
+        measurement, is_ok = rows.get(name, ("not run yet", None))
+        print(
+            f"| {name} | {measurement} | {'' if is_ok is None else 'ok' if is_ok else '**no**'} |"
+        )
 
 
 def run_row(name, folder, seconds):
-    """(what was measured, whether it is within its limit), or None where time ran out."""
-    environment = {**os.environ, **({} if name in WITH_TF32 else {"NVIDIA_TF32_OVERRIDE": "0"})}
+    """Return (measurement, whether it is within its limit), or None if time runs out."""
     result = folder / "row.json"
     result.unlink(missing_ok=True)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.cuda", "--out", str(folder), "--row", name],
         cwd=REPO,
-        env=environment,
+        env={**os.environ, **({} if name in WITH_TF32 else {"NVIDIA_TF32_OVERRIDE": "0"})},
         start_new_session=True,
     )
     try:
@@ -339,11 +313,9 @@ def run_row(name, folder, seconds):
         os.killpg(process.pid, signal.SIGTERM)  # the demo saves
         process.wait()
         return None
-    return (
-        json.loads(result.read_text())
-        if process.returncode == 0
-        else (f"failed, exit code {process.returncode}", False)
-    )
+    if process.returncode:
+        return f"failed, exit code {process.returncode}", False
+    return json.loads(result.read_text())
 
 
 def main():
@@ -351,10 +323,10 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("output/cuda"), help="folder for the rows that are done"
+        "--out", type=Path, default=Path("output/cuda"), help="folder for finished rows"
     )
     parser.add_argument("--minutes", type=float, default=8.5)
-    parser.add_argument("--row", choices=ROWS, help="this row alone, in this process")
+    parser.add_argument("--row", choices=ROWS, help="run only this row, in this process")
     args = parser.parse_args()
 
     from util.errors import InputError
@@ -371,23 +343,24 @@ def main():
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     if args.row:
-        measured, ok = ROWS[args.row](args.out)
-        (args.out / "row.json").write_text(json.dumps([measured, bool(ok)]))
+        measurement, is_ok = ROWS[args.row](args.out)
+        (args.out / "row.json").write_text(json.dumps([measurement, bool(is_ok)]))
         return 0
     end = time.time() + 60 * args.minutes
-    kept = args.out / "rows.json"
-    done = json.loads(kept.read_text()) if kept.exists() else {}
+    file = args.out / "rows.json"
+    rows = json.loads(file.read_text()) if file.exists() else {}
     for name in ROWS:
-        if done.get(name, [None, False])[1] or time.time() > end:
+        is_done = rows.get(name, [None, False])[1]
+        if is_done or time.time() > end:
             continue
-        if (found := run_row(name, args.out, end - time.time())) is not None:
-            done[name] = found
-            kept.write_text(json.dumps(done, indent=1))
-    print_table(done)
-    if len(done) < len(ROWS):
-        print(f"{len(ROWS) - len(done)} rows are left: run it again")
+        if (row := run_row(name, args.out, end - time.time())) is not None:
+            rows[name] = row
+            file.write_text(json.dumps(rows, indent=1))
+    print_table(rows)
+    if len(rows) < len(ROWS):
+        print(f"{len(ROWS) - len(rows)} rows are left: run it again")
         return 3
-    return int(not all(ok for _, ok in done.values()))
+    return int(not all(is_ok for _, is_ok in rows.values()))
 
 
 if __name__ == "__main__":

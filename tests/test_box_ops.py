@@ -1,4 +1,4 @@
-"""Box formats and generalised IoU, the same in NumPy (matcher) and Jittor (loss)."""
+"""Box formats and generalised IoU, in NumPy (matcher) and Jittor (loss)."""
 
 import numpy as np
 import pytest
@@ -20,19 +20,18 @@ KNOWN = [
 
 
 def random_boxes(*shape):
-    """xyxy boxes of positive size."""
+    """Return xyxy boxes with an area, float32 [..., 4]."""
     corners = np.random.default_rng(0).uniform(0, 1, (*shape, 2, 2)).astype(np.float32)
     return np.concatenate([corners.min(-2), corners.max(-2) + 0.01], -1)
 
 
 @pytest.mark.parametrize("library", [np.float32, jt.array])
 def test_conversions(library):
-    found = box_cxcywh_to_xyxy(library(np.float32([[5, 4, 6, 2], [0.5, 0.5, 0, 1]])))
-    np.testing.assert_array_equal(np.array(found), [[2, 3, 8, 5], [0.5, 0, 0.5, 1]])
+    corners = box_cxcywh_to_xyxy(library(np.float32([[5, 4, 6, 2], [0.5, 0.5, 0, 1]])))
+    np.testing.assert_array_equal(np.array(corners), [[2, 3, 8, 5], [0.5, 0, 0.5, 1]])
     boxes = random_boxes(3, 5)
-    np.testing.assert_allclose(
-        np.array(box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(library(boxes)))), boxes, atol=1e-6
-    )
+    round_trip = box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(library(boxes)))
+    np.testing.assert_allclose(np.array(round_trip), boxes, atol=1e-6)
 
 
 @pytest.mark.parametrize("library", [np.float32, jt.array])
@@ -43,13 +42,11 @@ def test_known_values(library, box, expected):
     np.testing.assert_allclose(np.array(generalized_box_iou(other, one)), [expected], atol=1e-6)
 
 
-def test_all_pairs_by_broadcasting_and_both_libraries_agree():
+def test_all_pairs_by_broadcasting_in_both_libraries():
     boxes1, boxes2 = random_boxes(7), random_boxes(12)[7:]
     pairs = generalized_box_iou(boxes1[:, None], boxes2)
     assert pairs.shape == (7, 5)
     for i, j in np.ndindex(pairs.shape):
         assert pairs[i, j] == pytest.approx(generalized_box_iou(boxes1[i], boxes2[j]), abs=1e-6)
-    found = generalized_box_iou(
-        jt.array(boxes1).unsqueeze(1), jt.array(boxes2).unsqueeze(0)
-    ).numpy()
-    np.testing.assert_allclose(found, pairs, atol=1e-6)
+    jittor_pairs = generalized_box_iou(jt.array(boxes1)[:, None], jt.array(boxes2)[None])
+    np.testing.assert_allclose(jittor_pairs.numpy(), pairs, atol=1e-6)

@@ -1,4 +1,4 @@
-"""How Jittor compiles operators: the precompiled header, the lines that show the progress."""
+"""Compiling operators: the precompiled header, progress, and Jittor's tuner."""
 
 import shlex
 import subprocess
@@ -16,7 +16,7 @@ from util.startup import compilation
 
 @pytest.fixture
 def flags(tmp_path, monkeypatch):
-    """As `jittor.flags`; a header that is quick to compile."""
+    """Fake `jittor.flags`, with a header that compiles fast."""
     monkeypatch.setattr(compilation, "HEADER", "#include <cmath>\n")
     options = '-std=c++14 -Ofast -shared -L"/nowhere" -lnothing'
     return types.SimpleNamespace(
@@ -24,21 +24,21 @@ def flags(tmp_path, monkeypatch):
     )
 
 
-def includes(flags, source):
-    """What g++ reads for a source file, in the order; `!` before a precompiled header."""
+def list_includes(flags, source):
+    """Return the files that g++ reads for a source, in order; `!` before a precompiled header."""
     options = [flag for flag in shlex.split(flags.cc_flags) if not flag.startswith(("-l", "-L"))]
     command = [flags.cc_path, *options, "-g", "-S", "-H", "-o", "/dev/null", "-x", "c++", "-"]
     done = subprocess.run(command, input=source, capture_output=True, text=True, check=True)
     return done.stderr.splitlines()
 
 
-def test_the_compiler_takes_the_header(flags):
+def test_the_compiler_uses_the_header(flags):
     compilation.use_precompiled_header(flags)
-    read = includes(flags, "#include <cmath>\nint main() {}\n")
+    read = list_includes(flags, "#include <cmath>\nint main() {}\n")
     assert read[0].startswith("! ") and read[0].endswith("operators.h.gch")
 
 
-def test_it_is_made_once_for_the_same_compiler_and_flags(flags, tmp_path):
+def test_it_is_built_once_per_compiler_and_flags(flags, tmp_path):
     first = flags.cc_flags
     compilation.use_precompiled_header(flags)
     [header] = tmp_path.rglob("operators.h.gch")
@@ -51,33 +51,32 @@ def test_it_is_made_once_for_the_same_compiler_and_flags(flags, tmp_path):
     assert len(list(tmp_path.rglob("operators.h.gch"))) == 2
 
 
-def test_where_it_cannot_be_made_operators_compile_without_it(flags, monkeypatch, capsys):
+def test_a_failure_to_precompile_is_only_a_warning(flags, monkeypatch, capsys):
     monkeypatch.setattr(compilation, "HEADER", "#include <no_such_header>\n")
     compilation.use_precompiled_header(flags)
-    assert "the headers are not precompiled: " in capsys.readouterr().err
+    assert "Jittor's headers cannot be precompiled: " in capsys.readouterr().err
     assert "-include" not in flags.cc_flags
-    assert not any("gch" in line for line in includes(flags, "int main() {}\n"))
+    assert not any("gch" in line for line in list_includes(flags, "int main() {}\n"))
 
 
-def test_another_compiler_than_gcc_is_left_alone(flags):
+def test_other_compilers_are_left_alone(flags):
     flags.cc_type = "clang"
     before = flags.cc_flags
     compilation.use_precompiled_header(flags)
     assert flags.cc_flags == before
 
 
-def test_jittors_operators_are_compiled_with_it():
-    """A new operator, compiled as Jittor compiles it."""
+def test_a_new_operator_of_jittor_is_compiled_with_it():
     x = jt.array([1.0, 2.0, 3.0])
     assert jt.code([3], "float32", [x], cpu_src="out0_p[0] = 8325.5f;").numpy()[0] == 8325.5
     sources = Path(jt.flags.cache_path, "jit").glob("code__*_op.cc")
     [source] = [path for path in sources if "8325.5f" in path.read_text()]
-    read = includes(jt.flags, source.read_text())
+    read = list_includes(jt.flags, source.read_text())
     assert read[0].startswith("! ") and "operators.h.gch" in read[0]
     assert not any("var.h" in line for line in read), "Jittor's headers are not read again"
 
 
-def test_progress_is_a_line_each_time_operators_were_compiled(flags, tmp_path, capsys):
+def test_progress_is_printed_when_operators_were_compiled(flags, tmp_path, capsys):
     (tmp_path / "jit").mkdir()
     (tmp_path / "jit" / "old_op.so").touch()
     compilation.report_progress(flags, interval=0.1)
@@ -94,7 +93,7 @@ def test_progress_is_a_line_each_time_operators_were_compiled(flags, tmp_path, c
     "flags", ["--backbone tiny --backbone_norm batch", "--backbone resnet18", "--masks"]
 )
 def test_jittors_tuner_replaces_no_operator(flags):
-    """It would change the graph in the threads that compile; see `ops.convolution.ConvOneDNN`."""
+    """It would change the graph in compiling threads; see `ops.convolution.ConvOneDNN`."""
     sizes = "--hidden_dim 128 --nheads 8"
     model, criterion, _ = tiny.build(tiny.arguments(sizes, flags))
     model.train()

@@ -1,6 +1,4 @@
-"""Several processes under mpirun: the steps they take, what they count, how a job ends, and
-resuming with another number.
-"""
+"""Several processes under mpirun: training steps, evaluation, how a job ends, and resuming."""
 
 import json
 import os
@@ -12,76 +10,57 @@ import time
 import numpy as np
 import pytest
 from interrupt import FLAGS, assert_same_training
-from processes import ENVIRONMENT, finish, mpirun, part
+from processes import finish, run_mpi, run_part, start_mpi
 
 from models.weights.checkpoint import load_checkpoint
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_messages(processes, tmp_path):
-    assert part("messages", processes, tmp_path / "out.npz")["processes"] == processes
+def test_collectives(processes, tmp_path):
+    assert run_part("messages", processes, tmp_path / "out.npz")["processes"] == processes
 
 
 @pytest.mark.parametrize(
     "processes, batch_size, steps", [pytest.param(2, 2, 20, marks=pytest.mark.soak), (4, 1, 3)]
 )
-def test_steps_are_those_of_the_definition(processes, batch_size, steps, tmp_path):
-    """The mean over the processes of each one's loss, with the mean number of boxes; one process
-    has no object at all.
-
-    And one process that takes as many batches for a step takes the same steps.
-    """
+def test_training_steps_match_their_definition(processes, batch_size, steps, tmp_path):
+    """One process has no objects at all. Gradient accumulation in one process takes equal steps."""
     flags = ("--batch_size", batch_size, "--steps", steps)
-    found = part("train", processes, tmp_path / "found.npz", *flags)
-    expected = part("alone", 1, tmp_path / "expected.npz", *flags, "--processes", processes)
+    found = run_part("train", processes, tmp_path / "found.npz", *flags)
+    expected = run_part("alone", 1, tmp_path / "expected.npz", *flags, "--processes", processes)
     check_steps(found, expected)
     if processes == 4:
-        one = part("train", 1, tmp_path / "one.npz", *flags, "--accum_steps", processes)
+        one = run_part("train", 1, tmp_path / "one.npz", *flags, "--accum_steps", processes)
         check_steps(one, expected)
         check_steps(one, found)
-
-
-def test_a_step_exchanges_three_times():
-    """Whether all have samples, with the numbers of boxes; the losses; and who got a signal."""
-    code, output = finish(mpirun(2, "-m", "tests.tools.messages", "--measure"))
-    assert code == 0 and "\n| 2 | 3 | 2 + 17 + 1 | 320 | " in output, output[-2000:]
-
-
-def test_the_main_process_saves_without_the_others(tmp_path):
-    assert part("save", 2, tmp_path / "out.npz")["weights"] > 100
 
 
 def check_steps(found, expected):
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-4)
-    whole = np.sqrt(
-        sum(np.square(value).sum() for name, value in expected.items() if name.startswith("grad/"))
-    )
-    for name, value in expected.items():
-        if name != "losses":
-            # Rounding errors of the whole computation are in a gradient that is a
-            # hundred-thousandth of the whole.
-            size = max(np.linalg.norm(value), 1e-5 * whole if name.startswith("grad/") else 0)
-            assert np.linalg.norm(found[name] - value) <= 1e-5 * size, name
-    norms = {
-        name: np.linalg.norm(value) for name, value in expected.items() if name.startswith("grad/")
-    }
-    print(
-        "gradients, relative L2:",
-        max(
-            np.linalg.norm(found[name] - expected[name]) / max(norm, 1e-5 * whole)
-            for name, norm in norms.items()
-        ),
-    )
+    gradients = [name for name in expected if name.startswith("grad/")]
+    norm = np.sqrt(sum(np.square(expected[name]).sum() for name in gradients))
+    for name in expected.keys() - {"losses"}:
+        # A gradient of a hundred-thousandth of the norm holds only rounding errors.
+        size = max(np.linalg.norm(expected[name]), 1e-5 * norm if name in gradients else 0)
+        assert np.linalg.norm(found[name] - expected[name]) <= 1e-5 * size, name
 
 
-def train(folder, shapes, processes, *flags):
-    """A small training of shapes in a folder, or the rest of it."""
+def test_a_step_has_three_collectives():
+    """Samples and numbers of boxes; the losses; and signals."""
+    output = run_mpi(2, "-m", "tests.tools.messages", "--measure")
+    assert "\n| 2 | 3 | 2 + 17 + 1 | 320 | " in output, output[-2000:]
+
+
+def test_the_main_process_saves_without_the_others(tmp_path):
+    assert run_part("save", 2, tmp_path / "out.npz")["weights"] > 100
+
+
+def get_command(folder, shapes):
+    """Return the command of a small training in folder, which resumes if it can."""
     checkpoint = folder / "checkpoint.pkl"
     resume = ["--resume", checkpoint] if checkpoint.exists() else []
-    return mpirun(
-        processes, "main.py", *FLAGS, "--coco_path", shapes, "--output_dir", folder, *resume, *flags
-    )
+    return ["main.py", *FLAGS, "--coco_path", shapes, "--output_dir", folder, *resume]
 
 
 @pytest.fixture(scope="module")
@@ -91,155 +70,135 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(shapes, tmp_path_factory):
-    """(output folder, output) of a whole training of two processes."""
+    """Train with two processes; return (output folder, output)."""
     folder = tmp_path_factory.mktemp("trained")
-    code, output = finish(train(folder, shapes, 2))
-    assert code == 0, output[-2000:]
-    return folder, output
+    return folder, run_mpi(2, *get_command(folder, shapes))
 
 
-def log_of(folder):
+def read_log(folder):
     return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
 
 
 def test_a_training_of_two_processes(trained):
     folder, output = trained
-    assert len(log_of(folder)) == 4 and load_checkpoint(folder / "checkpoint.pkl")["processes"] == 2
+    log = read_log(folder)
+    assert len(log) == 4 and all(np.isfinite(line["train_loss"]) for line in log)
+    assert load_checkpoint(folder / "checkpoint.pkl")["processes"] == 2
     assert "device of each of 2 processes: cpu" in output
-    assert output.count("Averaged stats:") == 8 and output.count("[0/6]") == 4, (
-        "only the main process prints, 48 / 2 / 4 steps"
-    )
-    assert all(np.isfinite(line["train_loss"]) for line in log_of(folder))
+    # Only the main process prints; an epoch has 48 / 2 / 4 steps.
+    assert output.count("Averaged stats:") == 8 and output.count("[0/6]") == 4
 
 
 @pytest.mark.parametrize("batch_size", [1, pytest.param(7, marks=pytest.mark.soak)])
-def test_evaluation_counts_every_image_once(trained, shapes, tmp_path, batch_size):
-    """Six images, with any number of processes the same detections and figures to the last bit;
-    some go without a batch.
-    """
-    seen = []
+def test_evaluation_does_not_depend_on_the_number_of_processes(
+    trained, shapes, tmp_path, batch_size
+):
+    """Six images: some processes have no batch, and none is counted twice."""
+    results = []
     for processes in (1, 2, 3):
         folder = tmp_path / str(processes)
-        code, output = finish(
-            mpirun(
-                processes,
-                "main.py",
-                *FLAGS,
-                "--coco_path",
-                shapes,
-                "--output_dir",
-                folder,
-                "--eval",
-                "--resume",
-                trained[0] / "checkpoint.pkl",
-                "--batch_size",
-                batch_size,
-            )
-        )
-        assert code == 0, output[-2000:]
+        flags = ["--eval", "--resume", trained[0] / "checkpoint.pkl", "--batch_size", batch_size]
+        output = run_mpi(processes, *get_command(folder, shapes), *flags)
         detections = json.loads((folder / "detections_bbox.json").read_text())
-        assert len(detections) == 6 * 8 and {each["image_id"] for each in detections} == set(
-            range(1, 7)
-        )
-        seen.append((detections, re.findall(r"^ Average .*", output, re.M)))
-    assert len(seen[0][1]) == 12 and seen[1] == seen[0] and seen[2] == seen[0]
+        assert len(detections) == 6 * 8
+        assert {each["image_id"] for each in detections} == set(range(1, 7))
+        results.append((detections, re.findall(r"^ Average .*", output, re.M)))
+    assert len(results[0][1]) == 12 and results[1] == results[0] and results[2] == results[0]
 
 
-def stop_within(process, folder, number, victim):
-    """Waits for the first checkpoint, sends a signal to victim(pid of mpirun), and returns (exit
-    code, output, seconds).
+def get_mpirun(pid):
+    return pid
+
+
+def get_second_process(mpirun_pid):
+    command = ["pgrep", "-P", str(mpirun_pid), "-f", "main.py"]
+    pids = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    return max(map(int, pids))
+
+
+def stop_training(folder, shapes, number, get_victim):
+    """Train with two processes, and send a signal after the first checkpoint.
+
+    get_victim: function of mpirun's process id. Returns (exit code, output, seconds until the end).
     """
+    process = start_mpi(2, *get_command(folder, shapes))
     deadline = time.time() + 300
     while not (folder / "checkpoint.pkl").exists():
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.01)
-    os.kill(victim(process.pid), number)
+    os.kill(get_victim(process.pid), number)
     begin = time.time()
     code, output = finish(process)
     return code, output, time.time() - begin
 
 
-def second_process(mpirun_pid):
-    children = subprocess.run(
-        ["pgrep", "-P", str(mpirun_pid), "-f", "main.py"], capture_output=True, text=True
-    ).stdout.split()
-    return max(map(int, children))
-
-
 @pytest.mark.parametrize(
-    "number, victim",
+    "number, get_victim",
     [
-        (signal.SIGKILL, second_process),
-        pytest.param(signal.SIGSEGV, second_process, marks=pytest.mark.soak),
-        pytest.param(signal.SIGINT, lambda pid: pid, marks=pytest.mark.soak),
+        (signal.SIGKILL, get_second_process),
+        pytest.param(signal.SIGSEGV, get_second_process, marks=pytest.mark.soak),
+        pytest.param(signal.SIGINT, get_mpirun, marks=pytest.mark.soak),
     ],
 )
-def test_a_killed_process_ends_the_job_and_the_checkpoint_resumes(
-    trained, shapes, tmp_path, number, victim
+def test_a_killed_process_ends_the_job_and_its_checkpoint_resumes(
+    trained, shapes, tmp_path, number, get_victim
 ):
-    code, output, seconds = stop_within(train(tmp_path, shapes, 2), tmp_path, number, victim)
+    code, output, seconds = stop_training(tmp_path, shapes, number, get_victim)
     assert code != 0 and seconds < 20, output[-2000:]
     print(f"the job ended {seconds:.1f} s after {number.name}")
-    code, output = finish(train(tmp_path, shapes, 2))
-    assert code == 0, output[-2000:]
+    run_mpi(2, *get_command(tmp_path, shapes))
     assert_same_training(tmp_path, trained[0])
 
 
-def test_slurms_warning_stops_all_after_the_same_step(trained, shapes, tmp_path):
-    """mpirun passes SIGUSR1 on to every process."""
-    code, output, _ = stop_within(
-        train(tmp_path, shapes, 2), tmp_path, signal.SIGUSR1, lambda pid: pid
-    )
+def test_sigusr1_to_mpirun_stops_all_processes_after_the_same_step(trained, shapes, tmp_path):
+    """mpirun forwards Slurm's warning."""
+    code, output, _ = stop_training(tmp_path, shapes, signal.SIGUSR1, get_mpirun)
     assert code == 128 + signal.SIGUSR1, output[-2000:]
     assert output.count("stopped by SIGUSR1: go on with mpirun -np 2 --bind-to none ") == 1
     assert output.count("--allow-run-as-root") == (os.geteuid() == 0)
-    code, output = finish(train(tmp_path, shapes, 2))
-    assert code == 0, output[-2000:]
+    run_mpi(2, *get_command(tmp_path, shapes))
     assert_same_training(tmp_path, trained[0])
 
 
-def test_another_number_of_processes_goes_on_and_says_so(shapes, tmp_path):
-    code, _, _ = stop_within(train(tmp_path, shapes, 2), tmp_path, signal.SIGUSR1, lambda pid: pid)
-    before = load_checkpoint(tmp_path / "checkpoint.pkl")
-    code, output = finish(train(tmp_path, shapes, 1))
-    assert code == 0, output[-2000:]
-    assert (
-        "was saved by a training of 2 processes and goes on with 1: a step now takes 4 images"
-        in output
-    )
-    if before["step"]:
-        assert f"from step {2 * before['step']}" in output
-    assert [line["epoch"] for line in log_of(tmp_path)] == [0, 1, 2, 3]
+def test_a_training_resumes_with_another_number_of_processes(shapes, tmp_path):
+    stop_training(tmp_path, shapes, signal.SIGUSR1, get_mpirun)
+    step = load_checkpoint(tmp_path / "checkpoint.pkl")["step"]
+    output = run_mpi(1, *get_command(tmp_path, shapes))
+    message = "was saved by a training of 2 processes and goes on with 1: a step now takes 4 images"
+    assert message in output
+    if step:
+        assert f"from step {2 * step}" in output
+    assert [line["epoch"] for line in read_log(tmp_path)] == [0, 1, 2, 3]
 
 
-def test_a_fault_of_one_process_ends_the_job_with_its_error(trained, shapes, tmp_path):
-    source = (
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        ("InputError('photo.jpg: broken')", "process 1: error: photo.jpg: broken\n"),
+        ("ZeroDivisionError('one')", "ZeroDivisionError: one\n"),
+    ],
+)
+def test_an_error_in_one_process_ends_the_job(error, message):
+    code = (
         "from util import dist, launch\nfrom util.errors import InputError\n"
         "with launch.job():\n"
         "    if launch.get_rank() == 1:\n"
-        "        raise {}\n"
+        f"        raise {error}\n"
         "    dist.barrier()\n"
         "    dist.barrier()"
     )
-    for fault, message in (
-        ("InputError('photo.jpg: broken')", "process 1: error: photo.jpg: broken\n"),
-        ("ZeroDivisionError('one')", "ZeroDivisionError: one\n"),
-    ):
-        code, output = finish(mpirun(2, "-c", source.format(fault)), 60)
-        assert code == 1 and output.count(message) == 1, output
+    returncode, output = finish(start_mpi(2, "-c", code), 60)
+    assert returncode == 1 and output.count(message) == 1, output
 
 
-def test_jittor_without_mpi_is_said(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENVIRONMENT, "use_mpi", "0")
-    code, output = finish(mpirun(2, "main.py", *FLAGS, "--coco_path", tmp_path / "shapes"), 120)
-    assert (
-        code == 1
-        and output.count("error: mpirun started several processes, but Jittor has no MPI") == 1
-    ), output
+def test_jittor_without_mpi_is_an_error(tmp_path):
+    command = get_command(tmp_path / "out", tmp_path / "shapes")
+    code, output = finish(start_mpi(2, *command, use_mpi="0"), 120)
+    message = "error: mpirun started several processes, but Jittor has no MPI"
+    assert code == 1 and output.count(message) == 1, output
 
 
-def test_a_fault_of_all_is_said_once(tmp_path):
-    code, output = finish(
-        mpirun(2, "main.py", "--coco_path", tmp_path / "none", "--backbone_weights", "none"), 120
-    )
+def test_an_error_in_all_processes_is_printed_once(tmp_path):
+    flags = ["main.py", "--coco_path", tmp_path / "none", "--backbone_weights", "none"]
+    code, output = finish(start_mpi(2, *flags), 120)
     assert code == 1 and output.count("error:") == 1 and "no such folder" in output, output

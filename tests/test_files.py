@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that one run has for itself."""
+"""Atomic writes, locks on folders, and the files of a training."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ input()
 """
 
 
-def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
+def test_the_file_is_replaced_when_the_block_ends(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with replacing(path) as file:
@@ -32,7 +32,7 @@ def test_a_file_takes_its_place_when_the_block_ends(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_exception_leaves_the_file_of_before_and_nothing_else(tmp_path):
+def test_an_exception_leaves_only_the_earlier_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with pytest.raises(KeyboardInterrupt), replacing(path) as file:
@@ -42,13 +42,13 @@ def test_an_exception_leaves_the_file_of_before_and_nothing_else(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_an_unwritable_folder_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere/file: cannot be written \(No such file"):
         with replacing(tmp_path / "nowhere" / "file") as file:
             file.write(b"")
 
 
-def test_claim_makes_the_folder_and_removes_what_a_killed_run_left(tmp_path):
+def test_claim_makes_the_folder_and_removes_leftovers_of_a_killed_run(tmp_path):
     folder = tmp_path / "deep" / "out"
     (folder / "eval").mkdir(parents=True)
     leftovers = [folder / f".checkpoint.pkl{PARTIAL}", folder / "eval" / f".latest.pkl{PARTIAL}"]
@@ -61,16 +61,16 @@ def test_claim_makes_the_folder_and_removes_what_a_killed_run_left(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["eval", "report", "panoptic_eval", "tensorboard"])
-def test_a_users_file_where_a_folder_goes_is_found_at_the_start(tmp_path, name):
+def test_a_file_with_the_name_of_an_output_folder_is_an_error(tmp_path, name):
     (tmp_path / name).write_text("notes")
-    with pytest.raises(InputError, match=f"{name}: is in the place of a folder"):
+    with pytest.raises(InputError, match=f"{name}: is a file, but this program writes"):
         claim(tmp_path)
-    with pytest.raises(InputError, match=f"{name}: cannot be made"):
+    with pytest.raises(InputError, match=f"{name}: cannot be created"):
         make_folder(tmp_path / name)
 
 
-def test_a_drive_that_cannot_sync_folders_is_no_full_disk(tmp_path, monkeypatch):
-    """Some shared drives answer EINVAL; the file is there."""
+def test_a_drive_that_cannot_sync_folders_is_no_error(tmp_path, monkeypatch):
+    """Some shared drives answer EINVAL."""
     sync = os.fsync
 
     def fsync(handle, number=errno.EINVAL):
@@ -88,7 +88,7 @@ def test_a_drive_that_cannot_sync_folders_is_no_full_disk(tmp_path, monkeypatch)
             file.write(b"more")
 
 
-def test_one_process_has_a_folder_until_it_ends(tmp_path):
+def test_a_process_holds_its_folder_until_it_ends(tmp_path):
     command = [sys.executable, "-c", CLAIM, str(tmp_path)]
     with subprocess.Popen(
         command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -100,40 +100,32 @@ def test_one_process_has_a_folder_until_it_ends(tmp_path):
     claim(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name, is_training",
-    [
-        ("checkpoint.pkl", True),
-        ("checkpoint0099.pkl", True),
-        ("checkpoint_best.pkl", True),
-        ("eval/050.pkl", True),
-        ("checkpoint_backup.pkl", False),
-        ("checkpoint-good.pkl", False),
-        ("eval/mine.pkl", False),
-        ("log.txt", True),
-        ("eval/latest.pkl", True),
-        ("eval.pkl", False),
-        ("mycheckpoint.pkl", False),
-        ("eval/notes.txt", False),
-        ("log.txt.bak", False),
-    ],
-)
-def test_files_of_a_training_are_known_by_their_names(tmp_path, name, is_training):
+TRAINING = """
+    checkpoint.pkl checkpoint0099.pkl checkpoint_best.pkl log.txt eval/latest.pkl eval/050.pkl
+""".split()
+OTHERS = """
+    checkpoint_backup.pkl checkpoint-good.pkl mycheckpoint.pkl log.txt.bak eval.pkl eval/mine.pkl
+    eval/notes.txt
+""".split()
+
+
+def test_training_files_are_recognised_by_name(tmp_path):
     (tmp_path / "eval").mkdir()
-    (tmp_path / name).touch()
-    assert training_files(tmp_path) == ([tmp_path / name] if is_training else [])
+    for name in TRAINING + OTHERS:
+        (tmp_path / name).touch()
+    assert training_files(tmp_path) == sorted(tmp_path / name for name in TRAINING)
 
 
-def test_a_folder_with_the_name_of_a_file_of_a_training_is_not_one(tmp_path):
+def test_a_folder_is_no_training_file(tmp_path):
     (tmp_path / "log.txt").mkdir()
     assert training_files(tmp_path) == []
 
 
-def test_files_behind_links_are_found_once(tmp_path):
+def test_linked_files_are_found_once(tmp_path):
     for name in ("a/1.txt", "a/deep/2.txt", "elsewhere/3.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "a" / "deep" / "circle").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "deep" / "cycle").symlink_to(tmp_path / "a")
     found = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path / "a")]
     assert found == ["a/1.txt", "a/deep/2.txt", "a/link/3.txt"]

@@ -2,49 +2,28 @@
 
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
-from processes import REPO
+from processes import run_python
 
 
-def run(source, *flags):
-    return subprocess.run(
-        [sys.executable, *flags, "-c", source],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-# "both": two signals in a row, of which the second may go to a thread that computes
+# "both": two signals in a row, of which the second may interrupt a computing thread
 @pytest.mark.parametrize("how, product", [("both", "bmm"), ("both", "linear"), ("child", "bmm")])
-def test_signals_do_not_damage_products(how, product):
-    command = [
-        sys.executable,
-        *"-m tests.tools.signal_damage --seconds 2 --how".split(),
-        how,
-        "--product",
-        product,
-    ]
-    done = subprocess.run(
-        command, cwd=REPO, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert int(re.search(r" products, (\d+) signals, 0 products wrong", done.stdout)[1]) > 20, (
-        done.stdout
-    )
+def test_signals_do_not_corrupt_products(how, product):
+    flags = ["--seconds", 2, "--how", how, "--product", product]
+    done = run_python("-m", "tests.tools.signal_damage", *flags)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-2000:]
+    summary = re.search(r" products, (\d+) signals, 0 products wrong", output)
+    assert int(summary[1]) > 20, output
 
 
 @pytest.mark.parametrize("module", ["models.hub", "datasets.loader"])
-def test_a_program_of_ones_own_keeps_its_signals(module):
-    """Ctrl-C is KeyboardInterrupt, the death of a child is no reason to quit, and a child hears all
-    signals.
-    """
-    done = run(
-        # a shell has what it starts with & ignore it
+def test_a_program_that_imports_a_module_keeps_its_signals(module):
+    """Ctrl-C raises KeyboardInterrupt, a killed child does not end it, children block no signal."""
+    done = run_python(
+        "-c",
+        # a shell lets what it starts with & ignore it
         "import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"import {module}, os, subprocess\n"
@@ -54,19 +33,17 @@ def test_a_program_of_ones_own_keeps_its_signals(module):
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt:\n"
-        "    print('interrupted')"
+        "    print('interrupted')",
     )
-    assert done.stdout.splitlines()[-3:] == ["-9", "0" * 16, "interrupted"], (
-        done.stdout + done.stderr
-    )
+    output = done.stdout + done.stderr
+    assert done.stdout.splitlines()[-3:] == ["-9", "0" * 16, "interrupted"], output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_child_of_a_training_ends_at_a_signal(number):
-    """Also while it waits for something to read, as the idle processes of a multiprocessing.Pool
-    do.
-    """
-    done = run(
+def test_a_signal_ends_a_child_of_a_training(number):
+    """Even while it waits in a read, as the idle processes of a multiprocessing.Pool do."""
+    done = run_python(
+        "-c",
         "import os, signal\n"
         "from util.signals import StopRequest\n"
         "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
@@ -83,37 +60,37 @@ def test_a_child_of_a_training_ends_at_a_signal(number):
         "    signal.alarm(20)\n"
         "    status = os.waitpid(child, 0)[1]\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print(os.WTERMSIG(status), stop.received.name)"
+        "    print(os.WTERMSIG(status), stop.received.name)",
     )
     assert done.stdout == f"{int(number)} SIGTERM\n", done.stderr
 
 
-def test_handlers_that_were_there_before_are_kept():
-    done = run(
+def test_earlier_handlers_stay():
+    done = run_python(
+        "-c",
         "import os, signal\n"
-        "heard = []\n"
+        "received = []\n"
         "for number in (signal.SIGCHLD, signal.SIGINT):\n"
-        "    signal.signal(number, lambda number, _: heard.append(number))\n"
+        "    signal.signal(number, lambda number, _: received.append(number))\n"
         "import models.hub\n"
-        "heard.clear()\n"
+        "received.clear()\n"
         "for number in (signal.SIGCHLD, signal.SIGINT):\n"
         "    os.kill(os.getpid(), number)\n"
-        "print(*map(int, heard))"
+        "print(*map(int, received))",
     )
-    assert done.stdout.splitlines()[-1:] == [f"{int(signal.SIGCHLD)} {int(signal.SIGINT)}"], (
-        done.stdout + done.stderr
-    )
+    output = done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1:] == [f"{int(signal.SIGCHLD)} {int(signal.SIGINT)}"], output
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL])
 def test_a_crash_ends_the_process_by_its_signal(number):
-    done = run(
+    done = run_python(
+        "-c",
         "import models.hub, atexit, os\n"
         "atexit.register(print, 'at exit')\n"
         f"os.kill(os.getpid(), {int(number)})\n"
-        "print('alive')"
+        "print('alive')",
     )
-    assert (
-        done.returncode == -number and "at exit" not in done.stdout and "alive" not in done.stdout
-    )
+    assert done.returncode == -number
+    assert "at exit" not in done.stdout and "alive" not in done.stdout
     assert "Fatal Python error" in done.stderr and 'File "<string>", line 3' in done.stderr

@@ -1,16 +1,15 @@
-"""A server on this machine, whose replies can break off or lie."""
+"""An HTTP server on this machine whose replies can end early or lie about their length."""
 
 import http.server
 import threading
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves {path: content} and keeps a list of the paths asked for.
+    """Serve files, and record the paths and headers of all requests.
 
-    A str as content redirects there; a pair (headers, content) adds headers.
-
-    cut: bytes after which each reply breaks off; length_off: what is added to Content-Length;
-    ranges: whether the server goes on in the middle of a file.
+    files: {path: content}; a str redirects there, a pair (headers, content) adds headers.
+    cut: bytes after which each reply ends; length_off: added to Content-Length; ranges: False to
+    ignore requests for the rest of a file.
     """
 
     cut = None
@@ -34,22 +33,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content, headers = server.files.get(self.path), {}
         if isinstance(content, tuple):
             headers, content = content
+        requested = self.headers.get("Range") if server.ranges else None
+        start = int(requested.removeprefix("bytes=").removesuffix("-")) if requested else 0
         if content is None:
             self.send_error(404)
-            return
-        if isinstance(content, str):
+        elif isinstance(content, str):
             self.reply(302, {**headers, "Location": content}, b"")
-            return
-        asked_for = self.headers.get("Range") if server.ranges else None
-        if asked_for is None:
+        elif not requested:
             self.reply(200, headers, content)
-            return
-        start = int(asked_for.removeprefix("bytes=").removesuffix("-"))
-        if start >= len(content):
+        elif start >= len(content):
             self.send_error(416)
-            return
-        place = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self.reply(206, {**headers, "Content-Range": place}, content[start:])
+        else:
+            content_range = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.reply(206, {**headers, "Content-Range": content_range}, content[start:])
 
     def reply(self, code, headers, body):
         self.send_response(code)

@@ -5,16 +5,16 @@ from pathlib import Path
 
 
 def proportional_memory(pids):
-    """Memory of processes and all their children, GB; a page that n processes share counts 1 / n.
+    """Return the memory of processes and all their children, GB; 0 for those that have ended.
 
-    pids: numbers of processes. One that has ended counts as nothing.
+    A page that n processes share counts as 1 / n.
     """
-    kilobytes, waiting = 0, list(pids)
-    while waiting:
-        pid = waiting.pop()
+    kilobytes, queue = 0, list(pids)
+    while queue:
+        pid = queue.pop()
         folder = Path("/proc") / str(pid)
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-            waiting += (folder / "task" / str(pid) / "children").read_text().split()
+            queue += (folder / "task" / str(pid) / "children").read_text().split()
             for line in (folder / "smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
                     kilobytes += int(line.split()[1])

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, from the repository's root."""
+"""Run Python in processes of its own, from the repository's root."""
 
 import os
 import subprocess
@@ -9,27 +9,36 @@ import numpy as np
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {
-    **os.environ,
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMP_NUM_THREADS": "1",
-}
+MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
 
 
-def mpirun(processes, *command):
-    """A command under mpirun, as a process group of its own; its standard error goes with its
-    output.
+def run_python(*arguments, timeout=120, **variables):
+    """Run Python and return the subprocess.CompletedProcess with its output as text.
+
+    variables: changes of the environment; None removes a variable.
     """
-    start = (
-        ["mpirun", "-np", processes, "--oversubscribe", "--bind-to", "none"]
-        if processes > 1
-        else []
-    )
-    return subprocess.Popen(
-        [str(word) for word in [*start, sys.executable, *command]],
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
         cwd=REPO,
-        env=ENVIRONMENT,
+        env={name: str(value) for name, value in environment.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def start_mpi(processes, *arguments, **variables):
+    """Start Python under mpirun in a new process group; stderr goes with its output.
+
+    Without mpirun if there is one process.
+    """
+    command = ["mpirun", "-np", processes, "--oversubscribe", "--bind-to", "none"]
+    command = [*(command if processes > 1 else ()), sys.executable, *arguments]
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=REPO,
+        env={**os.environ, **MPI, **variables},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -37,17 +46,23 @@ def mpirun(processes, *command):
     )
 
 
-def finish(process, seconds=1000):
-    """(exit code, output) of a process of `mpirun`, after which none of the job's is left."""
-    output, _ = process.communicate(timeout=seconds)
+def finish(process, timeout=1000):
+    """Wait for a process of `start_mpi`; return (exit code, output). Its group has to be empty."""
+    output, _ = process.communicate(timeout=timeout)
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     return process.returncode, output
 
 
-def part(name, processes, out, *flags):
-    """What run_ours.py writes."""
-    code, output = finish(mpirun(processes, "tests/helpers/run_ours.py", name, out, *flags))
+def run_mpi(processes, *arguments, timeout=1000):
+    """Run Python under mpirun; return its output. It has to exit with 0."""
+    code, output = finish(start_mpi(processes, *arguments), timeout)
     assert code == 0, output[-2000:]
+    return output
+
+
+def run_part(part, processes, out, *flags):
+    """Run a part of run_ours.py; return the arrays that it saves to out."""
+    run_mpi(processes, "tests/helpers/run_ours.py", part, out, *flags)
     with np.load(out) as data:
         return dict(data)

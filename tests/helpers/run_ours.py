@@ -1,18 +1,16 @@
-"""What test_dist.py runs under mpirun, one part each; the main process writes the result.
+"""The parts of test_dist.py that run under mpirun; the main process saves the result.
 
-    mpirun -np N python tests/helpers/run_ours.py {train,save,messages,allreduce} OUT.npz
-    [--batch_size B] [--steps S]
-                                                       [--accum_steps A]
+    mpirun -np N python tests/helpers/run_ours.py {train,save,messages} OUT.npz
+        [--batch_size B] [--steps S] [--accum_steps A]
     python tests/helpers/run_ours.py alone OUT.npz --processes N [--batch_size B] [--steps S]
 
-`train` takes steps as engine.py does; `alone` computes in one process what they should be, by the
-definition: the mean over the processes of each one's loss, whose number of boxes is the mean over
+`train` takes training steps with engine.py; `alone` computes in one process what they should be by
+definition: the loss is the mean of the processes' losses, whose number of boxes is the mean over
 the processes.
 """
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -34,9 +32,7 @@ CASE = "resnet18"
 
 
 def train(batch_size, steps, accum_steps):
-    """Losses as they are logged, weights after the first step, and the gradients of that step,
-    before they are clipped.
-    """
+    """Return the logged losses, and weights and gradients of the first step."""
     args, model, criterion, _ = ours.build(CASE)
     optimizer = build_optimizer(model, args)
     result = {"losses": []}
@@ -44,12 +40,13 @@ def train(batch_size, steps, accum_steps):
     def after_step(step, logger):
         result["losses"].append(logger.meters["loss"].value)
         if step == 1:
-            result.update(first_step(model, optimizer))
+            result.update(get_first_step(model, optimizer))
 
     batches = []
+    first = launch.get_rank() * accum_steps
     for step in range(steps):
-        for share in range(launch.get_rank() * accum_steps, (launch.get_rank() + 1) * accum_steps):
-            images, targets = recipe.make_share(step % recipe.TRAINING_BATCHES, share, batch_size)
+        for part in range(first, first + accum_steps):
+            images, targets = recipe.make_share(step % recipe.TRAINING_BATCHES, part, batch_size)
             batches.append((nested_tensor_from_arrays(images), targets))
     batches = tiny.Batches(batches, accum_steps)
     train_one_epoch(
@@ -59,11 +56,8 @@ def train(batch_size, steps, accum_steps):
 
 
 def save():
-    """After a step the main process alone reads the weights, as it does to save them; then all wait
-    for each other.
-    """
-    # Waits for the step's computation, without CUDA only.
-    engine.StepMemory.tidy = lambda self: None
+    """Read the weights in the main process alone after a step, as saving does."""
+    engine.StepMemory.tidy = lambda self: None  # it synchronizes, but not with CUDA
     args, model, criterion, _ = ours.build(CASE)
     images, targets = recipe.make_share(0, launch.get_rank(), 1)
     batches = tiny.Batches([(nested_tensor_from_arrays(images), targets)])
@@ -81,14 +75,11 @@ def alone(batch_size, steps, processes):
     optimizer = build_optimizer(model, args)
     result = {"losses": []}
     for step in range(steps):
-        shares = [
-            recipe.make_share(step % recipe.TRAINING_BATCHES, rank, batch_size)
-            for rank in range(processes)
-        ]
-        mean = max(
-            np.mean([sum(len(target["labels"]) for target in targets) for _, targets in shares]), 1
-        )
-        losses = [ours.loss_of(model, criterion, *share, num_boxes=mean) for share in shares]
+        index = step % recipe.TRAINING_BATCHES
+        parts = [recipe.make_share(index, rank, batch_size) for rank in range(processes)]
+        counts = [sum(len(target["labels"]) for target in targets) for _, targets in parts]
+        mean = max(np.mean(counts), 1)
+        losses = [ours.loss_of(model, criterion, *part, num_boxes=mean) for part in parts]
         loss = sum(losses[1:], losses[0]) / processes
         result["losses"].append(loss.item())
         optimizer.backward(loss)
@@ -96,76 +87,53 @@ def alone(batch_size, steps, processes):
         optimizer.step()
         jt.sync_all()
         if step == 0:
-            result.update(first_step(model, optimizer))
+            result.update(get_first_step(model, optimizer))
     return result
 
 
-def first_step(model, optimizer):
-    """The gradients as the optimizer's averages keep them, a tenth of the clipped ones; and the
-    weights.
-    """
-    averages = {
+def get_first_step(model, optimizer):
+    """Return weights and gradients; the latter are exp_avg, a tenth of the clipped gradients."""
+    gradients = {
         f"grad/{name}": average.numpy()
         for group in optimizer.param_groups
         for name, average in zip(group["names"], group["m"])
     }
-    return {**averages, **{f"weight/{name}": var.numpy() for name, var in model.named_parameters()}}
-
-
-def allreduce(numbers=41_302_368):
-    """Seconds of each of ten means over the processes of as many float32 as DETR-R50 has
-    parameters.
-    """
-    values, seconds = jt.ones(numbers), []
-    values.sync()
-    for _ in range(11):
-        dist.barrier()
-        begin = time.time()
-        values.mpi_all_reduce("mean").sync()
-        seconds.append(time.time() - begin)
-    print("all-reduce, s:", *(f"{value:.3f}" for value in seconds))
-    return {"seconds": seconds}
+    weights = {f"weight/{name}": var.numpy() for name, var in model.named_parameters()}
+    return {**gradients, **weights}
 
 
 def messages():
-    """What every process gets from each function of util.dist; asserted here, since only one
-    process writes.
-    """
+    """Check each function of util.dist in every process."""
     rank, count = launch.get_rank(), launch.get_world_size()
     assert (jt.rank, jt.world_size, jt.mpi.local_rank()) == (rank, count, launch.get_local_rank())
     value = {"rank": rank, "text": "é" * 1000 * rank, "array": np.arange(3 * rank), "huge": 2**70}
     for root in range(count):
-        found = dist.broadcast(value, root)
-        assert (
-            found["text"] == "é" * 1000 * root
-            and len(found["array"]) == 3 * root
-            and found["huge"] == 2**70
-        )
-    assert [each["rank"] for each in dist.all_gather(value)] == list(range(count))
+        received = dist.broadcast(value, root)
+        assert received["text"] == "é" * 1000 * root and received["huge"] == 2**70
+        assert len(received["array"]) == 3 * root
+    ranks = list(range(count))
+    assert [each["rank"] for each in dist.all_gather(value)] == ranks
     gathered = dist.gather(value)
-    assert (
-        [each["rank"] for each in gathered] == list(range(count)) if rank == 0 else gathered is None
-    )
-    numbers = dist.all_gather_floats([rank + 0.1, 2**53, -np.inf])
-    assert numbers.tolist() == [[each + 0.1, 2**53, -np.inf] for each in range(count)]
+    assert [each["rank"] for each in gathered] == ranks if rank == 0 else gathered is None
+    floats = dist.all_gather_floats([rank + 0.1, 2**53, -np.inf])
+    assert floats.tolist() == [[each + 0.1, 2**53, -np.inf] for each in ranks]
     assert dist.reduce_dict({"a": rank, "b": 1.5}) == {"a": (count - 1) / 2, "b": 1.5}
     dist.check_same("same", "words")
     try:
         dist.check_same(rank // (count - 1), "numbers")
-        raise AssertionError("not noticed")
+        raise AssertionError("check_same notices no difference")
     except RuntimeError as error:
         assert str(error).startswith(f"numbers of process {count - 1} differ")
     turns = Path(sys.argv[2]).with_suffix(".turns")
-    with dist.main_process_first():
-        with open(turns, "a") as file:
-            file.write(str(rank))
+    with dist.main_process_first(), open(turns, "a") as file:
+        file.write(str(rank))
     assert turns.read_text()[0] == "0" and len(turns.read_text()) == count
     return {"processes": count}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["train", "save", "alone", "messages", "allreduce"])
+    parser.add_argument("part", choices=["train", "save", "alone", "messages"])
     parser.add_argument("out")
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1)
@@ -178,6 +146,6 @@ if __name__ == "__main__":
         elif options.part == "alone":
             result = alone(options.batch_size, options.steps, options.processes)
         else:
-            result = {"save": save, "messages": messages, "allreduce": allreduce}[options.part]()
+            result = {"save": save, "messages": messages}[options.part]()
         if launch.is_main_process():
             np.savez(options.out, **result)

@@ -3,12 +3,12 @@ same batches.
 """
 
 import numpy as np
-from processes import part
+from processes import run_part
 
 
 def test_steps_of_two_processes(original, measured, tmp_path):
     theirs = original("run_original.py", "--processes", 2, "--steps", 10)
-    mine = part("train", 2, tmp_path / "mine.npz", "--steps", 10)
+    mine = run_part("train", 2, tmp_path / "mine.npz", "--steps", 10)
     measured(
         "2 processes: loss at each of 10 training steps, relative",
         "resnet18",
