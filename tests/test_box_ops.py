@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from util.backend import jt
-from util.box_ops import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
+from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 
 BOX = (0, 0, 2, 2)
 # (other box, generalised IoU with BOX): IoU - (enclosing box - union) / enclosing box
@@ -26,12 +26,9 @@ def random_boxes(*shape):
 
 
 @pytest.mark.parametrize("library", [np.float32, jt.array])
-def test_conversions(library):
+def test_conversion(library):
     corners = box_cxcywh_to_xyxy(library(np.float32([[5, 4, 6, 2], [0.5, 0.5, 0, 1]])))
     np.testing.assert_array_equal(np.array(corners), [[2, 3, 8, 5], [0.5, 0, 0.5, 1]])
-    boxes = random_boxes(3, 5)
-    round_trip = box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(library(boxes)))
-    np.testing.assert_allclose(np.array(round_trip), boxes, atol=1e-6)
 
 
 @pytest.mark.parametrize("library", [np.float32, jt.array])

@@ -79,7 +79,7 @@ def test_a_damaged_file_is_downloaded_again(hub, tmp_path):
 
 def test_a_mirror_without_https_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
-    with pytest.raises(InputError, match="HF_ENDPOINT is hf-mirror.com: give an https:// address"):
+    with pytest.raises(InputError, match="HF_ENDPOINT is hf-mirror.com: give an https:// URL"):
         download_repository(REPOSITORY, tmp_path)
 
 

@@ -1,6 +1,6 @@
-"""A file of arrays that processes memory-map and so share.
+"""Files of arrays that processes memory-map, and so share.
 
-Format: 8 bytes MAGIC, 32 bytes SHA-256 of all that follows, 8 bytes length of the header, the
+Layout: 8 bytes MAGIC, 32 bytes SHA-256 of all that follows, 8 bytes length of the header, the
 header, and the arrays, each at a multiple of ALIGNMENT bytes. The header is JSON:
 {"extra": …, "arrays": {name: [dtype, shape, offset after the header]}}.
 """
@@ -14,15 +14,15 @@ import numpy as np
 from util.files import replacing
 
 MAGIC = b"ARRAYS 1"
-HASHED = len(MAGIC) + 32  # offset of the hashed part
-FIXED = HASHED + 8  # offset of the header
+HASH_START = len(MAGIC) + 32
+HEADER_START = HASH_START + 8
 ALIGNMENT = 64
 
 
 def write_arrays(path, arrays, extra):
     """Write a dictionary of arrays, and `extra`, anything that JSON can represent.
 
-    Raises InputError if the file cannot be written; an earlier file stays then.
+    Raises InputError if the file cannot be written, and keeps an earlier one.
     """
     entries, parts, offset = {}, [], 0
     for name, array in arrays.items():
@@ -31,7 +31,7 @@ def write_arrays(path, arrays, extra):
         parts += [np.ascontiguousarray(array).data, b"\0" * padding]
         offset += array.nbytes + padding
     header = json.dumps({"extra": extra, "arrays": entries}).encode()
-    header += b" " * (-(FIXED + len(header)) % ALIGNMENT)
+    header += b" " * (-(HEADER_START + len(header)) % ALIGNMENT)
     parts = [len(header).to_bytes(8, "little"), header, *parts]
     digest = hashlib.sha256()
     for part in parts:
@@ -51,11 +51,11 @@ def read_arrays(path):
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError):  # missing, or empty
         return None
-    digest = hashlib.sha256(memoryview(content)[HASHED:]).digest()
-    if content[:HASHED] != MAGIC + digest:
+    digest = hashlib.sha256(memoryview(content)[HASH_START:]).digest()
+    if content[:HASH_START] != MAGIC + digest:
         return None
-    start = FIXED + int.from_bytes(content[HASHED:FIXED], "little")
-    header = json.loads(content[FIXED:start])
+    start = HEADER_START + int.from_bytes(content[HASH_START:HEADER_START], "little")
+    header = json.loads(content[HEADER_START:start])
     arrays = {
         name: np.frombuffer(content, dtype, int(np.prod(shape)), start + offset).reshape(shape)
         for name, (dtype, shape, offset) in header["arrays"].items()

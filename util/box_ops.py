@@ -15,12 +15,6 @@ def box_cxcywh_to_xyxy(boxes):
     return _library(boxes).stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], -1)
 
 
-def box_xyxy_to_cxcywh(boxes):
-    """Convert [..., 4] left, top, right, bottom to [..., 4] centre x, centre y, width, height."""
-    x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
-    return _library(boxes).stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], -1)
-
-
 def generalized_box_iou(boxes1, boxes2):
     """Return the generalised IoU (https://giou.stanford.edu) of xyxy boxes, in [-1, 1].
 

@@ -25,7 +25,7 @@ def broadcast(value, root=0):
 
 
 def _broadcast_bytes(content, root):
-    # Jittor would make int32 of an int64.
+    # As bytes, because Jittor converts int64 to int32.
     size = np.frombuffer(len(content).to_bytes(8, "little"), np.uint8).copy()
     jt.mpi.broadcast(size, root)
     data = np.empty(size.view(np.int64)[0], np.uint8)
@@ -76,7 +76,7 @@ def reduce_dict(values):
     Source: `reduce_dict` of the original.
     """
     gathered = all_gather_floats(list(values.values()))
-    # Python's sum goes by rank and gives the same bits in every process and run.
+    # Python's sum goes by rank, so the result is bitwise equal in all processes and runs.
     return {name: sum(column) / len(gathered) for name, column in zip(values, gathered.T.tolist())}
 
 
@@ -100,7 +100,7 @@ def check_same(value, what):
 def main_process_first():
     """Run the block in the main process, then in the first one of each machine, then in the others.
 
-    For work that leaves files behind, such as downloads: the others find it done.
+    For work that is cached on disk, such as downloads and generated data sets.
     """
     my_turn = 0 if is_main_process() else 1 if get_local_rank() == 0 else 2
     for turn in range(3):

@@ -1,6 +1,6 @@
-"""Download files and verify their checksum, which the name, the URL or the server's reply gives.
+"""Download files and verify their checksum (from file name, URL or server response).
 
-An interrupted download continues where it stopped, at once or in the next run.
+Interrupted downloads continue where they stopped, at once or in the next run.
 """
 
 import fcntl
@@ -21,8 +21,8 @@ from tqdm import tqdm
 from util.errors import InputError
 
 MAX_BYTES = 4 << 30
-TIMEOUT = 30  # seconds without any data
-ATTEMPTS = 3  # failures in a row that receive no data
+TIMEOUT = 30  # seconds without data
+ATTEMPTS = 3  # without progress
 PAUSE = 1  # seconds between attempts
 _CHUNK = 1 << 20
 # Servers that DETR_MIRROR stands in for: the original's weights, and torchvision's.
@@ -30,11 +30,11 @@ MIRRORED = ("dl.fbaipublicfiles.com", "download.pytorch.org")
 
 
 class NoSuchFile(InputError):
-    """The server answers that it does not have the file."""
+    """The server does not have the file (HTTP 404)."""
 
 
 def user_cache():
-    """Return the folder (Path) for downloads: `detr-jittor` in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder (Path) for downloads, `detr-jittor` in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr-jittor"
 
 
@@ -48,61 +48,62 @@ def is_reachable(address):
 
 
 def download(url, folder):
-    """Download url's file to folder unless it is there with the right checksum; return its Path.
+    """Download url's file to folder unless it is there with a valid checksum; return its Path.
 
     url: `https://…/name-<8 or more hex digits of the SHA-256>.ext`, or any that ends with
-    `#sha256=<64 hex digits>`. `http://` is accepted for this machine only (127.0.0.1 or localhost).
-    The environment variable DETR_MIRROR (`https://…`) replaces Meta's and PyTorch's servers. Of
-    several processes one downloads and the others wait. Raises InputError for any other URL, if the
+    `#sha256=<64 hex digits>`; `http://` only for this machine (127.0.0.1 or localhost). The
+    environment variable DETR_MIRROR (`https://…`) replaces Meta's and PyTorch's servers. Of several
+    processes one downloads and the others wait. Raises InputError for any other URL, if the
     download fails, and if the checksum does not match.
     """
-    check_address(url)
-    address, _, fragment = url.partition("#")
-    name = Path(urlsplit(address).path).name
+    check_url(url)
+    source, _, fragment = url.partition("#")
+    name = Path(urlsplit(source).path).name
     if fragment:
-        checksum = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment.lower())
-        if checksum:
-            name = f"{Path(name).stem}-{checksum[1][:8]}{Path(name).suffix}"
+        match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment.lower())
+        if match:
+            name = f"{Path(name).stem}-{match[1][:8]}{Path(name).suffix}"
     else:
-        checksum = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-    if checksum is None:
+        match = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    if match is None:
         raise InputError(
             f"{url}: the name has no checksum (as name-0123abcd.pth has), so the file cannot be "
             "verified; add #sha256= and its 64 hex digits, or download it by hand and pass its path"
         )
     mirror = os.environ.get("DETR_MIRROR")
-    if mirror and urlsplit(address).hostname in MIRRORED:
-        check_address(mirror, "DETR_MIRROR")
-        address = mirror.rstrip("/") + urlsplit(address).path
+    if mirror and urlsplit(source).hostname in MIRRORED:
+        check_url(mirror, "DETR_MIRROR")
+        source = mirror.rstrip("/") + urlsplit(source).path
 
-    def mismatch(path, _headers):
-        return None if sha256(path).startswith(checksum[1]) else checksum[1]
+    def find_mismatch(path, _headers=None):
+        return None if sha256(path).startswith(match[1]) else match[1]
 
     target = Path(folder) / name
-    return fetch(address, target, mismatch, lambda: mismatch(target, None) is None)
+    return fetch(source, target, find_mismatch, lambda: find_mismatch(target) is None)
 
 
-def fetch(url, target, mismatch, is_right, headers=None):
+def fetch(url, target, find_mismatch, is_valid, headers=None):
     """Download url's file to target (Path) unless it is there; return target.
 
     Args:
-        mismatch: function of the file's path and the headers of all replies, a list of
+        find_mismatch: function of the file's path and the headers of all responses, a list of
             `email.message.Message`; returns the checksum that the file does not match, or None.
-        is_right: function that returns True if the existing file at target is the right one.
+        is_valid: function that returns True if the existing file at target is valid.
         headers: dictionary of headers for the first server, not for those it redirects to.
 
     Raises:
-        NoSuchFile: the server does not have it. InputError: any other failure.
+        NoSuchFile: the server does not have it.
+        InputError: the download fails otherwise.
     """
-    check_address(url)
+    check_url(url)
     try:
-        if target.is_file() and is_right():  # without a lock: the cache may be read-only
+        if target.is_file() and is_valid():  # before the lock: the cache may be read-only
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target.with_name(f".{target.name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (target.is_file() and is_right()):
-                _fetch(url, target, mismatch, headers or {})
+            if not (target.is_file() and is_valid()):
+                _fetch(url, target, find_mismatch, headers or {})
     except (OSError, HTTPException) as error:
         kind = NoSuchFile if isinstance(error, HTTPError) and error.code == 404 else InputError
         raise kind(
@@ -121,7 +122,7 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def check_address(url, variable=None):
+def check_url(url, variable=None):
     """Raise InputError for a URL that is neither https:// nor this machine's.
 
     variable: environment variable that it comes from.
@@ -130,18 +131,18 @@ def check_address(url, variable=None):
     local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
     if not (local or (parts.scheme == "https" and parts.hostname)):
         if variable:
-            raise InputError(f"{variable} is {url}: give an https:// address")
-        raise InputError(f"{url}: only https:// addresses are downloaded")
+            raise InputError(f"{variable} is {url}: give an https:// URL")
+        raise InputError(f"{url}: only https:// URLs are downloaded")
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects to https only, and collect the headers of the replies."""
+    """Follow redirects to https only, and collect the headers of their responses."""
 
     def __init__(self):
         self.headers = []
 
     def redirect_request(self, request, file, code, message, headers, url):
-        check_address(url)
+        check_url(url)
         self.headers.append(headers)
         redirected = super().redirect_request(request, file, code, message, headers, url)
         if urlsplit(url)[:2] == urlsplit(request.full_url)[:2]:  # the same scheme, host and port
@@ -149,17 +150,17 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         return redirected
 
 
-def _fetch(url, target, mismatch, headers):
+def _fetch(url, target, find_mismatch, headers):
     partial = target.with_name(f".{target.name}.part")
     is_old = partial.exists()  # left by an earlier run
     failures = 0
     while True:
         size = _size(partial)
         try:
-            replies = _receive(url, partial, headers)
+            responses = _receive(url, partial, headers)
         except (OSError, HTTPException) as error:
             if isinstance(error, HTTPError) and error.code < 500:
-                if error.code != 416:  # range not satisfiable: the partial file is too long
+                if error.code != 416:  # the range starts after the file's end
                     raise
                 partial.unlink()
             if _size(partial) <= size:
@@ -168,15 +169,15 @@ def _fetch(url, target, mismatch, headers):
                     raise
                 time.sleep(PAUSE)
             continue
-        checksum = mismatch(partial, replies)
-        if checksum is None:
+        expected = find_mismatch(partial, responses)
+        if expected is None:
             partial.rename(target)
             return
         received = _size(partial)
         partial.unlink()
         if not is_old:
             raise InputError(
-                f"{url}: the {received} bytes received do not match the checksum {checksum}; try "
+                f"{url}: the {received} bytes received do not match the checksum {expected}; try "
                 f"again, or download it by hand into {target.parent}"
             )
         is_old = False
@@ -187,12 +188,12 @@ def _size(path):
 
 
 def _receive(url, partial, headers):
-    """Append the missing rest of url's file to partial (Path); return the headers of all replies.
+    """Download the rest of url's file to partial (Path); return the headers of all responses.
 
     Raises OSError or HTTPException if the connection fails, and InputError if the file is too
     large.
     """
-    # Not the default context: importing Jittor disables its verification of certificates.
+    # Importing Jittor disables the verification of certificates in the default context.
     secure = urllib.request.HTTPSHandler(context=ssl.create_default_context())
     redirects = _SafeRedirects()
     start = _size(partial)
@@ -200,23 +201,23 @@ def _receive(url, partial, headers):
     for name, value in headers.items():
         request.add_unredirected_header(name, value)
     opener = urllib.request.build_opener(secure, redirects)
-    with opener.open(request, timeout=TIMEOUT) as reply:
-        continues = reply.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-        if not (reply.status == 206 and continues):  # the server sends all of it
+    with opener.open(request, timeout=TIMEOUT) as response:
+        is_rest = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if not (response.status == 206 and is_rest):  # the server sends the whole file
             start = 0
-        length = reply.headers.get("Content-Length")
+        length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdecimal() else None
         name = partial.name.removeprefix(".").removesuffix(".part")
         bar = tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=None)
         with bar, open(partial, "ab" if start else "wb") as file:
-            while chunk := reply.read(_CHUNK):
+            while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
                 if file.tell() > MAX_BYTES:
                     partial.unlink()
-                    raise InputError(f"{url}: larger than {MAX_BYTES} bytes; check the address")
+                    raise InputError(f"{url}: larger than {MAX_BYTES} bytes; check the URL")
             file.flush()
             os.fsync(file.fileno())
             if total is not None and file.tell() < total:
                 raise ConnectionError(f"connection closed after {file.tell()} of {total} bytes")
-    return [*redirects.headers, reply.headers]
+    return [*redirects.headers, response.headers]

@@ -1,4 +1,4 @@
-"""Atomic writes, locks on folders, and the files of a training."""
+"""Atomic writes, locks on folders, and lists of files."""
 
 import errno
 import fcntl
@@ -20,9 +20,9 @@ TRAINING_FILE = re.compile(
 
 @contextmanager
 def replacing(path):
-    """Yield a binary file that replaces path if the block succeeds, and disappears if it raises.
+    """Yield a binary file that replaces path if the block succeeds, and is deleted if it raises.
 
-    Until it is complete and synced it is a hidden file beside path, so that an earlier file
+    It is a hidden file beside path and synced before it is renamed, so that an earlier file
     survives a full disk, a killed process and a power cut. Raises InputError if it cannot be
     written.
     """
@@ -53,7 +53,7 @@ def writing(path):
 
 
 def sync_folder(path):
-    """Write a folder's entries to the disk, if the file system can."""
+    """Sync a folder, so that renames in it survive a power cut, if the file system can."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -77,7 +77,7 @@ def make_folder(path):
 
 @contextmanager
 def exclusive(folder):
-    """Run the block in one process at a time, by a lock on the folder; no lock file is left."""
+    """Hold an exclusive lock on a folder, without a lock file."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -94,8 +94,8 @@ def claim(folder):
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A record lock: unlike flock's it is not inherited by data workers, which may outlive a
-        # killed run for a moment, and it works on network drives. Closing the file would end it.
+        # A POSIX record lock: data workers, which may outlive a killed run for a moment, do not
+        # inherit it, and it works on network drives. It lasts until the process exits.
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise InputError(
@@ -110,13 +110,13 @@ def claim(folder):
     except OSError as error:
         raise InputError(
             f"--output_dir {folder}: its file .lock cannot be locked ({error.strerror}); give a "
-            "folder on a drive that supports locks"
+            "folder on a file system that supports locks"
         ) from error
     for output_folder in (folder / name for name in OUTPUT_FOLDERS):
         if output_folder.exists() and not output_folder.is_dir():
             raise InputError(
-                f"{output_folder}: is a file, but this program writes to a folder of that name; "
-                "move it away, or give another --output_dir"
+                f"{output_folder}: is a file, but this program needs a folder of that name; move "
+                "it away, or give another --output_dir"
             )
         for leftover in output_folder.glob(f".*{PARTIAL}"):
             leftover.unlink()

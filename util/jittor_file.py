@@ -1,4 +1,4 @@
-"""Read and write files in the format of `jt.save`, without executing what they contain."""
+"""Read and write files of `jt.save`. Reading never executes code from a file."""
 
 import hashlib
 import math
@@ -12,8 +12,8 @@ from util import pickles
 from util.errors import InputError
 from util.files import replacing
 
-_MARK = b"HCAJSLHD"  # a file is a pickle, its SHA-1, and this mark
-_TRAILER = 20 + len(_MARK)
+_MAGIC = b"HCAJSLHD"  # file layout: pickle, SHA-1, magic
+_TRAILER_SIZE = 20 + len(_MAGIC)
 
 
 def write_jittor_file(obj, path):
@@ -26,11 +26,11 @@ def write_jittor_file(obj, path):
     with replacing(path) as file:
         hashed = _HashedWriter(file)
         _Pickler(hashed, protocol=4).dump(obj)
-        file.write(hashed.sha1.digest() + _MARK)
+        file.write(hashed.sha1.digest() + _MAGIC)
 
 
 def read_jittor_file(path):
-    """Return the content of the file at path (Path).
+    """Return the object in the file at path (Path).
 
     Raises InputError if it is damaged, or would have to execute code.
     """
@@ -53,12 +53,12 @@ def read_jittor_file(path):
 
 
 class _DType(pickles.Pending):
-    """A call `numpy.dtype(name, align, copy)`; the state holds the byte order."""
+    """Stands in for `numpy.dtype`; `build` gets the byte order."""
 
     def __init__(self, name, *_align_and_copy):
         super().__init__()
         if not re.fullmatch(r"[biufc]\d{1,2}", name):
-            raise ValueError(f"an array of dtype {name!r}")
+            raise ValueError(f"unsupported dtype {name!r}")
         self.name = name
 
     def build(self, state):
@@ -69,7 +69,7 @@ class _DType(pickles.Pending):
 
 
 class _Array(pickles.Pending):
-    """A call `numpy._reconstruct(…)`; the state holds shape, dtype and content."""
+    """Stands in for `numpy._reconstruct`; `build` gets shape, dtype and content."""
 
     def __init__(self, *_class_and_placeholders):
         super().__init__()
@@ -77,7 +77,7 @@ class _Array(pickles.Pending):
     def build(self, state):
         _version, shape, dtype, is_fortran, content = state
         if min((0, *shape)) < 0 or math.prod(shape) * dtype.itemsize != len(content):
-            raise ValueError(f"{len(content)} bytes for an array of shape {shape} and {dtype}")
+            raise ValueError(f"{len(content)} bytes do not match shape {shape} of {dtype}")
         return np.ndarray(shape, dtype, content, order="F" if is_fortran else "C")
 
 
@@ -89,7 +89,7 @@ _GLOBALS = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): _DType,
     **{
-        (f"numpy.{core}.multiarray", name): value  # NumPy 2 says _core
+        (f"numpy.{core}.multiarray", name): value  # its name in NumPy 2 is _core
         for core in ("core", "_core")
         for name, value in (("_reconstruct", _Array), ("scalar", _scalar))
     },
@@ -97,7 +97,7 @@ _GLOBALS = {
 
 
 class _HashedWriter:
-    """Write to file and update a SHA-1."""
+    """Write to a file and compute the SHA-1 of what is written."""
 
     def __init__(self, file):
         self.file = file
@@ -112,7 +112,7 @@ class _Pickler(pickle.Pickler):
     allowed = (np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float32(0).__reduce__()[0])
 
     def reducer_override(self, obj):
-        # Called for everything except plain containers, numbers and strings.
+        # Called for all objects except plain containers, numbers and strings.
         is_array = isinstance(obj, (np.ndarray, np.generic)) and not obj.dtype.hasobject
         if is_array or isinstance(obj, np.dtype) or any(obj is each for each in self.allowed):
             return NotImplemented  # pickle as usual
@@ -120,14 +120,14 @@ class _Pickler(pickle.Pickler):
 
 
 def _check_checksum(path):
-    """Return what is wrong with a file's end, a phrase, or None."""
+    """Return what is wrong with magic or checksum, a phrase, or None."""
     with open(path, "rb") as file:
-        remaining, sha1 = max(0, os.fstat(file.fileno()).st_size - _TRAILER), hashlib.sha1()
+        remaining, sha1 = max(0, os.fstat(file.fileno()).st_size - _TRAILER_SIZE), hashlib.sha1()
         while chunk := file.read(min(remaining, 1 << 20)):
             sha1.update(chunk)
             remaining -= len(chunk)
-        checksum, mark = file.read(20), file.read()
-    if mark != _MARK:
+        checksum, magic = file.read(20), file.read()
+    if magic != _MAGIC:
         return (
             "neither a checkpoint of this program nor a PyTorch or safetensors file, or truncated"
         )

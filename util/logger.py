@@ -1,4 +1,4 @@
-"""Meters over the steps of an epoch, printed in the original's format."""
+"""Metric logging in the original's format."""
 
 import datetime
 import sys
@@ -12,7 +12,7 @@ from util import dist, launch
 
 
 class SmoothedValue:
-    """A series of values: statistics of the last `window_size`, and the average of all."""
+    """A series of values: a window of the last `window_size`, and the average of all."""
 
     def __init__(self, window_size=20, fmt="{median:.4f} ({global_avg:.4f})"):
         self.deque = deque(maxlen=window_size)
@@ -70,9 +70,9 @@ class MetricLogger:
         return {name: meter.global_avg for name, meter in self.meters.items() if meter.count}
 
     def synchronize_between_processes(self):
-        """Average over all processes; the windows stay this process's. A collective.
+        """Average over all processes; windows stay local. A collective.
 
-        The window of a meter without values, because all samples were skipped, gets the average.
+        A process without values, because all its samples were skipped, shows the average.
         """
         gathered = dist.all_gather(
             {name: (meter.total, meter.count) for name, meter in self.meters.items()}
@@ -104,15 +104,15 @@ class MetricLogger:
         )
 
     def log_every(self, iterable, print_freq, header, start=0):
-        """Yield the items of `iterable`, numbered from `start`, and show progress.
+        """Yield the items of `iterable`, numbered from `start`, and print progress.
 
-        On a terminal as a bar with eta and losses; otherwise, and with several processes, a line
-        every `print_freq` items, as the original does.
+        On a terminal show a bar with eta and losses; otherwise, and with several processes, print a
+        line every `print_freq` items, as the original does.
         """
         total = len(iterable)
         iter_time, data_time = SmoothedValue(fmt="{avg:.4f}"), SmoothedValue(fmt="{avg:.4f}")
         begin = end = time.time()
-        # mpirun gives every process a terminal, even if its own output goes to a file.
+        # mpirun gives each process a pseudo-terminal, even if its own output goes to a file.
         off = True if launch.get_world_size() > 1 else None  # None: unless on a terminal
         bar = tqdm(
             total=total,
@@ -127,7 +127,7 @@ class MetricLogger:
                 data_time.update(time.time() - end)
                 yield item
                 iter_time.update(time.time() - end)
-                bar.set_postfix_str(self._losses(), refresh=False)
+                bar.set_postfix_str(self._format_losses(), refresh=False)
                 bar.update()
                 if bar.disable and (i % print_freq == 0 or i == total - 1):
                     eta = datetime.timedelta(seconds=int(iter_time.global_avg * (total - i)))
@@ -143,7 +143,7 @@ class MetricLogger:
             flush=True,
         )
 
-    def _losses(self):
+    def _format_losses(self):
         names = [
             name for name in ("loss", "loss_ce", "loss_bbox", "loss_giou") if name in self.meters
         ]

@@ -1,4 +1,4 @@
-"""Freed memory in the C library, and Python's garbage collector."""
+"""Freed memory of the C library, and Python's garbage collector."""
 
 import contextlib
 import ctypes
@@ -7,16 +7,16 @@ import platform
 
 
 def keep_freed_memory():
-    """Let glibc keep freed memory for the next step, instead of fetching it again page by page."""
+    """Let glibc keep freed memory for the next step, to avoid its page faults."""
     if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, -1)  # never
+        libc.mallopt(m_mmap_threshold, 2**30)
+        libc.mallopt(m_trim_threshold, -1)  # never
 
 
 def return_freed_memory():
-    """Return the C library's freed memory to the system."""
+    """Return the C library's freed memory to the operating system (malloc_trim)."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

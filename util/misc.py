@@ -1,4 +1,4 @@
-"""Batches of images of different sizes, and nearest-neighbour resizing."""
+"""Padded batches of images, and nearest-neighbour resizing."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class NestedTensor:
         self.mask = mask
 
     def to_jittor(self):
-        """Return the batch as Jittor Vars. Images go to the device here and nowhere else."""
+        """Return the batch as Jittor Vars; images go to the device here and nowhere else."""
         return NestedTensor(jt.array(self.tensors).stop_grad(), jt.array(self.mask).stop_grad())
 
     def decompose(self):
@@ -47,7 +47,7 @@ def resize_nearest(x, size):
     """Resize a Var [..., h, w] to size (height, width) by PyTorch's nearest interpolation."""
     rows, columns = (jt.array(nearest_index(old, new)) for old, new in zip(x.shape[-2:], size))
     *dims, rows_in, columns_in = (f"i{i}" for i in range(x.ndim))
-    # Not by indexing, which Jittor recompiles for some sizes with CUDA.
+    # Not indexing, which Jittor recompiles for some sizes with CUDA.
     return x.reindex(
         [*x.shape[:-2], *size],
         [*dims, f"@e0({rows_in})", f"@e1({columns_in})"],

@@ -1,9 +1,9 @@
-"""Read pickles without executing them, in time and memory bounded by their size.
+"""Read pickles without executing code, in time and memory bounded by their size.
 
-Python's unpickler can be kept from calling foreign code, but not from the rest: ten bytes make its
-memo take 64 GB, a key of shared tuples takes forever to hash, nested tuples overflow the stack, and
-NumPy's own classes trust their arguments. So interpret the few opcodes that checkpoints use, as
-PyTorch does for `weights_only`.
+To restrict Python's unpickler (`find_class`) is not enough: ten bytes make its memo take 64 GB,
+keys of shared tuples take exponential time to hash, nested tuples overflow the stack, and NumPy's
+classes trust their arguments. So interpret the few opcodes that checkpoints need, as PyTorch does
+for `weights_only`.
 """
 
 import pickletools
@@ -33,10 +33,10 @@ class Pending:
 
 
 def check_keys(items):
-    """Return items, all of which must be scalars, which hash fast. Raises ValueError."""
+    """Return items if all are scalars, which hash in constant time; else raise ValueError."""
     for item in items:
         if type(item) not in _SCALARS:
-            raise ValueError(f"a {type(item).__name__} as key of a dictionary or in a set")
+            raise ValueError(f"a {type(item).__name__} cannot be a key of a dictionary or in a set")
     return items
 
 
@@ -53,11 +53,11 @@ class OrderedDict(dict):
 
 
 def load(file, path, names, persistent=None):
-    """Return the object pickled at a binary file's position, which moves behind the pickle.
+    """Return the object of the pickle at a binary file's position, which moves to its end.
 
-    names: {(module, name): its replacement}, which may be called if it is callable; persistent:
-    function of a persistent id. Raises InputError, which mentions path, for any other name, and
-    ValueError and other exceptions if the pickle is damaged.
+    names: {(module, name): replacement}; the callable ones may be called. persistent: function of a
+    persistent id. Raises InputError with path for any other name, and ValueError or another
+    exception if the pickle is damaged.
     """
     stack, outer_stacks, memo = [], [], {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -66,7 +66,7 @@ def load(file, path, names, persistent=None):
             raise ValueError(f"more than {MAX_OPCODES:,} opcodes")
         if name in _VALUES:
             if isinstance(argument, int) and abs(argument) > _MAX_INT:
-                raise ValueError("an integer of more than 128 bits")
+                raise ValueError("an integer has more than 128 bits")
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
@@ -85,7 +85,7 @@ def load(file, path, names, persistent=None):
         elif name in _TUPLES:
             items = tuple(stack[-_TUPLES[name] :])
             if len(items) != _TUPLES[name]:
-                raise ValueError("a tuple lacks items")
+                raise ValueError("a tuple has too few items")
             stack[-len(items) :] = [items]
         elif name == "TUPLE":
             stack, items = outer_stacks.pop(), tuple(stack)
@@ -114,12 +114,12 @@ def load(file, path, names, persistent=None):
         elif name in ("REDUCE", "NEWOBJ"):
             arguments = stack.pop()
             if not callable(stack[-1]) or type(arguments) is not tuple:
-                raise ValueError("a call of something that is not a function")
+                raise ValueError("REDUCE of an object that is not callable")
             stack[-1] = stack[-1](*arguments)
         elif name == "BUILD":
             state = stack.pop()
             if not isinstance(stack[-1], (Pending, OrderedDict)):
-                raise ValueError("an object has an unexpected state")
+                raise ValueError("BUILD of an unsupported object")
             pending, stack[-1] = stack[-1], stack[-1].build(state)
             for key in pending.memo_keys:
                 memo[key] = stack[-1]
@@ -127,17 +127,17 @@ def load(file, path, names, persistent=None):
             stack[-1] = persistent(stack[-1])
         elif name == "STOP":
             if len(stack) != 1 or outer_stacks:
-                raise ValueError("it stops early")
+                raise ValueError("STOP before the end")
             return stack[0]
         elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"the opcode {name}, which weights do not need")
-    raise ValueError("it has no end")
+            raise ValueError(f"unsupported opcode {name}")
+    raise ValueError("STOP is missing")
 
 
 def _extend(container, name, items):
     kind = {"APPENDS": list, "SETITEMS": dict, "ADDITEMS": set}[name]
     if not isinstance(container, kind):
-        raise ValueError(f"items for a {type(container).__name__} as if it were a {kind.__name__}")
+        raise ValueError(f"{name} on a {type(container).__name__} instead of a {kind.__name__}")
     if kind is list:
         container.extend(items)
     elif kind is set:

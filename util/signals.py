@@ -26,25 +26,25 @@ class StopRequest:
     received: the signal, or None.
     """
 
-    active = None  # the one whose block this process is in
+    active = None  # the instance whose block is running
 
     def __init__(self):
         self.received = None
 
     def __enter__(self):
         StopRequest.active = self
-        self.before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        self.previous = {number: signal.signal(number, self._handle_signal) for number in SIGNALS}
         for number in SIGNALS:
-            # If Jittor waits for another process that compiles, it takes EINTR for an error.
+            # Jittor treats EINTR as an error while it waits for another process that compiles.
             signal.siginterrupt(number, False)
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
         StopRequest.active = None
 
-    def _remember(self, number, _frame):
+    def _handle_signal(self, number, _frame):
         self.received = signal.Signals(number)
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
@@ -67,14 +67,14 @@ class StopRequest:
         sys.exit(128 + self.received)
 
 
-def _leave_stop_request():
+def _restore_handlers_in_child():
     if StopRequest.active:
         StopRequest.active.__exit__()
 
 
-# The end of a pool (panopticapi has one) is a SIGTERM to its processes, which wait in reads that
-# siginterrupt(False) lets go on.
-os.register_at_fork(after_in_child=_leave_stop_request)
+# Pools (panopticapi has one) end their workers by SIGTERM. With siginterrupt(False) the reads in
+# which they wait would continue.
+os.register_at_fork(after_in_child=_restore_handlers_in_child)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def children_ignore():
 
 @functools.cache
 def die_with_parent():
-    """Let the system kill this process when its parent ends for any reason (Linux only)."""
+    """Let the system kill this process when its parent ends (Linux only)."""
     if platform.system() == "Linux":
-        set_parent_death_signal = 1  # sys/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        pr_set_pdeathsig = 1  # sys/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -7,15 +7,13 @@ from util.memory import return_freed_memory
 class StepMemory:
     """Keep memory constant over batches of many sizes; call `tidy` after each batch.
 
-    Jittor's allocator keeps freed memory in the blocks into which it was split for one batch, and
-    takes more from the C library if none fits, so that it grows with every new size. On the CPU,
-    return the blocks to the C library, which joins them, if a batch ends with more than one needs
-    that started without such blocks; and to the system every BATCHES_BETWEEN_TRIMS batches, so that
-    one large batch does not hold its memory for days.
+    Jittor's allocator fragments: it keeps freed memory in the blocks into which one batch split it,
+    and allocates more for every new size. On the CPU, free the blocks if Jittor holds more than a
+    batch needs that started without them; and every BATCHES_BETWEEN_TRIMS batches return memory to
+    the system, so that one large batch does not hold it for days.
 
     With CUDA, freeing waits for the device. Free only once Jittor holds most of the GPU's memory,
-    and between batches: otherwise Jittor would free in the middle of one, when blocks in use keep
-    whole chunks from being freed.
+    and between batches, when no blocks in use keep larger ones from being freed.
     """
 
     BATCHES_BETWEEN_TRIMS = 50

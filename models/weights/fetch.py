@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-from util.download import NoSuchFile, check_address, download, fetch, sha256, user_cache
+from util.download import NoSuchFile, check_url, download, fetch, sha256, user_cache
 from util.errors import InputError
 from util.files import replacing
 
@@ -39,7 +39,7 @@ def download_repository(source, folder):
         raise InputError(f"{source}: give hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
     owner, name, revision = found[1], found[2], found[3] or "main"
     endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-    check_address(endpoint, "HF_ENDPOINT")
+    check_url(endpoint, "HF_ENDPOINT")
     base = f"{endpoint}/{owner}/{name}/resolve/{quote(revision, safe='')}/"
     folder = folder / f"{owner}--{name}@{revision.replace('/', '--')}"
     _fetch(base, folder, CONFIG)

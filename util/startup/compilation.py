@@ -18,7 +18,7 @@ from tqdm import tqdm
 from util.errors import warn
 from util.files import exclusive
 
-# What operators' sources start with: the definitions that the headers depend on, then the headers.
+# The first lines of Jittor's generated sources.
 HEADER = """
 #define JIT 1
 #define JIT_cpu 1
@@ -109,14 +109,14 @@ def announce_compilation():
 def use_precompiled_header(flags):
     """Compile CPU operators with a precompiled header, which is built if it is missing.
 
-    Each operator is a source file that includes Jittor's headers, 70 thousand lines. Precompiled,
-    they let an operator compile in less than half the time.
+    Each operator is a source file that includes Jittor's headers, 70 thousand lines. To precompile
+    them more than halves the time of compilation.
 
     flags: `jittor.flags`. Does nothing unless the compiler is g++.
     """
     if flags.cc_type != "g++":
         return
-    # Jittor compiles to assembler with -g, but nobody debugs an operator: less of that is enough.
+    # Jittor passes -g; reduce the debug information, which nobody needs here, to save time.
     flags.cc_flags += " -femit-struct-debug-baseonly -fno-var-tracking "
     # g++ uses a precompiled header only with the options that it was compiled with.
     command = [flags.cc_path, *_get_compiler_options(flags.cc_flags), "-g", "-x", "c++-header"]
@@ -148,23 +148,23 @@ def _precompile(header, command):
 
 
 def report_progress(flags, interval=10):
-    """Print how many operators Jittor has compiled, from a thread, every `interval` seconds.
+    """Start a thread that prints the number of compiled operators, if it has changed.
 
-    flags: `jittor.flags`. Prints nothing if there are none since the last line.
+    flags: `jittor.flags`; interval: seconds.
     """
     folder = Path(flags.cache_path) / "jit"
-    threading.Thread(target=_report, args=(folder, interval), daemon=True).start()
 
+    def count_operators():
+        names = os.listdir(folder) if folder.is_dir() else ()
+        return sum(name.endswith(".so") for name in names)
 
-def _report(folder, interval):
-    first = last = _count_operators(folder)
-    while True:
-        time.sleep(interval)
-        count = _count_operators(folder)
-        if count > last:
-            tqdm.write(f"Jittor has compiled {count - first} operators", file=sys.stderr)
-        last = count
+    def report():
+        first = last = count_operators()
+        while True:
+            time.sleep(interval)
+            count = count_operators()
+            if count > last:
+                tqdm.write(f"Jittor has compiled {count - first} operators", file=sys.stderr)
+            last = count
 
-
-def _count_operators(folder):
-    return sum(name.endswith(".so") for name in os.listdir(folder)) if folder.is_dir() else 0
+    threading.Thread(target=report, daemon=True).start()

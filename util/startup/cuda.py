@@ -1,8 +1,8 @@
-"""Choose a CUDA toolkit before the import of Jittor, which aborts with one that does not fit.
+"""Choose a CUDA toolkit that Jittor supports; importing Jittor with any other aborts the process.
 
-Jittor 1.3.11 needs CUDA 11 or 12 and cuDNN 8 in the folders where it looks. Try all toolkits of the
-machine, pass the first that fits to Jittor, or let it import without CUDA. Environment variables
-that the user has set stay: `nvcc_path`, `nvcc_flags`, `use_cutt`, `use_cutlass` and `use_nccl`.
+Jittor 1.3.11 needs CUDA 11 or 12 and cuDNN 8 in the folders that it searches. Check the installed
+toolkits, select the first usable one, or disable CUDA. Environment variables set by the user stay:
+`nvcc_path`, `nvcc_flags`, `use_cutt`, `use_cutlass` and `use_nccl`.
 """
 
 import ctypes
@@ -19,13 +19,13 @@ from typing import NamedTuple, Optional
 from util import launch
 from util.download import is_reachable
 
-OLDEST_CUDA, NEWEST_CUDA = (11, 0), (12, 9)  # with which Jittor's own sources compile
+MIN_CUDA, MAX_CUDA = (11, 0), (12, 9)  # with which Jittor's own sources compile
 LIBRARIES = """
     cublas cudnn cudnn_ops_infer cudnn_ops_train cudnn_cnn_infer cudnn_cnn_train curand cufft
     cusparse
 """.split()
 HEADERS = ("cuda_runtime.h", "cublas.h", "cudnn.h", "curand.h", "cufft.h", "cusparse.h", "npp.h")
-JITTOR_CUDA = {  # oldest driver: folder
+JITTOR_TOOLKITS = {  # oldest driver: folder
     (12, 2): "cuda12.2_cudnn8_linux",
     (11, 2): "cuda11.2_cudnn8_linux",
     (11, 0): "cuda11.0_cudnn8_linux",
@@ -52,7 +52,7 @@ def choose_toolkit(jittor_cuda):
     jittor_cuda: folder (Path) into which `python -m jittor_utils.install_cuda` installs.
     """
     global obstacle
-    # Jittor would download these at its import, and exit if it cannot.
+    # Jittor would download these at its import, and exit if it is offline.
     os.environ.setdefault("use_cutlass", "0")  # not used here
     os.environ.setdefault("use_cutt", "0")  # for transposes, which are util.ops.transpose here
     if launch.get_world_size() == 1:
@@ -76,13 +76,15 @@ def find_toolkit(jittor_cuda):
         return Obstacle("this machine has no usable NVIDIA GPU")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1"):
-        return Obstacle(f"CUDA_VISIBLE_DEVICES={visible} hides every GPU")
+        return Obstacle(f"CUDA_VISIBLE_DEVICES={visible} hides all GPUs")
     driver = _get_driver_version()
     candidates = _find_system_toolkits()
     if jittor_cuda.is_dir() and not any(jittor_cuda.iterdir()):
         jittor_cuda.rmdir()  # left by a failed download; if it exists, Jittor's import downloads
     if jittor_cuda.is_dir():
-        supported = [jittor_cuda / name for oldest, name in JITTOR_CUDA.items() if driver >= oldest]
+        supported = [
+            jittor_cuda / name for oldest, name in JITTOR_TOOLKITS.items() if driver >= oldest
+        ]
         nvcc = supported[0] / "bin" / "nvcc" if supported else None
         if nvcc is None or not nvcc.is_file():
             return Obstacle(
@@ -121,7 +123,7 @@ def _check_toolkit(nvcc, driver):
     if version is None:
         return Obstacle(f"{nvcc} --version fails", INSTALL)
     name = f"{nvcc} (CUDA {version[0]}.{version[1]})"
-    if not OLDEST_CUDA <= version <= NEWEST_CUDA:
+    if not MIN_CUDA <= version <= MAX_CUDA:
         return Obstacle(f"{name} does not fit: Jittor works with CUDA 11 and 12", INSTALL)
     if driver[0] < version[0]:
         reason = f"{name} is too new: the driver supports at most CUDA {driver[0]}.{driver[1]}"
@@ -188,8 +190,7 @@ def _get_output(*command):
 
 
 def _has_gpu():
-    # Not cuInit: it takes up to seconds, and forked children of a process that has called it cannot
-    # use CUDA.
+    # Not cuInit, which takes up to seconds and breaks CUDA in forked children.
     nodes = ("nvidia[0-9]*", "dxg", "nvhost-gpu")
     if not any(next(Path("/dev").glob(pattern), None) for pattern in nodes):
         return False
@@ -226,7 +227,7 @@ def _get_compute_capabilities():
 
 
 def _embed_ptx(version):
-    """Add PTX, which the driver compiles, for a GPU newer than all that Jittor compiles for."""
+    """Add PTX, which the driver compiles, if a GPU is newer than those that nvcc compiles for."""
     newest = 90 if version >= (11, 8) else 86 if version >= (11, 1) else 80
     gpus = _get_compute_capabilities()
     if max(gpus, default=0) > newest and "nvcc_flags" not in os.environ:
@@ -234,7 +235,7 @@ def _embed_ptx(version):
 
 
 def assign_gpus(nccl):
-    """Give each of several processes its GPU: through NCCL, or else CUDA_VISIBLE_DEVICES.
+    """Assign a GPU to each of several processes, by NCCL or else CUDA_VISIBLE_DEVICES.
 
     nccl: folder (Path) of Jittor's NCCL.
     """
@@ -256,7 +257,7 @@ def assign_gpus(nccl):
         if launch.is_main_process():
             print(message, file=sys.stderr, flush=True)
     if os.environ.get("use_nccl", "1") == "0":
-        # Only Jittor's NCCL code selects a GPU; without it all processes would use the first.
+        # Jittor selects a GPU per process only with NCCL; otherwise all would use the first.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else range(len(_get_compute_capabilities()))
         if gpus:

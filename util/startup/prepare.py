@@ -43,7 +43,7 @@ def prepare():
         # three (on 2 cores); with 500, 1.9 and 3 times, and as long on an idle machine.
         os.environ.setdefault("GOMP_SPINCOUNT", "500")
     if compilation.is_core_compiled() and "log_v" not in os.environ:
-        # Hide the lines of every import, but not the progress of compiling the core.
+        # Silence Jittor's lines at every import, but not its progress when it compiles the core.
         os.environ.setdefault("log_silent", "1")
     if os.environ.get("use_mkl", "1") == "1":
         onednn.provide(cache / "mkl")
@@ -91,5 +91,5 @@ def _flush_denormals():
     libm = ctypes.CDLL("libm.so.6")
     environment = (ctypes.c_uint32 * 8)()  # fenv_t, whose last member is the register MXCSR
     libm.fegetenv(environment)
-    environment[7] |= 0x8040  # flush to zero, denormals are zero
+    environment[7] |= 0x8040  # FTZ and DAZ: denormal results and operands are zero
     libm.fesetenv(environment)
