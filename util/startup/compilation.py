@@ -96,10 +96,10 @@ def is_core_compiled():
 
 def announce_compilation():
     """Print how long compilation will take on this machine."""
-    core = "" if is_core_compiled() else "its core once per machine (about 2 minutes on 2 cores), "
+    core = "" if is_core_compiled() else "its core once per machine (minutes on 2 cores), then "
     if os.environ.get("nvcc_path"):
         operators = (
-            "a new model's CUDA kernels, one after the other, in the first step (many minutes)"
+            "a new model's CUDA kernels, one after another, in the first step (many minutes)"
         )
     else:
         operators = "a new model's operators in the first step (about half a minute)"
