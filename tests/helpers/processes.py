@@ -1,4 +1,4 @@
-"""Run Python in processes of its own, from the repository's root."""
+"""Run Python in new processes, from the repository's root."""
 
 import os
 import subprocess
@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {  # under mpirun
+    **os.environ,
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def run_python(*arguments, timeout=120, **variables):
@@ -38,7 +43,7 @@ def start_mpi(processes, *arguments, **variables):
     return subprocess.Popen(
         list(map(str, command)),
         cwd=REPO,
-        env={**os.environ, **MPI, **variables},
+        env={**ENVIRONMENT, **variables},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -96,14 +96,12 @@ def is_core_compiled():
 
 def announce_compilation():
     """Print how long compilation will take on this machine."""
-    core = "" if is_core_compiled() else "its core once per machine (minutes on 2 cores), then "
+    what = "a new model's operators in the first step (about half a minute)"
     if os.environ.get("nvcc_path"):
-        operators = (
-            "a new model's CUDA kernels, one after another, in the first step (many minutes)"
-        )
-    else:
-        operators = "a new model's operators in the first step (about half a minute)"
-    print(f"Jittor compiles {core}{operators}; later runs read its cache.", flush=True)
+        what = "a new model's CUDA kernels, one after another, in the first step (many minutes)"
+    if not is_core_compiled():
+        what = f"its core once per machine (about 2 minutes on 2 cores), then {what}"
+    print(f"Jittor compiles {what}; later runs read its cache.", flush=True)
 
 
 def use_precompiled_header(flags):

@@ -33,8 +33,8 @@ def prepare():
     _flush_denormals()
     cache = compilation.get_jittor_cache()
     cuda.choose_toolkit(cache / "jtcuda")
-    # With CUDA in one thread: Jittor's tuner replaces operators there, which changes the graph
-    # without a lock. On the CPU it replaces none (see util.ops).
+    # Compile in one thread with CUDA, because Jittor's tuner replaces operators there, and changes
+    # the graph without a lock. On the CPU it replaces none (see util.ops).
     threads = 0 if os.environ["nvcc_path"] else len(os.sched_getaffinity(0))
     os.environ.setdefault("use_parallel_op_compiler", str(threads))
     if "OMP_WAIT_POLICY" not in os.environ:
