@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from util import launch
 from util.download import is_reachable
@@ -40,7 +40,7 @@ class Obstacle(NamedTuple):
     """Why CUDA is not used, and the remedy; None if there is no GPU, which nobody misses."""
 
     reason: str
-    remedy: Optional[str] = None
+    remedy: str | None = None
 
 
 obstacle = None  # set by `choose_toolkit`; None if CUDA is used
