@@ -154,7 +154,7 @@ def test_sigusr1_to_mpirun_stops_all_processes_after_the_same_step(trained, shap
     """mpirun forwards Slurm's warning."""
     code, output, _ = stop_training(tmp_path, shapes, signal.SIGUSR1, get_mpirun)
     assert code == 128 + signal.SIGUSR1, output[-2000:]
-    assert output.count("stopped by SIGUSR1: go on with mpirun -np 2 --bind-to none ") == 1
+    assert output.count("stopped by SIGUSR1: resume with mpirun -np 2 --bind-to none ") == 1
     assert output.count("--allow-run-as-root") == (os.geteuid() == 0)
     run_mpi(2, *get_command(tmp_path, shapes))
     assert_same_training(tmp_path, trained[0])
@@ -164,7 +164,9 @@ def test_a_training_resumes_with_another_number_of_processes(shapes, tmp_path):
     stop_training(tmp_path, shapes, signal.SIGUSR1, get_mpirun)
     step = load_checkpoint(tmp_path / "checkpoint.pkl")["step"]
     output = run_mpi(1, *get_command(tmp_path, shapes))
-    message = "was saved by a training of 2 processes and goes on with 1: a step now takes 4 images"
+    message = (
+        "was saved by a training of 2 processes and continues with 1: a step now takes 4 images"
+    )
     assert message in output
     if step:
         assert f"from step {2 * step}" in output

@@ -118,7 +118,7 @@ def test_other_signals(coco, tmp_path, loading, capfd, number):
     with pytest.raises(SystemExit) as stopped:
         run(coco, tmp_path)
     assert stopped.value.code == 128 + number
-    assert f"stopped by {number.name}: go on with python main.py" in capfd.readouterr().err
+    assert f"stopped by {number.name}: resume with python main.py" in capfd.readouterr().err
     assert signal.getsignal(number) == before
 
 

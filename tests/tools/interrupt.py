@@ -98,7 +98,7 @@ def interrupt(folder, shapes, number, rng, longest, *flags):
         print(f"exit code {code}: {output[-2000:]}", flush=True)
     if code == 128 + number:
         assert output.splitlines()[-1].startswith(
-            f"stopped by {signal.Signals(number).name}: go on with python main.py"
+            f"stopped by {signal.Signals(number).name}: resume with python main.py"
         ), output
     return code, saving
 
