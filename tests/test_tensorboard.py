@@ -9,7 +9,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from arguments import check_args
+from checks import check_args
 from util.best import COCO_FIGURES
 from util.errors import InputError
 
