@@ -63,7 +63,7 @@ def test_claim_makes_the_folder_and_removes_leftovers_of_a_killed_run(tmp_path):
 @pytest.mark.parametrize("name", ["eval", "report", "panoptic_eval", "tensorboard"])
 def test_a_file_with_the_name_of_an_output_folder_is_an_error(tmp_path, name):
     (tmp_path / name).write_text("notes")
-    with pytest.raises(InputError, match=f"{name}: is a file, but this program writes"):
+    with pytest.raises(InputError, match=f"{name}: is a file, but this program needs"):
         claim(tmp_path)
     with pytest.raises(InputError, match=f"{name}: cannot be created"):
         make_folder(tmp_path / name)

@@ -85,7 +85,7 @@ def test_without_the_flag_nothing_imports_it(coco, tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_ends_the_run_before_the_training(coco, tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "tensorboard").write_text("a file of the user's")
-    with pytest.raises(InputError, match="tensorboard: is a file, but this program writes"):
+    with pytest.raises(InputError, match="tensorboard: is a file, but this program needs"):
         run(coco, tmp_path, "--epochs 1 --tensorboard")
     assert not (tmp_path / "checkpoint.pkl").exists()
 
