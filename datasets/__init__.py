@@ -9,8 +9,11 @@ def build_dataset(image_set, args):
     """Build the data set that `args.dataset_file` names.
 
     image_set: "train" or "val"; args: the parsed flags. Raises InputError for files that cannot be
-    used.
+    used, and ValueError for an unknown data set.
     """
+    if args.dataset_file not in BUILDERS:
+        known = ", ".join(BUILDERS)
+        raise ValueError(f"dataset_file is {args.dataset_file}: give one of {known}")
     return BUILDERS[args.dataset_file](image_set, args)
 
 

@@ -158,7 +158,7 @@ def test_killed_while_the_best_one_is_written_both_are_intact(coco, tmp_path, fi
         load_checkpoint(tmp_path / name / "checkpoint_best.pkl") for name in ("killed", "whole")
     ]
     assert_same(bests[0]["model"], bests[1]["model"])
-    assert bests[0]["epoch"] == 1 and bests[0]["thresholds"] == bests[1]["thresholds"]
+    assert bests[0]["epoch"] == 1
     assert not list((tmp_path / "killed").glob(".checkpoint_best*"))
 
 
@@ -191,10 +191,10 @@ def test_epochs_between_evaluations_have_a_line_without_figures(coco, tmp_path, 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--best segm_AP", "--best segm_AP: give --masks, too"),
+        ("--best segm_AP", "--best segm_AP: give --masks as well"),
         (
             "--best PQ --masks --hidden_dim 128 --nheads 8",
-            "--best PQ: give --masks and --dataset_file coco_panoptic, too",
+            "--best PQ: give --masks and --dataset_file coco_panoptic as well",
         ),
         ("--patience -1", "--patience is -1"),
         ("--eval_interval 0", "--eval_interval is 0"),

@@ -279,7 +279,7 @@ def test_an_optimizer_state_that_does_not_fit_is_an_input_error():
         InputError, match=r"file: .*2 missing \(second.weight, second.bias\); 2 unexpected"
     ):
         load_optimizer_state(optimizer, renamed, "file")
-    with pytest.raises(InputError, match="file: .*grouped in another way"):
+    with pytest.raises(InputError, match="file: .*the parameter groups differ"):
         load_optimizer_state(optimizer, {**state, "groups": state["groups"][::-1]}, "file")
     with pytest.raises(InputError, match="file: its optimizer is not one of this program's"):
         load_optimizer_state(optimizer, {"state": {}, "param_groups": []}, "file")

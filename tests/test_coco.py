@@ -315,7 +315,7 @@ def test_missing_folders_and_unknown_data_sets(tmp_path):
     (tmp_path / "val2017").mkdir()
     with pytest.raises(InputError, match="instances_val2017.json: no such file"):
         build_dataset("val", arguments(tmp_path))
-    with pytest.raises(InputError, match="--dataset_file voc"):
+    with pytest.raises(ValueError, match="dataset_file is voc: give one of coco, coco_panoptic"):
         build_dataset("val", arguments(tmp_path, dataset_file="voc"))
 
 

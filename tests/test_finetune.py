@@ -8,7 +8,7 @@ import tiny
 
 from engine import train_one_epoch
 from models.weights.checkpoint import class_names, num_classes_of
-from models.weights.finetune import load_what_fits, match_classes
+from models.weights.finetune import load_matching_weights, match_classes
 from models.weights.model import model_state
 from models.weights.names import published_names
 from util.backend import jt
@@ -30,7 +30,7 @@ def test_rows_of_classes_with_the_same_name_are_kept(source, capsys):
     """Under other ids, too."""
     model = build("--num_classes", 6)
     fresh = model_state(model)
-    load_what_fits(
+    load_matching_weights(
         model, source, {1: "cat", 2: "dog", 3: "sheep"}, {0: "dog", 3: "wolf", 5: "cat"}, "w.pkl"
     )
     found = model_state(model)
@@ -53,7 +53,7 @@ def test_classes_beyond_the_head_have_no_row(source):
     """With --num_classes a file may list more than the model has; the last row is "no object"."""
     model = build("--num_classes", 3)
     fresh = model_state(model)
-    load_what_fits(
+    load_matching_weights(
         model, source, {1: "cat", 4: "dog", 9: "sheep"}, {2: "cat", 3: "dog", 4: "sheep"}, "w.pkl"
     )
     found = model_state(model)["class_embed.weight"]
@@ -65,7 +65,7 @@ def test_classes_beyond_the_head_have_no_row(source):
 def test_another_number_of_queries(source, count, capsys):
     model = build("--num_classes", 4, "--num_queries", count)
     fresh = model_state(model)["query_embed.weight"]
-    load_what_fits(model, source, {1: "cat"}, {1: "cat"}, "w.pkl")
+    load_matching_weights(model, source, {1: "cat"}, {1: "cat"}, "w.pkl")
     found, old, kept = (
         model_state(model)["query_embed.weight"],
         source["query_embed.weight"],
@@ -80,7 +80,7 @@ def test_another_number_of_queries(source, count, capsys):
 
 def test_other_layers_are_newly_initialized_or_not_used(source, capsys):
     model = build("--num_classes", 4, "--dec_layers", 1, "--enc_layers", 2)
-    load_what_fits(model, source, {}, {1: "cat"}, "w.pkl")
+    load_matching_weights(model, source, {}, {1: "cat"}, "w.pkl")
     printed = capsys.readouterr().out
     assert (
         "12 newly initialized (transformer.encoder.layers.1." in printed
@@ -92,7 +92,7 @@ def test_other_layers_are_newly_initialized_or_not_used(source, capsys):
 def test_masks_and_boxes_fit_each_other(capsys):
     wide = ("--num_classes", 4, "--hidden_dim", 128, "--nheads", 8)
     boxes, masks = build(*wide, seed=2), build(*wide, "--masks", seed=3)
-    load_what_fits(masks, model_state(boxes), {1: "cat"}, {1: "cat"}, "w.pkl")
+    load_matching_weights(masks, model_state(boxes), {1: "cat"}, {1: "cat"}, "w.pkl")
     state = model_state(masks)
     assert all(
         (state[f"detr.{name}"] == array).all()
@@ -100,7 +100,7 @@ def test_masks_and_boxes_fit_each_other(capsys):
         if not name.startswith("class")
     )
     back = build(*wide, seed=4)
-    load_what_fits(back, state, {1: "cat"}, {1: "cat"}, "w.pkl")
+    load_matching_weights(back, state, {1: "cat"}, {1: "cat"}, "w.pkl")
     assert all(
         (array == model_state(boxes)[name]).all()
         for name, array in model_state(back).items()
@@ -117,7 +117,7 @@ def test_another_backbone_is_an_error_and_changes_nothing(source):
         InputError,
         match=r"w\.pkl: its backbone is another one: \d+ not there \(backbone\.0\.body\.layer3",
     ):
-        load_what_fits(model, state, {}, {1: "cat"}, "w.pkl")
+        load_matching_weights(model, state, {}, {1: "cat"}, "w.pkl")
     assert all((array == before[name]).all() for name, array in model_state(model).items())
 
 

@@ -78,5 +78,5 @@ TRAINING = {
 )
 def test_a_strange_state_of_training_is_an_input_error(place, value):
     check_training_state(TRAINING, "good.pkl")
-    with pytest.raises(InputError, match=f"bad.pkl: its state of the training is damaged.*{place}"):
+    with pytest.raises(InputError, match=f"bad.pkl: its training state is damaged.*{place}"):
         check_training_state({**TRAINING, place: value}, "bad.pkl")

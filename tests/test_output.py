@@ -14,6 +14,17 @@ LOSSES = {"loss": 2.0, "loss_ce": 1.0, "loss_bbox": 0.2, "loss_giou": 0.4}
 FIGURES = {**LOSSES, "coco_eval_bbox": [0.5] * 12}
 
 
+class State:
+    """A TrainingState."""
+
+    def __init__(self, epoch, step):
+        self.epoch, self.step = epoch, step
+
+    def state_dict(self):
+        weights = {"weight": np.ones(3, np.float32)}
+        return {"model": weights, "epoch": self.epoch, "step": self.step}
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -31,8 +42,7 @@ def names(folder):
 def test_checkpoints_before_drops_and_every_100_epochs_are_kept(
     tmp_path, epoch, step, lr_drop, kept
 ):
-    state = {"model": {"weight": np.ones(3, np.float32)}, "epoch": epoch, "step": step}
-    OutputFolder(tmp_path).save_training(lambda: state, lr_drop)
+    OutputFolder(tmp_path).save_checkpoint(State(epoch, step), lr_drop)
     assert names(tmp_path) == ["checkpoint.pkl", *kept]
     for name in names(tmp_path):
         assert read_jittor_file(tmp_path / name)["epoch"] == epoch
@@ -40,12 +50,12 @@ def test_checkpoints_before_drops_and_every_100_epochs_are_kept(
 
 def test_the_log_has_a_line_for_each_epoch_in_their_order(tmp_path):
     output = OutputFolder(tmp_path)
-    # Training goes on from the checkpoint of epoch 0, which epochs 1 and 2 followed before.
+    # The last epoch 1 resumes from the checkpoint of epoch 0.
     for epoch, loss in ((0, 4.0), (1, 3.0), (2, 2.8), (1, 2.5)):
         losses = {**LOSSES, "loss": loss}
-        assert output.logged_figures(epoch, losses) is None, "not there, or of other losses"
+        assert output.find_logged_stats(epoch, losses) is None, "not there, or of other losses"
         output.log_epoch(losses, FIGURES, epoch, 42)
-        assert output.logged_figures(epoch, losses) == FIGURES
+        assert output.find_logged_stats(epoch, losses) == FIGURES
     lines = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert [(line["epoch"], line["train_loss"]) for line in lines] == [(0, 4.0), (1, 2.5)]
     assert lines[0]["test_coco_eval_bbox"] == [0.5] * 12 and lines[0]["n_parameters"] == 42
@@ -71,9 +81,9 @@ def test_without_a_folder_and_in_other_processes_nothing_is_written(tmp_path, mo
     monkeypatch.setattr(launch, "is_main_process", lambda: is_main)
     monkeypatch.chdir(tmp_path)
     output = OutputFolder("" if is_main else tmp_path)
-    output.save_training(lambda: pytest.fail("the state need not be made"), 200)
-    output.save_best(lambda: pytest.fail("the state need not be made"))
-    output.save_evaluation(None, None, ["eval.pkl"])
+    output.save_checkpoint(None, 200)
+    output.save_best(None)
+    output.save_evaluation(None, None, None, ["eval.pkl"])
     output.log_epoch({}, {}, 0, 42)
-    assert output.panoptic_folder() is None and output.logged_figures(0, {}) == {}
+    assert output.panoptic_folder() is None and output.find_logged_stats(0, {}) == {}
     assert names(tmp_path) == []

@@ -23,8 +23,10 @@ def root(tmp_path):
 
 
 def test_panopticapi_missing(root, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "panopticapi.evaluation", None)
-    with pytest.raises(InputError, match="not installed: pip install panopticapi-lite"):
+    monkeypatch.setitem(__import__("sys").modules, "panopticapi", None)
+    with pytest.raises(
+        InputError, match="needs the package panopticapi: pip install panopticapi-lite"
+    ):
         main(panoptic_args(root))
 
 

@@ -164,7 +164,7 @@ def test_the_middle_of_an_epoch_needs_the_same_flags(coco, tmp_path, loading, fl
     with pytest.raises(SystemExit):
         run(coco, tmp_path)
     with pytest.raises(
-        InputError, match=f"checkpoint.pkl: was saved in the middle of an epoch, with {message}"
+        InputError, match=f"checkpoint.pkl: was saved within an epoch, with {message}"
     ):
         run(coco, tmp_path, "--resume", tmp_path / "checkpoint.pkl", *flags)
 
@@ -232,7 +232,7 @@ def test_a_training_that_is_complete_says_so(coco, whole, tmp_path, capsys):
     run(coco, tmp_path, "--resume", checkpoint, "--start_epoch", 0)
     printed = capsys.readouterr().out
     assert "all 2 epochs are trained; --epochs trains more" in printed
-    assert f"{checkpoint} says where the training goes on: --start_epoch has no effect" in printed
+    assert f"{checkpoint} determines where training resumes: --start_epoch has no effect" in printed
     assert "training on" not in printed
 
 
