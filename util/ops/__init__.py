@@ -20,12 +20,12 @@ SUM_BLOCKS = 32  # partial sums per array in norm_of_all with CUDA
 # Jittor's is a naive single-threaded loop; here one sgemm per matrix, parallel over the batch: 5 ms
 # instead of 499.
 def bmm(a, b):
-    """Batched a @ b: float32 [N, m, k], [N, k, n] -> [N, m, n]."""
+    """Return a @ b for each matrix of a batch: float32 [N, m, k], [N, k, n] -> [N, m, n]."""
     return functions.BatchedMatmul("N")(a, b) if _uses_onednn() else nn.bmm(a, b)
 
 
 def bmm_transpose(a, b):  # 7 ms instead of 143
-    """Batched a @ b^T: float32 [N, m, k], [N, n, k] -> [N, m, n]."""
+    """Return a @ b^T for each matrix of a batch: float32 [N, m, k], [N, n, k] -> [N, m, n]."""
     return functions.BatchedMatmul("T")(a, b) if _uses_onednn() else nn.bmm_transpose(a, b)
 
 

@@ -104,7 +104,7 @@ inline void transform_filters(const float* w, const float* scale, float* u, dim_
 // s: workspace of (T + 1) * M * (tw + 1) floats per thread
 template <int size, void f(const float*, float*)>
 inline void transform_tiles(const float* x, dim_t channels, dim_t h, dim_t w, dim_t first, dim_t last, float* s, float* v) {
-    constexpr int border = size > M;  // overlap of neighboring tiles
+    constexpr int border = size > M;  // pixels of the neighboring tiles on each side
     const dim_t th = ceil_div(h, M), tw = ceil_div(w, M), n = (last - first) * tw, count = tw + border, stride = M * count;
     #pragma omp for
     for (dim_t c = 0; c < channels; c++)
