@@ -217,7 +217,7 @@ def test_postprocess_gives_pixels_and_never_no_object():
 
 @pytest.mark.parametrize("flags", [[], ["--masks", "--hidden_dim", 128, "--nheads", 8]])
 def test_no_product_runs_in_jittors_own_operator(flags):
-    """On its threads a signal could overwrite memory (see HandlerStack in util/ops/kernels.h)."""
+    """On its threads a signal could overwrite memory (see HandlerStack in util/ops/gemm.h)."""
     model, criterion, _ = tiny.build(tiny.arguments(*flags))
     samples, targets = tiny.make_batch(0)
     for target in targets:

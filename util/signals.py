@@ -1,7 +1,7 @@
 """Signals: stop a run cleanly when Ctrl-C or Slurm asks for it.
 
 While oneDNN multiplies, a handler must not run on the stack of its thread (see HandlerStack in
-util/ops/common.h). Handlers set with Python's `signal.signal` run on a separate stack if the thread
+util/ops/gemm.h). Handlers set with Python's `signal.signal` run on a separate stack if the thread
 has one; handlers set in C have to request it.
 """
 

@@ -179,13 +179,13 @@ def operators():
             times.append(time.perf_counter() - start)
         return sorted(times[2:])[5] * 1000
 
-    choose, found = ops._on_onednn, {}
+    choose, found = ops._uses_onednn, {}
     for name, (function, shapes) in cases.items():
         inputs = [jt.randn(shape) for shape in shapes]
         jt.sync(inputs)
-        ops._on_onednn = choose
+        ops._uses_onednn = choose
         own = milliseconds(function, inputs)
-        ops._on_onednn = lambda: False
+        ops._uses_onednn = lambda: False
         found[name] = own, milliseconds(function, inputs)
     return found
 

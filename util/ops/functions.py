@@ -1,74 +1,63 @@
-"""The other operators as jt.Functions; their kernels are in kernels.h and kernels.cuh."""
+"""Non-convolution operators as jt.Functions."""
 
 from util.backend import jt
 
-from .code import code, codes
+from .code import GEMM, LAYERS, NORM, run_kernel, run_multi_output_kernel
 
 
-class Product(jt.Function):
-    """a times b, or with transpose "T" times the transpose of b."""
+class BatchedMatmul(jt.Function):
+    """Batched a @ b, or a @ b^T if transpose is "T"."""
 
     def __init__(self, transpose):
         self.transpose = transpose
 
     def execute(self, a, b):
         self.saved = a, b
-        return _sgemm(a, b, "N", self.transpose)
+        return _batched_matmul(a, b, "N", self.transpose)
 
     def grad(self, d):
         a, b = self.saved
         if self.transpose == "N":
-            return _sgemm(d, b, "N", "T"), _sgemm(a, d, "T", "N")
-        return _sgemm(d, b, "N", "N"), _sgemm(d, a, "T", "N")
+            return _batched_matmul(d, b, "N", "T"), _batched_matmul(a, d, "T", "N")
+        return _batched_matmul(d, b, "N", "N"), _batched_matmul(d, a, "T", "N")
 
 
-def _sgemm(a, b, ta, tb):
-    batch, m, k = a.shape if ta == "N" else (a.shape[0], a.shape[2], a.shape[1])
-    n = b.shape[2] if tb == "N" else b.shape[1]
-    source = f"""
-        const int64_t m = out0_shape1, n = out0_shape2, k = in0_shape{2 if ta == "N" else 1};
-        #pragma omp parallel for
-        for (int64_t i = 0; i < out0_shape0; i++)
-            detr::sgemm('{ta}', '{tb}', m, n, k, in0_p + i * m * k, in0_shape2,
-                        in1_p + i * k * n, in1_shape2, 0.f, out0_p + i * m * n, n);
-    """
-    return code([batch, m, n], [a, b], source)
+def _batched_matmul(a, b, ta, tb):
+    m, k = (1, 2) if ta == "N" else (2, 1)  # axes of a
+    n = 2 if tb == "N" else 1
+    sizes = f"in0_shape0, in0_shape{m}, in1_shape{n}, in0_shape{k}"
+    source = f"detr::batched_matmul('{ta}', '{tb}', {sizes}, in0_p, in1_p, out0_p);"
+    return run_kernel(GEMM, [a.shape[0], a.shape[m], b.shape[n]], [a, b], source)
 
 
 class Linear(jt.Function):
     def execute(self, x, weight, bias):
         self.saved, self.has_bias = (x, weight), bias is not None
-        inputs = [x, weight, bias] if self.has_bias else [x, weight]
-        source = f"""
-            const int64_t n = in1_shape0, k = in1_shape1;
-            detr::linear(in0_p, in1_p, {"in2_p" if self.has_bias else "nullptr"}, out0_p,
-                         in0->num / k, n, k);
-        """
-        return code([*x.shape[:-1], weight.shape[0]], inputs, source)
+        inputs, bias = ([x, weight, bias], "in2_p") if self.has_bias else ([x, weight], "nullptr")
+        sizes = "in0->num / in1_shape1, in1_shape0, in1_shape1"
+        source = f"detr::linear(in0_p, in1_p, {bias}, out0_p, {sizes});"
+        return run_kernel(GEMM, [*x.shape[:-1], weight.shape[0]], inputs, source)
 
     def grad(self, d):
         x, weight = self.saved
-        source_x = """
-            const int64_t n = in1_shape0, k = in1_shape1;
-            detr::sgemm('N', 'N', in0->num / n, k, n, in0_p, n, in1_p, k, 0.f, out0_p, k);
-        """
-        source_weight = """
-            const int64_t n = out0_shape0, k = out0_shape1;
-            detr::sgemm('T', 'N', n, k, in0->num / n, in0_p, n, in1_p, k, 0.f, out0_p, k);
-        """
-        d_x = code(x.shape, [d, weight], source_x)
-        d_weight = code(weight.shape, [d, x], source_weight)
+        sizes = "in0->num / in1_shape0, in1_shape1, in1_shape0"
+        source = f"detr::matmul('N', 'N', {sizes}, in0_p, in1_p, out0_p);"
+        d_x = run_kernel(GEMM, x.shape, [d, weight], source)
+        sizes = "out0_shape0, out0_shape1, in0->num / out0_shape0"
+        source = f"detr::matmul('T', 'N', {sizes}, in0_p, in1_p, out0_p);"
+        d_weight = run_kernel(GEMM, weight.shape, [d, x], source)
         d_bias = d.reshape(-1, d.shape[-1]).sum(0) if self.has_bias else None
         return d_x, d_weight, d_bias
 
 
 def relu_backward(d, y):
-    return code(d.shape, [d, y], "detr::relu_backward(in0_p, in1_p, out0_p, in0->num);")
+    source = "detr::relu_backward(in0_p, in1_p, out0_p, in0->num);"
+    return run_kernel(LAYERS, d.shape, [d, y], source)
 
 
 class Relu(jt.Function):
     def execute(self, x):
-        self.y = code(x.shape, [x], "detr::relu(in0_p, out0_p, in0->num);")
+        self.y = run_kernel(LAYERS, x.shape, [x], "detr::relu(in0_p, out0_p, in0->num);")
         return self.y
 
     def grad(self, d):
@@ -76,64 +65,41 @@ class Relu(jt.Function):
 
 
 class MaxPool(jt.Function):
+    sizes = "in0_shape0 * in0_shape1, in0_shape2, in0_shape3"
+
     def execute(self, x):
         batch, channels, height, width = x.shape
-        source = """
-            detr::max_pool(in0_p, out0_p, in0_shape0 * in0_shape1, in0_shape2, in0_shape3);
-        """
-        self.x = x
-        self.y = code([batch, channels, (height + 1) // 2, (width + 1) // 2], [x], source)
+        shape = [batch, channels, (height + 1) // 2, (width + 1) // 2]
+        source = f"detr::max_pool(in0_p, out0_p, {self.sizes});"
+        self.x, self.y = x, run_kernel(LAYERS, shape, [x], source)
         return self.y
 
     def grad(self, d):
-        source = """
-            detr::max_pool_backward(in0_p, in1_p, in2_p, out0_p, in1_shape0 * in1_shape1,
-                                    in1_shape2, in1_shape3);
-        """
-        return code(self.x.shape, [d, self.x, self.y], source)
+        source = f"detr::max_pool_backward(in2_p, in0_p, in1_p, out0_p, {self.sizes});"
+        return run_kernel(LAYERS, self.x.shape, [self.x, self.y, d], source)
 
 
 class Softmax(jt.Function):
-    def execute(self, x, penalty):
-        inputs, penalty_row, cuda_penalty = [x], "nullptr", "nullptr, 1"
-        if penalty is not None:
-            inputs.append(penalty)
-            rows_of_penalty = "in0_shape0 * in0_shape1 / in1_shape0"  # that share one of its rows
-            penalty_row = f"in1_p + i / ({rows_of_penalty}) * in0_shape2"
-            cuda_penalty = f"in1_p, {rows_of_penalty}"
-        source = f"""
-            const int64_t n = in0_shape2;
-            #pragma omp parallel for
-            for (int64_t i = 0; i < in0_shape0 * in0_shape1; i++)
-                detr::softmax_row(in0_p + i * n, {penalty_row}, out0_p + i * n, n);
-        """
-        cuda_source = f"""
-            detr::softmax<<<in0_shape0 * in0_shape1, detr::ROW_THREADS>>>(
-                in0_p, {cuda_penalty}, out0_p, in0_shape2);
-        """
-        self.y = code(x.shape, inputs, source, cuda_source)
+    rows, n = "in0_shape0 * in0_shape1", "in0_shape2"
+
+    def execute(self, x, mask_bias):
+        inputs, args = [x], "in0_p, nullptr, 1, out0_p"
+        if mask_bias is not None:
+            inputs, args = [x, mask_bias], f"in0_p, in1_p, {self.rows} / in1_shape0, out0_p"
+        self.y = self._run("softmax", inputs, args)
         return self.y
 
     def grad(self, d):
-        source = """
-            const int64_t n = in0_shape2;
-            #pragma omp parallel for
-            for (int64_t i = 0; i < in0_shape0 * in0_shape1; i++) {
-                const float *d = in0_p + i * n, *y = in1_p + i * n;
-                float sum = 0;
-                for (int64_t j = 0; j < n; j++) sum += d[j] * y[j];
-                for (int64_t j = 0; j < n; j++) out0_p[i * n + j] = y[j] * (d[j] - sum);
-            }
-        """
-        cuda_source = """
-            detr::softmax_backward<<<in0_shape0 * in0_shape1, detr::ROW_THREADS>>>(
-                in0_p, in1_p, out0_p, in0_shape2);
-        """
-        return code(d.shape, [d, self.y], source, cuda_source), None
+        return self._run("softmax_backward", [d, self.y], "in0_p, in1_p, out0_p"), None
+
+    def _run(self, kernel, inputs, args):
+        source = f"detr::{kernel}({args}, {self.rows}, {self.n});"
+        cuda_source = f"detr::{kernel}<<<{self.rows}, detr::ROW_THREADS>>>({args}, {self.n});"
+        return run_kernel(LAYERS, inputs[0].shape, inputs, source, cuda_source)
 
 
 class Transpose(jt.Function):
-    """With CUDA only."""
+    """CUDA only."""
 
     def execute(self, x):
         batch, m, n = x.shape
@@ -143,7 +109,7 @@ class Transpose(jt.Function):
             detr::transpose<<<dim3(columns, rows, in0_shape0), dim3(detr::TILE, detr::TILE_ROWS)>>>(
                 in0_p, out0_p, in0_shape1, in0_shape2);
         """
-        return code([batch, n, m], [x], "", cuda_source)
+        return run_kernel("", [batch, n, m], [x], cuda_source=cuda_source)
 
     def grad(self, d):
         return self.execute(d)
@@ -155,10 +121,10 @@ class Dropout(jt.Function):
 
     def execute(self, x, seed):
         self.seed = seed
-        return code(x.shape, [x, seed], self.source)
+        return run_kernel(LAYERS, x.shape, [x, seed], self.source)
 
     def grad(self, d):
-        return code(d.shape, [d, self.seed], self.source), None
+        return self.execute(d, self.seed), None
 
 
 class LayerNorm(jt.Function):
@@ -167,20 +133,17 @@ class LayerNorm(jt.Function):
 
     def execute(self, x, weight, bias):
         self.saved = x, weight
-        source = f"""
-            const int64_t n = in1->num;
-            detr::layer_norm(in0_p, in1_p, in2_p, {self.eps}, out0_p, in0->num / n, n);
-        """
-        return code(x.shape, [x, weight, bias], source)
+        sizes = "in0->num / in1->num, in1->num"
+        source = f"detr::layer_norm(in0_p, in1_p, in2_p, {self.eps}, out0_p, {sizes});"
+        return run_kernel(NORM, x.shape, [x, weight, bias], source)
 
     def grad(self, d):
         x, weight = self.saved
-        source = f"""
-            const int64_t n = in2->num;
-            detr::layer_norm_backward(in0_p, in1_p, in2_p, {self.eps}, out0_p, out1_p, out2_p,
-                                      in0->num / n, n);
-        """
-        return codes([x.shape, weight.shape, weight.shape], [d, x, weight], source)
+        sizes = "in0->num / in2->num, in2->num"
+        args = f"in0_p, in1_p, in2_p, {self.eps}, out0_p, out1_p, out2_p, {sizes}"
+        shapes = [x.shape, weight.shape, weight.shape]
+        source = f"detr::layer_norm_backward({args});"
+        return run_multi_output_kernel(NORM, shapes, [d, x, weight], source)
 
 
 class BatchNorm(jt.Function):
@@ -192,24 +155,23 @@ class BatchNorm(jt.Function):
     def execute(self, x, weight, bias, residual):
         self.has_residual = residual is not None
         inputs = [x, weight, bias, residual] if self.has_residual else [x, weight, bias]
+        shapes = [x.shape, weight.shape, weight.shape]
         source = f"""
             detr::batch_norm(in0_p, in1_p, in2_p, {self.eps},
                              {"in3_p" if self.has_residual else "nullptr"},
-                             {"true" if self.relu else "false"},
-                             out0_p, out1_p, out2_p, {self.sizes});
+                             {str(self.relu).lower()}, out0_p, out1_p, out2_p, {self.sizes});
         """
-        y, mean, variance = codes([x.shape, weight.shape, weight.shape], inputs, source)
+        y, mean, variance = run_multi_output_kernel(NORM, shapes, inputs, source)
         self.saved = [x, weight, mean, variance, y] if self.relu else [x, weight, mean, variance]
         return y, mean, variance
 
     def grad(self, d, *_):
         x, weight = self.saved[:2]
+        shapes = [x.shape, weight.shape, weight.shape, x.shape]
         source = f"""
             detr::batch_norm_backward(in0_p, in1_p, in2_p, in3_p, in4_p,
                                       {"in5_p" if self.relu else "nullptr"}, {self.eps},
                                       out0_p, out1_p, out2_p, out3_p, {self.sizes});
         """
-        d_x, d_weight, d_bias, d_residual = codes(
-            [x.shape, weight.shape, weight.shape, x.shape], [d, *self.saved], source
-        )
-        return d_x, d_weight, d_bias, d_residual if self.has_residual else None
+        *grads, d_residual = run_multi_output_kernel(NORM, shapes, [d, *self.saved], source)
+        return *grads, d_residual if self.has_residual else None
