@@ -1,34 +1,35 @@
-"""One row of the benchmark under PyTorch. The original's interpreter runs this file; see
-benchmark.py.
-"""
+"""Run one benchmark row of the original, in its own interpreter (see __main__.py)."""
 
-import argparse
-import json
 import time
 
 START = time.time()
 
-import bench_rows  # noqa: E402
+import rows  # noqa: E402, I001  makes the other scripts importable
 import recipe  # noqa: E402
 import run_evaluate  # noqa: E402
 import run_model  # noqa: E402
 import torch  # noqa: E402
-from detr.datasets import build_dataset, get_coco_api_from_dataset  # noqa: E402
+from detr.datasets import get_coco_api_from_dataset  # noqa: E402
 from detr.datasets.coco_eval import CocoEvaluator  # noqa: E402
 from detr.util import misc  # noqa: E402
 
 
 def build(row):
-    recipe.CASES[row] = bench_rows.MODELS[row][1]
+    recipe.CASES[row] = rows.MODELS[row].flags
     return run_model.build(row)
+
+
+def make_samples(row):
+    """Return the row's images as a NestedTensor, and their sizes [B, 2]."""
+    images, _ = rows.make_batch(rows.MODELS[row].sizes)
+    samples = misc.nested_tensor_from_tensor_list([torch.from_numpy(image) for image in images])
+    return samples, torch.tensor([image.shape[1:] for image in images])
 
 
 def forward(options):
     model, _, postprocessors = build(options.row)
     model.to(options.device).eval()
-    images, _ = bench_rows.make_batch(bench_rows.MODELS[options.row][2])
-    samples = misc.nested_tensor_from_tensor_list([torch.from_numpy(image) for image in images])
-    sizes = torch.tensor([image.shape[1:] for image in images])
+    samples, sizes = make_samples(options.row)
 
     @torch.no_grad()
     def step():
@@ -37,9 +38,9 @@ def forward(options):
         results = [{name: value.cpu() for name, value in result.items()} for result in results]
         if "segm" in postprocessors:
             masks = postprocessors["segm"](results, outputs, sizes, sizes)[0]["masks"]
-            [run_evaluate.encode(mask) for mask in masks]
+            [run_evaluate.encode(mask[0]) for mask in masks]
 
-    return bench_rows.measure(step, options)
+    return rows.measure(step, options)
 
 
 def train(options):
@@ -48,43 +49,34 @@ def train(options):
 
 
 def train_model(model, criterion, options):
-    """Times training steps as the original's engine takes them, on one batch of the row."""
+    """Time training steps as the original's engine takes them, on the row's batch."""
     model.to(options.device).train()
     criterion.to(options.device)
-    samples, host_targets = run_model.to_torch(
-        *bench_rows.make_batch(bench_rows.MODELS[options.row][2])
-    )
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-6, weight_decay=1e-4
-    )
+    samples, host_targets = run_model.to_torch(*rows.make_batch(rows.MODELS[options.row].sizes))
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-6, weight_decay=1e-4)
 
     def step():
-        targets = [
-            {name: value.to(options.device) for name, value in target.items()}
-            for target in host_targets
-        ]
+        targets = [{k: v.to(options.device) for k, v in target.items()} for target in host_targets]
         losses = criterion(model(samples.to(options.device)), targets)
         loss = run_model.weighted_loss(criterion, losses)
-        # The original logs every loss at every step.
-        {name: value.item() for name, value in losses.items()}
+        [value.item() for value in losses.values()]  # the original logs every loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
 
-    return bench_rows.measure(step, options)
+    return rows.measure(step, options)
 
 
 @torch.no_grad()
 def evaluate(options):
-    """As `python main.py --eval` of the original: losses, detections and figures."""
+    """Do what `main.py --eval` of the original does: losses, detections and COCO figures."""
     model, criterion, postprocessors = build("forward")
     model.load_state_dict(torch.load(options.weights, weights_only=True)["model"])
     model.eval()
     criterion.eval()
-    dataset = build_dataset(
-        "val", argparse.Namespace(dataset_file="coco", coco_path=options.coco_path, masks=False)
-    )
+    dataset = run_evaluate.build_coco("val", options.coco_path)
     loader = torch.utils.data.DataLoader(dataset, 2, collate_fn=misc.collate_fn, num_workers=2)
     evaluator = CocoEvaluator(get_coco_api_from_dataset(dataset), ["bbox"])
     logger, first = misc.MetricLogger(delimiter="  "), None
@@ -102,39 +94,32 @@ def evaluate(options):
 
 
 def data(options):
-    name = options.row.split("-")[1]
-    dataset = build_dataset(
-        name, argparse.Namespace(dataset_file="coco", coco_path=options.coco_path, masks=False)
-    )
     torch.manual_seed(0)
-    return bench_rows.measure_data(dataset)
+    image_set = options.row.split("-")[1]
+    return rows.measure_data(run_evaluate.build_coco(image_set, options.coco_path))
 
 
 def loader(options):
-    """A pass of the training data, as the original's main.py makes it."""
+    """Load an epoch of training data as the original's main.py does."""
     start = time.time()
-    dataset = build_dataset(
-        "train", argparse.Namespace(dataset_file="coco", coco_path=options.coco_path, masks=False)
-    )
+    dataset = run_evaluate.build_coco("train", options.coco_path)
     torch.manual_seed(0)
-    batches = torch.utils.data.BatchSampler(
-        torch.utils.data.RandomSampler(dataset), 2, drop_last=True
+    sampler = torch.utils.data.RandomSampler(dataset)
+    batches = torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=torch.utils.data.BatchSampler(sampler, 2, drop_last=True),
+        collate_fn=misc.collate_fn,
+        num_workers=2,
     )
-    return bench_rows.measure_loader(
-        torch.utils.data.DataLoader(
-            dataset, batch_sampler=batches, collate_fn=misc.collate_fn, num_workers=2
-        ),
-        start,
-    )
+    return rows.measure_loader(batches, start)
+
+
+def main(options):
+    if options.row in rows.DATA:
+        return data(options)
+    special = {"eval": evaluate, "loader": loader}
+    return special.get(options.row, forward if "forward" in options.row else train)(options)
 
 
 if __name__ == "__main__":
-    options = bench_rows.parse()
-    if options.row == "eval":
-        bench_rows.report(evaluate(options))
-    elif options.row == "loader":
-        print(json.dumps(loader(options)))
-    elif options.row in bench_rows.DATA:
-        bench_rows.report(data(options))
-    else:
-        bench_rows.report((forward if options.row.startswith("forward") else train)(options))
+    rows.report(main(rows.parse()))

@@ -7,15 +7,12 @@ ORACLE_PYTHON tests/oracle/train_original.py FOLDER RUN
 import argparse
 import copy
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import run_model
 import torch
-import torch.distributed
-import torch.multiprocessing
 import training
 from detr.datasets import transforms as T
 from detr.datasets.coco import CocoDetection
@@ -121,9 +118,7 @@ def averages(logger):
 def train(rank, options):
     """Train, under torch.distributed (gloo) if there are several processes; rank 0 evaluates."""
     if options.processes > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(options.port))
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=options.processes)
-        torch.set_num_threads(1)
+        run_model.join_processes(rank, options)
     flags = json.loads((options.folder / "flags.json").read_text())
     torch.manual_seed(flags["seed"] + rank)  # for dropout; as the original's main.py
     args, model, criterion, postprocessors = build(flags)
@@ -141,15 +136,9 @@ def train(rank, options):
         criterion.train()
         logger = MetricLogger()
         for batch in training.load_epoch(path, rank, options.processes):
-            samples, targets = run_model.to_torch(*batch)
-            losses = criterion(parallel(samples), targets)
-            loss = run_model.weighted_loss(criterion, losses)
+            losses = run_model.train_step(parallel, criterion, optimizer, batch, args.clip_max_norm)
             log(logger, criterion, reduce_dict(losses))
             logger.update(lr=optimizer.param_groups[0]["lr"])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_max_norm)
-            optimizer.step()
         scheduler.step()
         is_evaluated = options.evaluate and epoch >= options.evaluate_from
         weights = copy.deepcopy(model.state_dict()) if is_evaluated else None
