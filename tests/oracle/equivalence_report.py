@@ -105,7 +105,7 @@ def make_section(rows, name, study):
         count = len(differences[0])
         if count < 2:
             continue
-        header.append(f"{title}, {count} seeds")
+        header.append(f"{title} ({count})")
         for figure, values, cells in zip(figures, differences, table):
             digits = 2 if figure in IN_POINTS else 4
             mean, low, high = (
@@ -166,7 +166,7 @@ Each dot is a seed, the black mark the mean with its 95% interval, the green ban
 
 ![differences of AP of all seeds](equivalence.png)
 
-Below: mean [95% interval] standard deviation.
+Below: mean [95% interval] standard deviation; seeds in brackets.
 
 {sections}"""
     (OUT / "equivalence.md").write_text(text)
