@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 import rows  # noqa: E402
 
-TRANSFERS = {"numpy", "item", "tolist", "fetch_sync"}
+TRANSFERS = {"numpy", "item", "tolist"}
 
 
 def build(row):
@@ -64,31 +64,20 @@ def make_trainer(row):
 def train(options):
     from tiny import Batches
 
+    from tests.tools.messages import count_calls
+    from util.backend import jt
+
+    def is_transfer(function):
+        owner = getattr(function, "__self__", None)
+        name = function.__name__
+        return name == "fetch_sync" or (name in TRANSFERS and isinstance(owner, jt.Var))
+
     run, make_batch = make_trainer(options.row)
     batch = make_batch(rows.MODELS[options.row].sizes)
     clock = rows.Clock(options, batch)
     run(clock)
-    figures = clock.figures()
-    transfers = [count_transfers(lambda: run(Batches([batch] * n))) for n in (1, 2)]
-    return {**figures, "transfers": transfers[1] - transfers[0]}
-
-
-def count_transfers(function):
-    """Return how often a call fetches something from the device."""
-    from util.backend import jt
-
-    count = 0
-
-    def profile(_, event, called):
-        nonlocal count
-        if event == "c_call" and called.__name__ in TRANSFERS:
-            owner = getattr(called, "__self__", None)
-            count += called.__name__ == "fetch_sync" or isinstance(owner, jt.Var)
-
-    sys.setprofile(profile)
-    function()
-    sys.setprofile(None)
-    return count
+    counts = [count_calls(lambda: run(Batches([batch] * n)), is_transfer) for n in (1, 2)]
+    return {**clock.figures(), "transfers": counts[1] - counts[0]}
 
 
 def evaluate(options):
