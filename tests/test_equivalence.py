@@ -121,5 +121,5 @@ def test_the_report_of_a_study(tmp_path):
         assert f"| {title} (16) |" in section
         assert f"| {compute_differences(rows, 'boxes', 'AP', title).mean():+.2f} [" in section
     assert get_comparisons(STUDIES["dropout"]) == [FIRST]
-    plot_differences(rows, STUDIES, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 5000
+    plot_differences(rows, STUDIES, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000

@@ -18,14 +18,14 @@ TRAINING_CASE, TRAINING_STEPS = "resnet18", 5
 
 def condense(results):
     """Return what the golden file keeps of a case's results."""
-    kept = {name: value for name, value in results.items() if not name.startswith("grad/")}
-    kept["logits"] = kept["logits"][:, :, ::10]
+    condensed = {name: value for name, value in results.items() if not name.startswith("grad/")}
+    condensed["logits"] = condensed["logits"][:, :, ::10]
     names = sorted(name[len("grad/0/") :] for name in results if name.startswith("grad/0/"))
-    kept["grad_names"] = np.array(names)
-    kept["grads"] = np.stack(
+    condensed["grad_names"] = np.array(names)
+    condensed["grads"] = np.stack(
         [digest({name: results[f"grad/{seed}/{name}"] for name in names}) for seed in range(3)]
     )
-    return kept
+    return condensed
 
 
 def main(path):

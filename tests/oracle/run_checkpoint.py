@@ -18,7 +18,7 @@ import torch
 def sample():
     """Return a tree with everything in a DETR checkpoint, and with what is harder to read."""
     torch.manual_seed(0)
-    numbers = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    matrix = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     return {
         "model": module.state_dict(),
@@ -26,9 +26,9 @@ def sample():
             "list": [torch.tensor(1.5), (torch.tensor([True, False]), "text", None)],
             "ordered": OrderedDict(a=1),
         },
-        "transposed": numbers.t(),
-        "slice": numbers[1:, 2:5],
-        "whole": numbers,
+        "transposed": matrix.t(),
+        "slice": matrix[1:, 2:5],
+        "whole": matrix,
         "half": torch.linspace(-3, 3, 7, dtype=torch.float16),
         "bfloat16": torch.linspace(-3, 3, 7).to(torch.bfloat16),
         "float64": torch.linspace(0, 1, 3, dtype=torch.float64),

@@ -84,7 +84,7 @@ def test_export(original, oracle_python, tmp_path, measured, case, sizes, static
     batches = make_batches(sizes)
     arrays = {f"{name}/{part}": a for name, batch in batches.items() for part, a in batch.items()}
     np.savez(tmp_path / "batches.npz", **arrays)
-    found = original("run_export.py", case, tmp_path / "m.onnx", tmp_path / "batches.npz")
+    results = original("run_export.py", case, tmp_path / "m.onnx", tmp_path / "batches.npz")
     megabytes = (tmp_path / "m.onnx").stat().st_size / 1e6
     print(f"\n{case}, {'static' if static else 'dynamic'}: {megabytes:.1f} MB")
     differences = {}
@@ -92,9 +92,9 @@ def test_export(original, oracle_python, tmp_path, measured, case, sizes, static
         mine, seconds = run_ours(model, batch)
         times = {"ours": seconds}
         for runtime in ("original", "onnxruntime", "openvino"):
-            times[runtime] = float(found[f"{runtime}/{name}/seconds"])
+            times[runtime] = float(results[f"{runtime}/{name}/seconds"])
             for output, array in mine.items():
-                theirs = found[f"{runtime}/{name}/{output}"]
+                theirs = results[f"{runtime}/{name}/{output}"]
                 assert theirs.shape == array.shape
                 difference = np.abs(array - theirs).max()
                 if output != "boxes":

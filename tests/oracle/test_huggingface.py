@@ -1,4 +1,4 @@
-"""Weights go both ways between this program and transformers. All models: -m "soak or not soak"."""
+"""Weights convert to and from transformers. All models: -m "soak or not soak"."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Weights go both ways between this program and PyTorch, checked by PyTorch itself."""
+"""Weights convert to and from PyTorch's files, checked by PyTorch itself."""
 
 import numpy as np
 import pytest
