@@ -260,14 +260,14 @@ def speed(_):
 
     Published for the original on a V100: 36 ms per image, 0.227 s per training step of 2 images.
     """
-    from tests.oracle import bench_rows, benchmark
+    from tests.bench import __main__ as bench
 
     results = []
     for row in ("forward", "train", "train-demo"):
-        ours = benchmark.run(sys.executable, "bench_ours.py", row, device="cuda")
-        results.append(f"{bench_rows.MODELS[row][0]}: {1000 * ours['seconds']:.1f} ms")
-        if Path(benchmark.ORACLE_PYTHON).exists():
-            theirs = benchmark.run(benchmark.ORACLE_PYTHON, "bench_original.py", row, device="cuda")
+        ours = bench.run("ours", row, device="cuda")
+        results.append(f"{bench.rows.MODELS[row].title}: {1000 * ours['seconds']:.1f} ms")
+        if Path(bench.ORACLE_PYTHON).exists():
+            theirs = bench.run("original", row, device="cuda")
             results[-1] += f" (PyTorch {1000 * theirs['seconds']:.1f} ms)"
     return "; ".join(results), True
 

@@ -1,30 +1,28 @@
-"""The alignment with many seeds: its stored batches, and its statistics on made-up results."""
+"""The equivalence study: stored batches, and statistics on made-up results."""
 
 import numpy as np
 import pytest
 from scipy import stats
-from tests.oracle.every_step import table
-from tests.oracle.every_step_original import GROUPS, Errors
 
 from tests.oracle.equivalence import STUDIES
 from tests.oracle.equivalence_report import (
     BOTH,
     CHAOS,
     FIRST,
-    conclude,
-    describe,
-    differences,
-    draw,
-    equivalence,
-    interval,
-    permutation,
-    titles,
+    compute_differences,
+    confidence_interval,
+    equivalence_p,
+    get_comparisons,
+    make_conclusion,
+    make_section,
+    permutation_p,
+    plot_differences,
 )
 from tests.oracle.training import MEAN, STD, load_epoch, save_epoch
 
 
-def rows_of(seeds, bias=0.0):
-    """Results in which chaos moves AP by half a point."""
+def make_rows(seeds, bias=0.0):
+    """Return results in which chaos moves AP by half a point."""
     rng = np.random.default_rng(0)
     rows = []
     for seed in range(seeds):
@@ -36,7 +34,7 @@ def rows_of(seeds, bias=0.0):
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_stored_batches_come_back_to_the_bit(masks, tmp_path):
+def test_stored_batches_are_loaded_bit_for_bit(masks, tmp_path):
     rng = np.random.default_rng(0)
     batches = []
     for sizes in [[(5, 7), (9, 4), (3, 3)], [(1, 1), (6, 2)]]:
@@ -53,23 +51,25 @@ def test_stored_batches_come_back_to_the_bit(masks, tmp_path):
     save_epoch(tmp_path / "epoch.npz", batches)
     halves = [list(load_epoch(tmp_path / "epoch.npz", rank, 2)) for rank in (0, 1)]
     for (images, targets), *parts in zip(batches, *halves, strict=True):
-        for rank, (found_images, found_targets) in enumerate(parts):
-            np.testing.assert_equal(found_images, images[rank::2])
-            np.testing.assert_equal(found_targets, targets[rank::2])
-            for found, target in zip(found_targets, targets[rank::2]):
-                assert all(found[key].dtype == target[key].dtype for key in target)
+        for rank, (loaded_images, loaded_targets) in enumerate(parts):
+            np.testing.assert_equal(loaded_images, images[rank::2])
+            np.testing.assert_equal(loaded_targets, targets[rank::2])
+            for loaded, target in zip(loaded_targets, targets[rank::2]):
+                assert all(loaded[key].dtype == target[key].dtype for key in target)
 
 
 def test_differences_are_paired_and_in_points():
-    rows = rows_of(3)
+    rows = make_rows(3)
     value = {(row["seed"], row["arm"]): row["AP"] for row in rows}
     expected = [100 * (value[seed, "ours"] - value[seed, "original"]) for seed in range(3)]
-    assert differences(rows, "boxes", "AP", FIRST) == pytest.approx(expected)
+    assert compute_differences(rows, "boxes", "AP", FIRST) == pytest.approx(expected)
     expected = [value[s, "original"] + value[s, "perturbed"] for s in range(3)]
     expected = [100 * (value[s, "ours"] - both / 2) for s, both in enumerate(expected)]
-    assert differences(rows, "boxes", "AP", BOTH) == pytest.approx(expected)
-    assert len(differences(rows[:-1], "boxes", "AP", BOTH)) == 2, "a seed without all of them"
-    assert differences(rows, "boxes", "loss", CHAOS)[0] == pytest.approx(
+    assert compute_differences(rows, "boxes", "AP", BOTH) == pytest.approx(expected)
+    assert len(compute_differences(rows[:-1], "boxes", "AP", BOTH)) == 2, (
+        "a seed without all of them"
+    )
+    assert compute_differences(rows, "boxes", "loss", CHAOS)[0] == pytest.approx(
         value[0, "original"] - value[0, "perturbed"]
     )
 
@@ -77,65 +77,49 @@ def test_differences_are_paired_and_in_points():
 def test_interval_and_tests_by_their_formulas():
     values = np.random.default_rng(1).normal(0.1, 0.5, 16)
     half = stats.t.ppf(0.975, 15) * values.std(ddof=1) / 4
-    assert interval(values) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert confidence_interval(values) == pytest.approx(
+        (values.mean() - half, values.mean() + half)
+    )
     # At 5%, two one-sided tests accept what the 90% interval lies within.
     edge = abs(values.mean()) + stats.t.ppf(0.95, 15) * values.std(ddof=1) / 4
-    assert equivalence(values, edge) == pytest.approx(0.05)
-    assert equivalence(values, edge + 0.1) < 0.05 < equivalence(values, edge - 0.1)
+    assert equivalence_p(values, edge) == pytest.approx(0.05)
+    assert equivalence_p(values, edge + 0.1) < 0.05 < equivalence_p(values, edge - 0.1)
 
 
 def test_the_permutation_test_counts_all_swaps():
     first, second = np.array([1.0, 2.0, 3.0, 4.0]), np.zeros(4)
-    assert permutation(first, second) == pytest.approx(2 / 16)
-    assert permutation(first, first) == 1
+    assert permutation_p(first, second) == pytest.approx(2 / 16)
+    assert permutation_p(first, first) == 1
 
 
 def test_many_pairs_are_swapped_at_random():
     rng = np.random.default_rng(2)
     first, second = rng.normal(0.3, 1, 40), rng.normal(0, 1, 40)
     normal = stats.ttest_rel(first, second).pvalue
-    assert permutation(first, second) == pytest.approx(normal, abs=0.02)
+    assert permutation_p(first, second) == pytest.approx(normal, abs=0.02)
 
 
 @pytest.mark.parametrize("bias, within", [(0, "yes"), (-0.01, "no")])
 def test_a_fault_of_one_point_shows(bias, within):
-    table = conclude(rows_of(16, bias), STUDIES).splitlines()
+    table = make_conclusion(make_rows(16, bias), STUDIES).splitlines()
     assert len(table) == 3, "a row for each study that has results"
     assert table[-1].startswith("| boxes | AP, this project − the mean of both | 16 of 16 |")
     assert f"| ±0.5 | {within} |" in table[-1]
 
 
 def test_a_study_without_a_bound_decides_nothing():
-    rows = [{**row, "study": "processes"} for row in rows_of(4)]
-    row = conclude(rows, STUDIES).splitlines()[-1]
+    rows = [{**row, "study": "processes"} for row in make_rows(4)]
+    row = make_conclusion(rows, STUDIES).splitlines()[-1]
     assert row.startswith("| processes | AP, this project − the mean of both | 4 of 4 |")
     assert row.endswith("| none | | |")
 
 
 def test_the_report_of_a_study(tmp_path):
-    rows = rows_of(16)
-    assert "| AP, points | this project − the original | 16 |" in describe(
-        rows, "boxes", STUDIES["boxes"]
-    )
-    assert titles(STUDIES["dropout"]) == [FIRST]
-    draw(rows, STUDIES, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 5000
-
-
-def test_errors_of_steps_that_repeat_add_up():
-    random = np.random.default_rng(0)
-    errors = Errors()
-    for _ in range(100):
-        start, steps, noise = random.standard_normal((3, len(GROUPS), 1000))
-        exact = start + steps
-        found = {"ours": exact + 1e-3 * noise, "original": exact - 1e-3 * steps - 1e-3}
-        errors.add(start, exact, found)
-    rows = list(table({name: np.array(value) for name, value in errors.arrays().items()}))
-    assert len(rows) == len(GROUPS)
-    for group, row in zip(GROUPS, rows):
-        cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[0] == group and cells[1] == "1.0e-03"
-        assert float(cells[3]) == pytest.approx(1, abs=0.3)  # independent errors
-        assert float(cells[7]) == pytest.approx(50, abs=10)  # half of their squares always the same
-        along = [float(cell.split(" ± ")[0]) for cell in (cells[4], cells[8])]
-        assert abs(along[0]) < 2e-5 and along[1] == pytest.approx(-1e-3, rel=0.1)
+    rows = make_rows(16)
+    section = make_section(rows, "boxes", STUDIES["boxes"])
+    for title in (CHAOS, FIRST, BOTH):
+        assert f"| {title} (16) |" in section
+        assert f"| {compute_differences(rows, 'boxes', 'AP', title).mean():+.2f} [" in section
+    assert get_comparisons(STUDIES["dropout"]) == [FIRST]
+    plot_differences(rows, STUDIES, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000

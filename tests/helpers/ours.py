@@ -71,6 +71,15 @@ def compare(case):
     return out
 
 
+def run(model, samples):
+    """Return logits, boxes and, if there are any, masks of a NestedTensor of arrays, as arrays."""
+    model.eval()
+    with jt.no_grad():
+        outputs = model(samples.to_jittor())
+    names = [name for name in outputs if name.startswith("pred_")]
+    return {name.removeprefix("pred_"): outputs[name].numpy() for name in names}
+
+
 def gradient_distances(theirs, mine):
     """name -> relative L2 distance of a parameter's gradient: the smallest of three batches.
 

@@ -1,6 +1,4 @@
-"""In PyTorch, the backbones that this project has beside the original's: the tiny one, and trained
-normalisation.
-"""
+"""This project's additional backbones in PyTorch: the tiny one, and trained normalisation."""
 
 import torchvision
 from detr.models.backbone import BackboneBase, Joiner
@@ -15,7 +13,7 @@ NORMS = {
 
 
 class TinyResNet(nn.Module):
-    """models.backbone.TinyResNet; the original runs the children in their order, up to layer4."""
+    """models.backbone.TinyResNet; the original runs the children in order, up to layer4."""
 
     def __init__(self, norm):
         super().__init__()
@@ -51,7 +49,7 @@ class TrainedBackbone(BackboneBase):
 
 
 def build_backbone(args):
-    """In place of the original's function of this name."""
+    """Replace the original's function of this name."""
     backbone = TrainedBackbone(args)
     joiner = Joiner(backbone, build_position_encoding(args))
     joiner.num_channels = backbone.num_channels

@@ -1,6 +1,4 @@
-"""Fixtures of the tests that run the original in its own interpreter (made by
-tests/oracle/make_env.sh).
-"""
+"""Fixtures of the tests that run the original in its own interpreter (tests/oracle/make_env.sh)."""
 
 import os
 import subprocess
@@ -10,7 +8,6 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).resolve().parent
-# The original's interpreter: DETR_ORACLE_PYTHON, or what make_env.sh made.
 ORACLE_PYTHON = os.environ.get(
     "DETR_ORACLE_PYTHON", str(HERE.parents[1] / ".venv-oracle" / "bin" / "python")
 )
@@ -27,31 +24,34 @@ def oracle_python():
 
 
 @pytest.fixture(scope="session")
-def original(oracle_python, tmp_path_factory):
-    """original("run_model.py", "resnet18", …) runs a script of this folder and returns what it
-    wrote, as a dictionary.
-    """
-    folder = tmp_path_factory.mktemp("original")
+def run_script(oracle_python):
+    """run_script("run_model.py", …) runs a script of this folder in the original's interpreter."""
 
-    def run(script, *arguments, out="out.npz"):
-        path = folder / out
-        subprocess.run(
-            [oracle_python, "-W", "ignore", str(HERE / script), *map(str, arguments), str(path)],
-            check=True,
-        )
+    def run(script, *arguments):
+        command = [oracle_python, "-W", "ignore", HERE / script, *arguments]
+        subprocess.run([str(word) for word in command], check=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def original(run_script, tmp_path_factory):
+    """original("run_model.py", "resnet18", …) runs a script and returns the arrays it writes."""
+    path = tmp_path_factory.mktemp("original") / "out.npz"
+
+    def run(script, *arguments):
+        run_script(script, *arguments, path)
         with np.load(path) as data:
-            result = dict(data)
+            arrays = dict(data)
         path.unlink()
-        return result
+        return arrays
 
     return run
 
 
 @pytest.fixture
 def measured():
-    """measured(part, configuration, difference, tolerance): one row of the table printed at the
-    end; asserts it.
-    """
+    """measured(part, configuration, difference, tolerance) asserts a row of the final table."""
 
     def row(part, configuration, difference, tolerance):
         rows.append((part, configuration, float(difference), tolerance))
@@ -62,8 +62,24 @@ def measured():
     return row
 
 
+@pytest.fixture
+def evaluations(monkeypatch):
+    """The metrics of every call of engine.evaluate."""
+    import engine
+
+    calls, evaluate = [], engine.evaluate
+
+    def spy(*args, **options):
+        stats, coco_evaluator = evaluate(*args, **options)
+        calls.append(stats)
+        return stats, coco_evaluator
+
+    monkeypatch.setattr(engine, "evaluate", spy)
+    return calls
+
+
 def pytest_xdist_auto_num_workers():
-    """None: the models are large, and the table is collected in one process."""
+    """Run in one process: the models are large, and one table collects all rows."""
     return 0
 
 

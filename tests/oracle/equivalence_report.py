@@ -1,4 +1,4 @@
-"""What the trainings of equivalence.py say: intervals, tests and a picture."""
+"""Statistics, tables and the figure of equivalence.py's report."""
 
 import math
 
@@ -6,14 +6,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from .report import ROOT
+from tests.helpers.processes import REPO
 
-OUT = ROOT / "docs" / "alignment"
+OUT = REPO / "docs" / "alignment"
 IN_POINTS = ("AP", "AP50", "AP75", "PQ", "SQ", "RQ")
-# title -> what is compared, and with the mean of what
 CHAOS = "the original one bit away − the original"
 FIRST = "this project − the original"
 BOTH = "this project − the mean of both"
+# title -> (arm, the arms whose mean is subtracted from it)
 COMPARISONS = {
     CHAOS: ("perturbed", ["original"]),
     FIRST: ("ours", ["original"]),
@@ -21,36 +21,36 @@ COMPARISONS = {
 }
 
 
-def differences(rows, study, figure, title):
-    """A comparison's differences, of each seed that has all of its trainings: float64 [n].
+def compute_differences(rows, study, figure, title):
+    """Return the differences of all seeds that have every arm of a comparison: float64 [n].
 
-    rows: the lines of equivalence.jsonl; figure: one of theirs; title: one of COMPARISONS. AP is in
-    points.
+    rows: the lines of equivalence.jsonl; figure: a key of theirs; title: a key of COMPARISONS.
+    AP and PQ are in points.
     """
     arm, others = COMPARISONS[title]
     values = {(row["seed"], row["arm"]): row[figure] for row in rows if row["study"] == study}
-    found = [
+    differences = [
         values[seed, arm] - np.mean([values[seed, other] for other in others])
         for seed in sorted({seed for seed, _ in values})
         if all((seed, name) in values for name in (arm, *others))
     ]
-    return np.array(found) * (100 if figure in IN_POINTS else 1)
+    return np.array(differences) * (100 if figure in IN_POINTS else 1)
 
 
-def interval(values):
-    """(lower, upper end) of Student's 95% confidence interval of the mean."""
+def confidence_interval(values):
+    """Return Student's 95% confidence interval of the mean: (low, high)."""
     return tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95))
 
 
-def equivalence(values, bound):
-    """p of two one-sided t-tests: the larger one of "mean <= -bound" and "mean >= bound"."""
+def equivalence_p(values, bound):
+    """Return p of two one-sided t-tests: the larger one of "mean <= -bound", "mean >= bound"."""
     above = stats.ttest_1samp(values, -bound, alternative="greater").pvalue
     below = stats.ttest_1samp(values, bound, alternative="less").pvalue
     return max(above, below)
 
 
-def permutation(first, second):
-    """p that the means of two paired samples differ as much by chance, by swapping pairs.
+def permutation_p(first, second):
+    """Return p that the means of paired samples differ as much if pairs are swapped at random.
 
     Exact for up to 16 pairs, from 100,000 random swaps for more.
     """
@@ -66,22 +66,27 @@ def permutation(first, second):
     return test.pvalue
 
 
-def conclude(rows, studies):
-    """The table of what decides, a row for each study."""
+def get_comparisons(study):
+    """Return the titles of the comparisons that a study has arms for, the decisive one last."""
+    return [t for t, (arm, others) in COMPARISONS.items() if {arm, *others} <= set(study.arms)]
+
+
+def make_conclusion(rows, studies):
+    """Return the table of the decisive comparisons, a row per study."""
     lines = [
-        "| study | difference | seeds | mean | 95% interval | bound | within it | two one-sided tests |",
+        "| study | difference | seeds | mean | 95% interval | bound | within | two one-sided tests |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, study in studies.items():
-        title = titles(study)[-1]
-        values = differences(rows, name, study.figure, title)
+        title = get_comparisons(study)[-1]
+        values = compute_differences(rows, name, study.figure, title)
         if len(values) < 2:
             continue
-        low, high = interval(values)
+        low, high = confidence_interval(values)
         decision = "none | | |"
         if study.bound is not None:
             within = "yes" if -study.bound <= low and high <= study.bound else "no"
-            p = equivalence(values, study.bound)
+            p = equivalence_p(values, study.bound)
             decision = f"±{study.bound} | {within} | p = {p:.2g} |"
         lines.append(
             f"| {name} | {study.figure}, {title} | {len(values)} of {len(study.seeds)} | "
@@ -90,42 +95,33 @@ def conclude(rows, studies):
     return "\n".join(lines)
 
 
-def describe(rows, name, study):
-    """A study's section."""
-    lines = [
-        "| figure | difference | seeds | mean | 95% interval | standard deviation |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    of_study = next(row for row in rows if row["study"] == name)
-    for figure in [key for key in of_study if key not in ("study", "seed", "arm", "seconds")]:
-        for title in titles(study):
-            values = differences(rows, name, figure, title)
-            if len(values) > 1:
-                low, high = interval(values)
-                digits, unit = (2, ", points") if figure in IN_POINTS else (4, "")
-                numbers = [f"{number:+.{digits}f}" for number in (values.mean(), low, high)]
-                lines.append(
-                    f"| {figure}{unit} | {title} | {len(values)} | {numbers[0]} | {numbers[1]} to "
-                    f"{numbers[2]} | {values.std(ddof=1):.{digits}f} |"
-                )
-    text = f"## {name}\n\n" + "\n".join(lines) + "\n"
-    chaos, mine = (differences(rows, name, study.figure, title) for title in (CHAOS, FIRST))
-    if len(chaos) == len(mine) > 1:
-        text += f"""
-Permutation test of the differences of this project from the original against those of one bit away: p = {permutation(mine, chaos):.2g}.
-"""
-    return text
+def make_section(rows, name, study):
+    """Return a study's section: a row per figure, a column per comparison."""
+    keys = next(row for row in rows if row["study"] == name).keys()
+    figures = [key for key in keys if key not in ("study", "seed", "arm", "seconds")]
+    header, table = ["figure"], [[figure] for figure in figures]
+    for title in get_comparisons(study):
+        differences = [compute_differences(rows, name, figure, title) for figure in figures]
+        count = len(differences[0])
+        if count < 2:
+            continue
+        header.append(f"{title} ({count})")
+        for figure, values, cells in zip(figures, differences, table):
+            digits = 2 if figure in IN_POINTS else 4
+            mean, low, high = (
+                f"{value:+.{digits}f}" for value in (values.mean(), *confidence_interval(values))
+            )
+            cells.append(f"{mean} [{low}, {high}] {values.std(ddof=1):.{digits}f}")
+    lines = [header, ["---"] * len(header), *table]
+    text = "\n".join(["", *(f"| {' | '.join(cells)} |" for cells in lines), ""])
+    chaos, ours = (compute_differences(rows, name, study.figure, t) for t in (CHAOS, FIRST))
+    if len(chaos) == len(ours) > 1:
+        text += f"\nPermutation test against one bit away: p = {permutation_p(ours, chaos):.2g}.\n"
+    return f"## {name}\n{text}"
 
 
-def titles(study):
-    """The comparisons that a study allows, the decisive one last."""
-    return [
-        title for title, (arm, others) in COMPARISONS.items() if {arm, *others} <= set(study.arms)
-    ]
-
-
-def draw(rows, studies, path):
-    """Each seed's differences, with their mean and its interval, and the bounds."""
+def plot_differences(rows, studies, path):
+    """Plot each seed's differences, with their means, intervals and bounds, into a file."""
     columns = min(3, len(studies))
     lines = math.ceil(len(studies) / columns)
     figure = Figure(figsize=(4.6 * columns, 4.6 * lines), layout="constrained")
@@ -134,14 +130,14 @@ def draw(rows, studies, path):
         axes.set_axis_off()
     for axes, (name, study) in zip(panels, studies.items()):
         labels = []
-        for place, title in enumerate(titles(study)):
-            values = differences(rows, name, study.figure, title)
+        for x, title in enumerate(get_comparisons(study)):
+            values = compute_differences(rows, name, study.figure, title)
             labels.append(title.replace(" − ", "\n− "))
-            axes.plot(place + np.linspace(-0.25, 0.25, len(values)), values, "o", alpha=0.6)
+            axes.plot(x + np.linspace(-0.25, 0.25, len(values)), values, "o", alpha=0.6)
             if len(values) > 1:
-                mean, (low, high) = values.mean(), interval(values)
+                mean, (low, high) = values.mean(), confidence_interval(values)
                 error = [[mean - low], [high - mean]]
-                axes.errorbar(place, mean, error, color="black", capsize=8, fmt="D")
+                axes.errorbar(x, mean, error, color="black", capsize=8, fmt="D")
         if study.bound is not None:
             axes.axhspan(-study.bound, study.bound, color="tab:green", alpha=0.12)
         axes.axhline(0, color="black", linewidth=0.8)
@@ -152,23 +148,25 @@ def draw(rows, studies, path):
 
 
 def write_report(rows, studies):
-    """Writes docs/alignment/equivalence.md and equivalence.png, and prints the former."""
+    """Write docs/alignment/equivalence.md and equivalence.png, and print the former."""
     begun = {row["study"] for row in rows}
     studies = {name: study for name, study in studies.items() if name in begun}
-    draw(rows, studies, OUT / "equivalence.png")
+    plot_differences(rows, studies, OUT / "equivalence.png")
     hours = sum(row["seconds"] * studies[row["study"]].processes for row in rows) / 3600
-    sections = "\n".join(describe(rows, name, study) for name, study in studies.items())
+    sections = "\n".join(make_section(rows, name, study) for name, study in studies.items())
     text = f"""# The same detector, with many seeds
 
-`python -m tests.oracle.equivalence --resume` trains what is missing and writes this; [plan.md](plan.md) says what was fixed
-before the results were looked at. So far {len(rows)} trainings on one thread of each process, {hours:.1f} hours of a core. The table's differences are
-in points; "one bit away" is the original itself, from weights that differ in their last bit: what chaos alone does.
+Written by `python -m tests.oracle.equivalence --resume`, which trains what is missing; [plan.md](plan.md) was fixed before.
+{len(rows)} trainings, {hours:.1f} hours of a core. AP and PQ are in points. "One bit away" is the original from weights that differ in
+their last bit.
 
-{conclude(rows, studies)}
+{make_conclusion(rows, studies)}
 
-Each dot is a seed, the black mark the mean with its 95% interval, the green band what counts as equivalent:
+Each dot is a seed, the black mark the mean with its 95% interval, the green band the bound:
 
 ![differences of AP of all seeds](equivalence.png)
+
+Below: mean [95% interval] standard deviation; seeds in brackets.
 
 {sections}"""
     (OUT / "equivalence.md").write_text(text)

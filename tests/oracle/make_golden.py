@@ -1,11 +1,10 @@
-"""Writes the original's results on a few cases of the recipe, for tests that run where the original
-is not installed.
+"""Write the original's results on some of the recipe's cases, for tests that run without it.
 
     ORACLE_PYTHON tests/oracle/make_golden.py tests/golden/model.npz
 
-For each case: `CASE/NAME` for what run_model.py writes, but every tenth query's logits only, and
-for the gradients `CASE/grad_names` [n] and `CASE/grads` [3, n, 2] (see digest.py). `training` [5]:
-losses of five steps of resnet18.
+`CASE/NAME` is what run_model.py writes, with the logits of every tenth query only; the gradients
+are `CASE/grad_names` [n] and `CASE/grads` [3, n, 2] (see digest.py). `training` [5]: losses of five
+steps of resnet18.
 """
 
 import sys
@@ -18,15 +17,15 @@ TRAINING_CASE, TRAINING_STEPS = "resnet18", 5
 
 
 def condense(results):
-    """What the golden file keeps of a case's results."""
-    kept = {name: value for name, value in results.items() if not name.startswith("grad/")}
-    kept["logits"] = kept["logits"][:, :, ::10]
+    """Return what the golden file keeps of a case's results."""
+    condensed = {name: value for name, value in results.items() if not name.startswith("grad/")}
+    condensed["logits"] = condensed["logits"][:, :, ::10]
     names = sorted(name[len("grad/0/") :] for name in results if name.startswith("grad/0/"))
-    kept["grad_names"] = np.array(names)
-    kept["grads"] = np.stack(
+    condensed["grad_names"] = np.array(names)
+    condensed["grads"] = np.stack(
         [digest({name: results[f"grad/{seed}/{name}"] for name in names}) for seed in range(3)]
     )
-    return kept
+    return condensed
 
 
 def main(path):

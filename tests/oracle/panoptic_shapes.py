@@ -1,4 +1,4 @@
-"""The demo's shapes before two kinds of stuff, sky and ground, as a COCO panoptic folder."""
+"""The demo's shapes in front of two stuff classes, sky and ground, as a COCO panoptic folder."""
 
 import json
 
@@ -14,30 +14,25 @@ NOISE = 4  # standard deviation of grey levels
 
 
 def write_panoptic_shapes(shapes, root):
-    """Fills the folder root from `shapes`, a folder of the shapes (both Path)."""
+    """Write the folder root from `shapes`, a folder of the shapes (both Path)."""
     (root / "annotations").mkdir(parents=True)
     for part in ("train2017", "val2017"):
         content = json.loads((shapes / "annotations" / f"instances_{part}.json").read_text())
         (root / part).mkdir()
         (root / f"panoptic_{part}").mkdir()
-        of_image = {image["id"]: [] for image in content["images"]}
+        annotations = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
-            of_image[annotation["image_id"]].append(annotation)
+            annotations[annotation["image_id"]].append(annotation)
         segments = []
         for image in content["images"]:
             pixels = np.asarray(Image.open(shapes / part / image["file_name"]).convert("RGB"))
-            drawn, ids, segments_info = draw(pixels, of_image[image["id"]], image["id"])
+            drawn, ids, infos = draw(pixels, annotations[image["id"]], image["id"])
             name = f"{image['id']:012}"
-            image["file_name"] = f"{name}.jpg"  # as the original takes it for granted
+            image["file_name"] = f"{name}.jpg"  # the original requires it
             Image.fromarray(drawn).save(root / part / image["file_name"], quality=95)
             Image.fromarray(id2rgb(ids)).save(root / f"panoptic_{part}" / f"{name}.png")
-            segments.append(
-                {
-                    "image_id": image["id"],
-                    "file_name": f"{name}.png",
-                    "segments_info": segments_info,
-                }
-            )
+            names = {"image_id": image["id"], "file_name": f"{name}.png"}
+            segments.append({**names, "segments_info": infos})
         (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
         things = [{**category, "isthing": 1} for category in content["categories"]]
         stuff = [{"id": i, "name": name, "isthing": 0} for i, name in STUFF.items()]
@@ -46,9 +41,9 @@ def write_panoptic_shapes(shapes, root):
 
 
 def draw(pixels, annotations, seed):
-    """The image with sky and ground behind its shapes, its segment ids, and their segments_info.
+    """Draw sky and ground behind the shapes; return the image, segment ids and segments_info.
 
-    pixels: uint8 [h, w, 3]; annotations: of its shapes, those behind first.
+    pixels: uint8 [h, w, 3]; annotations: of the shapes, from back to front.
     """
     height, width = pixels.shape[:2]
     rng = np.random.default_rng(seed)
@@ -70,13 +65,6 @@ def draw(pixels, annotations, seed):
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             x0, y0 = int(columns[0]), int(rows[0])
             box = [x0, y0, int(columns[-1]) + 1 - x0, int(rows[-1]) + 1 - y0]
-            segments_info.append(
-                {
-                    "id": number,
-                    "category_id": category,
-                    "iscrowd": 0,
-                    "area": int(mask.sum()),
-                    "bbox": box,
-                }
-            )
+            info = {"id": number, "category_id": category, "iscrowd": 0}
+            segments_info.append({**info, "area": int(mask.sum()), "bbox": box})
     return drawn, ids, segments_info

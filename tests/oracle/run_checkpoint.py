@@ -1,9 +1,10 @@
-"""Runs in the oracle's interpreter (PyTorch): writes files for the tests to read, and reads the
-files they write.
+"""Write and read PyTorch's files, in the original's interpreter:
 
-run_checkpoint.py --make-golden FOLDER   writes torch_zip.pth, torch_legacy.pth and
-torch_expected.npz run_checkpoint.py --read FILE OUT.npz    loads FILE with weights_only=True,
-writes its tensors, names joined by "/"
+    ORACLE_PYTHON tests/oracle/run_checkpoint.py --make-golden FOLDER
+    ORACLE_PYTHON tests/oracle/run_checkpoint.py --read FILE OUT.npz
+
+--make-golden writes torch_zip.pth, torch_legacy.pth and torch_expected.npz. --read loads FILE with
+weights_only=True and writes its tensors, their names joined by "/".
 """
 
 import argparse
@@ -15,9 +16,9 @@ import torch
 
 
 def sample():
-    """A tree with everything a DETR checkpoint holds, and what is harder to read than that."""
+    """Return a tree with everything in a DETR checkpoint, and with what is harder to read."""
     torch.manual_seed(0)
-    numbers = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    matrix = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     return {
         "model": module.state_dict(),
@@ -25,9 +26,9 @@ def sample():
             "list": [torch.tensor(1.5), (torch.tensor([True, False]), "text", None)],
             "ordered": OrderedDict(a=1),
         },
-        "transposed": numbers.t(),
-        "slice": numbers[1:, 2:5],
-        "whole": numbers,
+        "transposed": matrix.t(),
+        "slice": matrix[1:, 2:5],
+        "whole": matrix,
         "half": torch.linspace(-3, 3, 7, dtype=torch.float16),
         "bfloat16": torch.linspace(-3, 3, 7).to(torch.bfloat16),
         "float64": torch.linspace(0, 1, 3, dtype=torch.float64),
@@ -45,7 +46,7 @@ def sample():
 
 
 def flatten(obj, name=""):
-    """{names joined by "/": array} of the tensors and numbers in obj."""
+    """Return the tensors and numbers in a tree: names joined by "/" -> array."""
     if isinstance(obj, dict):
         obj = list(obj.items())
     elif isinstance(obj, (list, tuple)):
@@ -67,13 +68,11 @@ def main():
     parser.add_argument("--make-golden", type=Path)
     parser.add_argument("--read", nargs=2)
     arguments = parser.parse_args()
-    if arguments.make_golden:
+    if folder := arguments.make_golden:
         tree = sample()
-        torch.save(tree, arguments.make_golden / "torch_zip.pth")
-        torch.save(
-            tree, arguments.make_golden / "torch_legacy.pth", _use_new_zipfile_serialization=False
-        )
-        np.savez_compressed(arguments.make_golden / "torch_expected.npz", **flatten(tree))
+        torch.save(tree, folder / "torch_zip.pth")
+        torch.save(tree, folder / "torch_legacy.pth", _use_new_zipfile_serialization=False)
+        np.savez_compressed(folder / "torch_expected.npz", **flatten(tree))
     if arguments.read:
         source, target = arguments.read
         np.savez(target, **flatten(torch.load(source, weights_only=True)))

@@ -1,14 +1,12 @@
-"""Runs the original's data pipeline and COCO evaluation. The original's own interpreter runs this
-file:
+"""Run the original's data pipeline and COCO evaluation, in its own interpreter:
 
-    ORACLE_PYTHON tests/oracle/run_data.py items --images DIR --annotations FILE --image_set
-    train|val [--masks]
-        --indices 0 3 … --epochs 0 1 … --seed N OUT.npz
-    ORACLE_PYTHON tests/oracle/run_data.py figures --annotations FILE --detections DETECTIONS.npz
-    OUT.npz
+    ORACLE_PYTHON tests/oracle/run_data.py items --images DIR --annotations FILE
+        --image_set train|val [--masks] --indices 0 3 … --epochs 0 1 … --seed N OUT.npz
+    ORACLE_PYTHON tests/oracle/run_data.py figures --annotations FILE
+        --detections DETECTIONS.npz OUT.npz
 
 `items` writes `EPOCH/INDEX/image` and `EPOCH/INDEX/KEY` for every key of the target. `figures`
-reads for every image id `ID/scores`, `ID/labels`, `ID/boxes` and writes `stats` and `precision`.
+reads `ID/scores`, `ID/labels`, `ID/boxes` of every image id and writes `stats` and `precision`.
 """
 
 import argparse
@@ -22,8 +20,7 @@ from pycocotools.coco import COCO
 
 
 def items(args):
-    # torchvision draws the place of a crop from PyTorch's generator; here all draws come from
-    # `random`
+    # torchvision draws where to crop from PyTorch's generator; here all draws come from `random`
     torch.randint = lambda low, high, size: torch.tensor([random.randint(low, high - 1)])
     dataset = CocoDetection(
         args.images, args.annotations, make_coco_transforms(args.image_set), args.masks
@@ -39,19 +36,14 @@ def items(args):
 
 
 def figures(args):
-    detections = np.load(args.detections)
+    detections = {}
+    for name, array in np.load(args.detections).items():
+        image_id, key = name.split("/")
+        detections.setdefault(int(image_id), {})[key] = torch.from_numpy(array)
     evaluator = CocoEvaluator(COCO(args.annotations), ["bbox"])
-    image_ids = sorted({int(name.split("/")[0]) for name in detections})
+    image_ids = sorted(detections)
     for start in range(0, len(image_ids), 3):
-        evaluator.update(
-            {
-                image_id: {
-                    key: torch.from_numpy(detections[f"{image_id}/{key}"])
-                    for key in ("scores", "labels", "boxes")
-                }
-                for image_id in image_ids[start : start + 3]
-            }
-        )
+        evaluator.update({i: detections[i] for i in image_ids[start : start + 3]})
     evaluator.synchronize_between_processes()
     evaluator.accumulate()
     evaluator.summarize()

@@ -1,11 +1,10 @@
-"""Runs an exported model in ONNX Runtime and OpenVINO, and the original on the same weights. The
-original's interpreter runs this file:
+"""Run an exported model in ONNX Runtime and OpenVINO, and the original on the same weights.
 
     ORACLE_PYTHON tests/oracle/run_export.py CASE MODEL.onnx BATCHES.npz OUT.npz
 
 CASE: of recipe.CASES. BATCHES.npz holds `NAME/images` [B, 3, H, W] and `NAME/mask` [B, H, W], True
-on padding. OUT.npz gets `RUNTIME/NAME/logits`, boxes and masks, and `RUNTIME/NAME/seconds`, the
-median of some runs; RUNTIME is onnxruntime, openvino or original.
+on padding. OUT.npz gets logits, boxes and masks as `RUNTIME/NAME/…`, and the median seconds of some
+runs as `RUNTIME/NAME/seconds`; RUNTIME is onnxruntime, openvino or original.
 """
 
 import os
@@ -23,24 +22,33 @@ from detr.util.misc import NestedTensor
 REPEATS = 5
 
 
-def on_onnxruntime(path):
+def load_in_onnxruntime(path, threads):
+    """Return a function of a batch, {"images", "mask"}, that returns the outputs by name."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count()
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda batch: dict(zip(names, session.run(None, batch)))
 
 
-def on_openvino(path):
+def load_in_openvino(path, threads):
+    """Return a function as load_in_onnxruntime does."""
     core = openvino.Core()
-    precision = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = core.compile_model(core.read_model(path), "CPU", precision)
+    config = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(core.read_model(path), "CPU", config)
     return lambda batch: {
         output.any_name: value for output, value in compiled([*batch.values()]).items()
     }
 
 
-def on_original(case):
+RUNTIMES = {"onnxruntime": load_in_onnxruntime, "openvino": load_in_openvino}
+
+
+def load_original(case):
     model, _, _ = run_model.build(case)
     model.eval()
 
@@ -57,13 +65,10 @@ def main(case, path, batches, out):
     with np.load(batches) as data:
         arrays = dict(data)
     names = sorted({name.rsplit("/", 1)[0] for name in arrays})
-    found = {}
-    runtimes = {
-        "onnxruntime": on_onnxruntime(path),
-        "openvino": on_openvino(path),
-        "original": on_original(case),
-    }
-    for runtime, run in runtimes.items():
+    models = {name: load(path, os.cpu_count()) for name, load in RUNTIMES.items()}
+    models["original"] = load_original(case)
+    results = {}
+    for runtime, run in models.items():
         for name in names:
             batch = {part: arrays[f"{name}/{part}"] for part in ("images", "mask")}
             seconds = []
@@ -71,9 +76,9 @@ def main(case, path, batches, out):
                 start = time.perf_counter()
                 outputs = run(batch)
                 seconds.append(time.perf_counter() - start)
-            found[f"{runtime}/{name}/seconds"] = statistics.median(seconds[1:])
-            found.update({f"{runtime}/{name}/{key}": np.array(v) for key, v in outputs.items()})
-    np.savez(out, **found)
+            results[f"{runtime}/{name}/seconds"] = statistics.median(seconds[1:])
+            results.update({f"{runtime}/{name}/{key}": np.array(v) for key, v in outputs.items()})
+    np.savez(out, **results)
 
 
 if __name__ == "__main__":

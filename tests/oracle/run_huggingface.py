@@ -1,11 +1,11 @@
-"""transformers' DETR, with random weights. The original's interpreter runs this file:
+"""Save and run transformers' DETR with random weights, in the original's interpreter:
 
     ORACLE_PYTHON tests/oracle/run_huggingface.py make CASE FORM FOLDER
     ORACLE_PYTHON tests/oracle/run_huggingface.py run FOLDER BATCH.npz OUT.npz
 
 make writes a model as `save_pretrained` does, or in another form that users have. run loads a
-folder and writes logits, boxes and masks for images [B, 3, H, W] and mask [B, H, W], True on
-padding; nothing may be missing or unexpected in the folder.
+folder, in which no weight may be missing or unexpected, and writes logits, boxes and masks for
+images [B, 3, H, W] and mask [B, H, W], True on padding.
 """
 
 import math
@@ -48,8 +48,8 @@ def build(case):
 
 
 def randomize(name, value):
-    """As weights are in a trained model: statistics and biases are not 0 or 1, residual branches
-    are small beside the main one, and queries differ.
+    """Fill a weight as in a trained model: statistics and biases are not 0 or 1, residual branches
+    are small, and queries differ.
     """
     noise = torch.rand_like(value) * 2 - 1 if value.is_floating_point() else 0
     if name.endswith("running_var"):
@@ -90,12 +90,12 @@ def run(folder, batch, out):
     has_masks = "DetrForSegmentation" in (Path(folder) / "config.json").read_text()
     kind = DetrForSegmentation if has_masks else DetrForObjectDetection
     model, report = kind.from_pretrained(folder, output_loading_info=True)
-    wrong = {name: value for name, value in report.items() if value}
-    assert not wrong, wrong
-    found = model.eval()(pixel_values=images, pixel_mask=(~mask).long())
-    arrays = {"logits": found.logits, "boxes": found.pred_boxes}
+    mismatches = {name: value for name, value in report.items() if value}
+    assert not mismatches, mismatches
+    outputs = model.eval()(pixel_values=images, pixel_mask=(~mask).long())
+    arrays = {"logits": outputs.logits, "boxes": outputs.pred_boxes}
     if has_masks:
-        arrays["masks"] = found.pred_masks
+        arrays["masks"] = outputs.pred_masks
     np.savez(out, **{name: value.numpy() for name, value in arrays.items()})
 
 

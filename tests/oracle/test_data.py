@@ -1,6 +1,4 @@
-"""Our data pipeline and COCO figures against the original's, on the same files and with the same
-random draws.
-"""
+"""The data pipeline and COCO figures, on the same files and with the same random draws."""
 
 import numpy as np
 import pytest
@@ -21,26 +19,14 @@ def synthetic(tmp_path_factory):
 
 @pytest.fixture
 def compare_items(original, measured):
-    """Compares items with the original's: image and boxes up to rounding, everything else equal."""
+    """Compare items: images and boxes up to rounding, everything else exactly."""
 
     def compare(configuration, root, image_set, indices, epochs, masks):
-        theirs = original(
-            "run_data.py",
-            "items",
-            "--images",
-            root / f"{image_set}2017",
-            "--annotations",
-            root / "annotations" / f"instances_{image_set}2017.json",
-            "--image_set",
-            image_set,
-            *["--masks"] * masks,
-            "--indices",
-            *indices,
-            "--epochs",
-            *epochs,
-            "--seed",
-            SEED,
-        )
+        annotations = root / "annotations" / f"instances_{image_set}2017.json"
+        files = ["--images", root / f"{image_set}2017", "--annotations", annotations]
+        flags = ["--image_set", image_set, *["--masks"] * masks]
+        draws = ["--indices", *indices, "--epochs", *epochs, "--seed", SEED]
+        theirs = original("run_data.py", "items", *files, *flags, *draws)
         dataset = build_dataset(image_set, arguments(root, seed=SEED, masks=masks))
         difference = {"image": 0, "boxes": 0}
         for epoch in epochs:
@@ -64,15 +50,9 @@ def compare_items(original, measured):
 
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("image_set, epochs", [("val", [0]), ("train", [0, 1, 2, 3])])
-def test_items_of_every_kind_of_file(compare_items, synthetic, image_set, epochs, masks):
-    compare_items(
-        f"{len(epochs)} x {len(IMAGES)} synthetic images",
-        synthetic,
-        image_set,
-        range(len(IMAGES)),
-        epochs,
-        masks,
-    )
+def test_items_of_every_file_format(compare_items, synthetic, image_set, epochs, masks):
+    configuration = f"{len(epochs)} x {len(IMAGES)} synthetic images"
+    compare_items(configuration, synthetic, image_set, range(len(IMAGES)), epochs, masks)
 
 
 @pytest.mark.coco
@@ -86,26 +66,25 @@ def test_items_of_every_kind_of_file(compare_items, synthetic, image_set, epochs
     ],
 )
 def test_items_of_real_images(compare_items, coco_path, image_set, indices, epochs, masks):
-    compare_items(
-        f"{len(epochs)} x {len(indices)} COCO images", coco_path, image_set, indices, epochs, masks
-    )
+    configuration = f"{len(epochs)} x {len(indices)} COCO images"
+    compare_items(configuration, coco_path, image_set, indices, epochs, masks)
 
 
-def detections_from(coco, share):
-    """Shifted ground truth, duplicates and mistakes for a share of the objects; a few images are
-    not seen at all.
+def make_detections(coco, fraction):
+    """Make detections of a fraction of the objects: shifted, duplicate and wrong ones, and none in
+    the last two images.
     """
     rng = np.random.default_rng(3)
     categories = sorted(coco.cats)
     detections = {}
     for image_id in sorted(coco.imgs)[:-2]:
-        annotations = [ann for ann in coco.imgToAnns[image_id] * 2 if rng.random() < share]
+        annotations = [ann for ann in coco.imgToAnns[image_id] * 2 if rng.random() < fraction]
         boxes = np.array([ann["bbox"] for ann in annotations], dtype=np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         boxes += rng.normal(0, 4, boxes.shape).astype(np.float32)
         labels = np.array([ann["category_id"] for ann in annotations], dtype=np.int64)
-        mistaken = rng.random(len(labels)) < 0.1
-        labels[mistaken] = rng.choice([*categories, 0], mistaken.sum())
+        wrong = rng.random(len(labels)) < 0.1
+        labels[wrong] = rng.choice([*categories, 0], wrong.sum())
         scores = rng.integers(1, 20, len(labels)).astype(np.float32) / 20  # with ties
         detections[image_id] = {"scores": scores, "labels": labels, "boxes": boxes}
     return detections
@@ -113,37 +92,23 @@ def detections_from(coco, share):
 
 @pytest.fixture
 def compare_figures(original, measured, tmp_path):
-    """Compares the COCO figures of the same detections and returns them."""
+    """Compare the COCO figures of the same detections and return the 12 of the original."""
 
-    def compare(configuration, root, share):
+    def compare(configuration, root, fraction):
         coco = get_coco_api_from_dataset(build_dataset("val", arguments(root)))
-        detections = detections_from(coco, share)
-        np.savez(
-            tmp_path / "detections.npz",
-            **{
-                f"{image_id}/{key}": value
-                for image_id, arrays in detections.items()
-                for key, value in arrays.items()
-            },
-        )
-        theirs = original(
-            "run_data.py",
-            "figures",
-            "--annotations",
-            root / "annotations" / "instances_val2017.json",
-            "--detections",
-            tmp_path / "detections.npz",
-        )
+        detections, path = make_detections(coco, fraction), tmp_path / "detections.npz"
+        np.savez(path, **{f"{i}/{key}": v for i, d in detections.items() for key, v in d.items()})
+        annotations = root / "annotations" / "instances_val2017.json"
+        files = ["--annotations", annotations, "--detections", path]
+        theirs = original("run_data.py", "figures", *files)
         evaluator = CocoEvaluator(coco, ["bbox"])
         image_ids = list(detections)[::-1]
         for start in range(0, len(image_ids), 2):
-            evaluator.update(
-                {image_id: detections[image_id] for image_id in image_ids[start : start + 2]}
-            )
+            evaluator.update({i: detections[i] for i in image_ids[start : start + 2]})
         evaluator.accumulate()
         evaluator.summarize()
         coco_eval = evaluator.coco_eval["bbox"]
-        # the tolerance is for the order of NumPy's sums, which differs between its versions
+        # The tolerance is for the order of NumPy's sums, which differs between its versions.
         for part, ours in ("stats", coco_eval.stats), ("precision", coco_eval.eval["precision"]):
             measured(f"COCO {part}", configuration, np.abs(ours - theirs[part]).max(), 1e-12)
         return theirs["stats"]
@@ -151,10 +116,10 @@ def compare_figures(original, measured, tmp_path):
     return compare
 
 
-@pytest.mark.parametrize("share", [0, 0.6])
-def test_figures(compare_figures, synthetic, share):
-    stats = compare_figures(f"synthetic, {share:.0%} detected", synthetic, share)
-    assert (0 < stats[0] < 1) == (share > 0)
+@pytest.mark.parametrize("fraction", [0, 0.6])
+def test_figures(compare_figures, synthetic, fraction):
+    stats = compare_figures(f"synthetic, {fraction:.0%} detected", synthetic, fraction)
+    assert (0 < stats[0] < 1) == (fraction > 0)
 
 
 @pytest.mark.coco

@@ -1,6 +1,6 @@
 """Exported ONNX files in ONNX Runtime and OpenVINO, against this program and the original.
 
-python -m pytest tests/oracle/test_export.py -m "soak or not soak" -s   # all models, and a table
+All models, and a table of times: -m "soak or not soak" -s.
 """
 
 import shutil
@@ -12,18 +12,16 @@ import numpy as np
 import ours
 import pytest
 import recipe
-from conftest import HERE
+from processes import REPO
 
 from models.weights.model import load_model_state, model_state
 from predict import predict
-from util.backend import jt
 from util.jittor_file import write_jittor_file
 from util.misc import NestedTensor, nested_tensor_from_arrays
 
-REPO = HERE.parents[1]
 LARGE = [(800, 1066), (640, 853), (512, 512)]
 SMALL = [(160, 224), (201, 333), (64, 96)]
-# (case, sizes, whether the file is for the first size only)
+# (case, sizes, is static: the file is for the first size only)
 FAST = [
     ("masks", SMALL, False),
     ("masks", SMALL, True),
@@ -44,7 +42,7 @@ ALL = [
 
 
 def make_batches(sizes):
-    """For each size an image alone, and three images padded to it."""
+    """Return a batch of one image for each size, and one of three images padded to it."""
     rng = np.random.default_rng(0)
 
     def batch(*sizes):
@@ -61,21 +59,13 @@ def make_batches(sizes):
 
 
 def run_ours(model, batch):
-    """Outputs, and the median of the seconds of some runs."""
+    """Return the outputs, and the median seconds of some runs."""
     seconds = []
-    model.eval()
     for _ in range(5):
         start = time.perf_counter()
-        with jt.no_grad():
-            outputs = model(NestedTensor(**rename(batch)).to_jittor())
-            names = [name for name in ("logits", "boxes", "masks") if f"pred_{name}" in outputs]
-            arrays = {name: outputs[f"pred_{name}"].numpy() for name in names}
+        outputs = ours.run(model, NestedTensor(batch["images"], batch["mask"]))
         seconds.append(time.perf_counter() - start)
-    return arrays, statistics.median(seconds[1:])
-
-
-def rename(batch):
-    return {"tensors": batch["images"], "mask": batch["mask"]}
+    return outputs, statistics.median(seconds[1:])
 
 
 @pytest.mark.parametrize(
@@ -94,7 +84,7 @@ def test_export(original, oracle_python, tmp_path, measured, case, sizes, static
     batches = make_batches(sizes)
     arrays = {f"{name}/{part}": a for name, batch in batches.items() for part, a in batch.items()}
     np.savez(tmp_path / "batches.npz", **arrays)
-    found = original("run_export.py", case, tmp_path / "m.onnx", tmp_path / "batches.npz")
+    results = original("run_export.py", case, tmp_path / "m.onnx", tmp_path / "batches.npz")
     megabytes = (tmp_path / "m.onnx").stat().st_size / 1e6
     print(f"\n{case}, {'static' if static else 'dynamic'}: {megabytes:.1f} MB")
     differences = {}
@@ -102,9 +92,9 @@ def test_export(original, oracle_python, tmp_path, measured, case, sizes, static
         mine, seconds = run_ours(model, batch)
         times = {"ours": seconds}
         for runtime in ("original", "onnxruntime", "openvino"):
-            times[runtime] = float(found[f"{runtime}/{name}/seconds"])
+            times[runtime] = float(results[f"{runtime}/{name}/seconds"])
             for output, array in mine.items():
-                theirs = found[f"{runtime}/{name}/{output}"]
+                theirs = results[f"{runtime}/{name}/{output}"]
                 assert theirs.shape == array.shape
                 difference = np.abs(array - theirs).max()
                 if output != "boxes":
@@ -119,7 +109,7 @@ def test_export(original, oracle_python, tmp_path, measured, case, sizes, static
 
 
 def test_the_docs_program_finds_what_predict_finds(oracle_python, tmp_path, original, coco_path):
-    """As it stands, but for the threshold; in the original's interpreter, which has no Jittor."""
+    """Run it as it stands except for the threshold, in the original's interpreter (no Jittor)."""
     [block] = (REPO / "docs" / "weights.md").read_text().split("```python\n")[1:]
     program = block.split("```")[0]
     photo = sorted((coco_path / "val2017").glob("*.jpg"))[0]

@@ -1,4 +1,4 @@
-"""The golden results in the repository are what the original computes today."""
+"""The committed golden results are what the original computes today."""
 
 import numpy as np
 from golden_file import GOLDEN, check_case, of_case

@@ -1,23 +1,19 @@
-"""Weights go both ways between this program and transformers.
-
-python -m pytest tests/oracle/test_huggingface.py -m "soak or not soak"   # all models
-"""
+"""Weights convert to and from transformers. All models: -m "soak or not soak"."""
 
 import subprocess
 import sys
 
 import numpy as np
+import ours
 import pytest
-from conftest import HERE
+from processes import REPO
 
 from arguments import apply_checkpoint_args, parse_args
 from models.detr import build_model
 from models.weights.checkpoint import class_names, load_checkpoint, num_classes_of
 from models.weights.model import load_model_state
-from util.backend import jt
 from util.misc import nested_tensor_from_arrays
 
-REPO = HERE.parents[1]
 SIZES = {"masks": [(96, 128), (64, 90)], "r50-panoptic": [(128, 160), (96, 120)]}
 FAST = [
     ("three-classes", "safetensors"),
@@ -36,7 +32,7 @@ ALL = [
 ]  # fmt: skip
 
 
-def batch(case):
+def make_batch(case):
     rng = np.random.default_rng(0)
     sizes = SIZES.get(case, [(320, 427), (201, 333)])
     images = [rng.standard_normal((3, *size), np.float32) for size in sizes]
@@ -44,23 +40,19 @@ def batch(case):
 
 
 def run_ours(source, samples):
-    """Outputs of this program, which takes all it needs from source, as --resume does."""
+    """Return checkpoint and outputs of this program, which builds its model as --resume does."""
     args = parse_args(["--eval", "--coco_path", ".", "--resume", str(source)])
     checkpoint = load_checkpoint(source)
     apply_checkpoint_args(args, checkpoint, source)
     model, _, _ = build_model(args, num_classes_of(checkpoint))
     load_model_state(model, checkpoint["model"], source)
-    model.eval()
-    with jt.no_grad():
-        outputs = model(samples.to_jittor())
-    names = [name for name in ("logits", "boxes", "masks") if f"pred_{name}" in outputs]
-    return checkpoint, {name: outputs[f"pred_{name}"].numpy() for name in names}
+    return checkpoint, ours.run(model, samples)
 
 
-def compare(title, case, found, expected, measured):
-    assert found.keys() == expected.keys()
+def compare(title, case, outputs, expected, measured):
+    assert outputs.keys() == expected.keys()
     for name, array in expected.items():
-        difference = np.abs(found[name] - array).max()
+        difference = np.abs(outputs[name] - array).max()
         if name == "boxes":
             measured(f"transformers {title}, boxes", case, difference, 1e-5)
         else:
@@ -71,27 +63,20 @@ def compare(title, case, found, expected, measured):
 @pytest.mark.parametrize(
     "case, form", [*FAST, *(pytest.param(*both, marks=pytest.mark.soak) for both in ALL)]
 )
-def test_weights_go_both_ways(oracle_python, tmp_path, measured, case, form):
-    def theirs(*arguments):
-        command = [oracle_python, "-W", "ignore", HERE / "run_huggingface.py", *arguments]
-        subprocess.run([str(word) for word in command], check=True)
-
-    samples = batch(case)
+def test_weights_go_both_ways(run_script, original, tmp_path, measured, case, form):
+    samples = make_batch(case)
     np.savez(tmp_path / "batch.npz", images=samples.tensors, mask=samples.mask)
-    theirs("make", case, form, tmp_path / "in")
-    theirs("run", tmp_path / "in", tmp_path / "batch.npz", tmp_path / "expected.npz")
-    with np.load(tmp_path / "expected.npz") as data:
-        expected = dict(data)
+    run_script("run_huggingface.py", "make", case, form, tmp_path / "in")
+    expected = original("run_huggingface.py", "run", tmp_path / "in", tmp_path / "batch.npz")
     assert np.ptp(expected["boxes"], axis=1).max() > 1e-3, "queries must differ"
 
-    checkpoint, found = run_ours(tmp_path / "in", samples)
-    compare("to ours", f"{case}, {form}", found, expected, measured)
+    checkpoint, outputs = run_ours(tmp_path / "in", samples)
+    compare("to ours", f"{case}, {form}", outputs, expected, measured)
     if case == "three-classes":
         assert class_names(checkpoint, "") == {0: "ballon", 2: "自行车"}
 
     command = [sys.executable, "-m", "models.weights", tmp_path / "in", tmp_path / "out"]
     subprocess.run([str(word) for word in command], cwd=REPO, check=True)
-    theirs("run", tmp_path / "out", tmp_path / "batch.npz", tmp_path / "back.npz")
-    with np.load(tmp_path / "back.npz") as data:
-        compare("and back", f"{case}, {form}", dict(data), expected, measured)
+    back = original("run_huggingface.py", "run", tmp_path / "out", tmp_path / "batch.npz")
+    compare("and back", f"{case}, {form}", back, expected, measured)
     assert class_names(load_checkpoint(tmp_path / "out"), "") == class_names(checkpoint, "")

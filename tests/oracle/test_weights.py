@@ -1,7 +1,4 @@
-"""Weights go both ways between this program and PyTorch, checked with PyTorch itself."""
-
-import subprocess
-from pathlib import Path
+"""Weights convert to and from PyTorch's files, checked by PyTorch itself."""
 
 import numpy as np
 import pytest
@@ -10,29 +7,21 @@ from models.weights.__main__ import main
 from models.weights.torch_file import read_torch_file
 from util.jittor_file import write_jittor_file
 
-SCRIPT = Path(__file__).parent / "run_checkpoint.py"
-
-
-def run(oracle_python, *arguments):
-    subprocess.run([oracle_python, SCRIPT, *map(str, arguments)], check=True)
-
 
 @pytest.mark.parametrize("name", ["torch_zip.pth", "torch_legacy.pth"])
-def test_what_pytorch_writes_is_read_equal(oracle_python, tmp_path, name):
-    run(oracle_python, "--make-golden", tmp_path)
+def test_files_of_pytorch_are_read_exactly(run_script, tmp_path, name):
+    run_script("run_checkpoint.py", "--make-golden", tmp_path)
     expected = np.load(tmp_path / "torch_expected.npz")
-    found = read_torch_file(tmp_path / name)
-    tensors = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
-    tensors.update({f"model/{key}": value for key, value in found["model"].items()})
+    tree = read_torch_file(tmp_path / name)
+    tensors = {key: value for key, value in tree.items() if isinstance(value, np.ndarray)}
+    tensors.update({f"model/{key}": value for key, value in tree["model"].items()})
     assert len(tensors) > 15
     for key, value in tensors.items():
         assert value.dtype == expected[key].dtype, key
         np.testing.assert_array_equal(value, expected[key], err_msg=key)
 
 
-def test_what_is_converted_for_pytorch_is_read_equal_with_weights_only(
-    oracle_python, tmp_path, monkeypatch
-):
+def test_converted_weights_are_read_exactly_with_weights_only(run_script, tmp_path, monkeypatch):
     random = np.random.RandomState(0)
     model = {
         "conv.weight": random.randn(4, 3, 2, 2).astype(np.float32),
@@ -44,12 +33,11 @@ def test_what_is_converted_for_pytorch_is_read_equal_with_weights_only(
         "mask": np.array([True, False]),
         "empty": np.zeros((0, 2), np.float32),
     }
-    write_jittor_file({"model": model, "epoch": 3}, tmp_path / "checkpoint.pkl")
-    monkeypatch.setattr(
-        "sys.argv", ["checkpoint", str(tmp_path / "checkpoint.pkl"), str(tmp_path / "weights.pth")]
-    )
+    saved, converted = tmp_path / "checkpoint.pkl", tmp_path / "weights.pth"
+    write_jittor_file({"model": model, "epoch": 3}, saved)
+    monkeypatch.setattr("sys.argv", ["checkpoint", str(saved), str(converted)])
     main()
-    run(oracle_python, "--read", tmp_path / "weights.pth", tmp_path / "read.npz")
+    run_script("run_checkpoint.py", "--read", converted, tmp_path / "read.npz")
     read = np.load(tmp_path / "read.npz")
     assert sorted(read) == sorted(f"model/{name}" for name in model)
     for name, value in model.items():

@@ -1,23 +1,18 @@
-"""Trains the original on the batches in a folder (see training.py). Its own interpreter runs this
-file:
+"""Train the original on prepared batches (see training.py), in its own interpreter:
 
 ORACLE_PYTHON tests/oracle/train_original.py FOLDER RUN
     [--evaluate SHAPES_FOLDER] [--evaluate_from EPOCH] [--processes N]
-ORACLE_PYTHON tests/oracle/train_original.py --gradients BATCHES [--double] FOLDER OUT
 """
 
 import argparse
 import copy
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import run_model
 import torch
-import torch.distributed
-import torch.multiprocessing
 import training
 from detr.datasets import transforms as T
 from detr.datasets.coco import CocoDetection
@@ -33,29 +28,22 @@ from pycocotools.coco import COCO
 def build(flags):
     args = argparse.Namespace(**flags)
     model, criterion, postprocessors = run_model.build_with(args)
-    if args.masks and args.backbone == "tiny":
-        # The original's mask head knows the widths of resnet50 only.
+    if args.masks and args.backbone == "tiny":  # the original's mask head fits resnet50 only
         dim = args.hidden_dim + args.nheads
         model.mask_head = MaskHeadSmallConv(dim, [64, 32, 16], args.hidden_dim)
-    if "panoptic" in postprocessors:
-        # The original knows 201 classes, and its model has 250.
+    if "panoptic" in postprocessors:  # the original's map has 201 classes, its model 250
         postprocessors["panoptic"].is_thing_map = {i: i <= 90 for i in range(flags["classes"])}
     if flags["classes"] != 91:
         detr = model.detr if args.masks else model
         detr.class_embed = torch.nn.Linear(args.hidden_dim, flags["classes"] + 1)
         detr.class_embed.requires_grad_(not args.frozen_weights)
-        criterion = SetCriterion(
-            flags["classes"],
-            criterion.matcher,
-            criterion.weight_dict,
-            args.eos_coef,
-            criterion.losses,
-        )
+        arguments = criterion.matcher, criterion.weight_dict, args.eos_coef, criterion.losses
+        criterion = SetCriterion(flags["classes"], *arguments)
     return args, model, criterion, postprocessors
 
 
 def build_dataset(folder, masks, panoptic):
-    """The validation part of the shapes, and COCO with their instances."""
+    """Return the validation set of the shapes, and its instances as a COCO object."""
     normalize = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
     images, annotations = folder / "val2017", folder / "annotations"
     if panoptic:
@@ -70,24 +58,22 @@ def load_weights(model, path):
     with np.load(path) as arrays:
         state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing), (
-        missing,
-        unexpected,
-    )
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    assert not missing and not unexpected, (missing, unexpected)
 
 
 @torch.no_grad()
 def evaluate(model, criterion, postprocessors, folder):
-    """What the original's function of this name returns: mean losses and COCO's 12 figures."""
+    """Return what the original's `evaluate` returns: mean losses and the 12 COCO figures."""
     model.eval()
     criterion.eval()
     panoptic = "panoptic" in postprocessors
     dataset, coco = build_dataset(folder, "segm" in postprocessors, panoptic)
-    logger, predictions = MetricLogger(), tempfile.TemporaryDirectory()
+    logger, png_folder = MetricLogger(), tempfile.TemporaryDirectory()
     evaluator = CocoEvaluator(coco, [key for key in ("bbox", "segm") if key in postprocessors])
     if panoptic:
         panoptic_evaluator = PanopticEvaluator(
-            dataset.ann_file, dataset.ann_folder, predictions.name
+            dataset.ann_file, dataset.ann_folder, png_folder.name
         )
     for samples, targets in torch.utils.data.DataLoader(dataset, 16, collate_fn=collate_fn):
         outputs = model(samples)
@@ -100,11 +86,11 @@ def evaluate(model, criterion, postprocessors, folder):
             results = postprocessors["segm"](results, outputs, orig_sizes, sizes)
         evaluator.update({t["image_id"].item(): result for t, result in zip(targets, results)})
         if panoptic:
-            found = postprocessors["panoptic"](outputs, sizes, orig_sizes)
-            for target, segments in zip(targets, found):
+            predictions = postprocessors["panoptic"](outputs, sizes, orig_sizes)
+            for target, prediction in zip(targets, predictions):
                 image_id = target["image_id"].item()
-                segments.update(image_id=image_id, file_name=f"{image_id:012}.png")
-            panoptic_evaluator.update(found)
+                prediction.update(image_id=image_id, file_name=f"{image_id:012}.png")
+            panoptic_evaluator.update(predictions)
     evaluator.synchronize_between_processes()
     evaluator.accumulate()
     evaluator.summarize()
@@ -116,10 +102,10 @@ def evaluate(model, criterion, postprocessors, folder):
 
 
 def log(logger, criterion, losses):
-    """Logs what the original's engine logs."""
+    """Update the logger as the original's engine does."""
     logger.update(
         loss=run_model.weighted_loss(criterion, losses).item(),
-        **weighted(losses, criterion),
+        **{n: losses[n].item() * w for n, w in criterion.weight_dict.items() if n in losses},
         **{f"{name}_unscaled": value.item() for name, value in losses.items()},
         class_error=losses["class_error"].item(),
     )
@@ -129,41 +115,10 @@ def averages(logger):
     return {name: meter.global_avg for name, meter in logger.meters.items()}
 
 
-def weighted(losses, criterion):
-    return {
-        name: losses[name].item() * weight
-        for name, weight in criterion.weight_dict.items()
-        if name in losses
-    }
-
-
-def save_gradients(options):
-    """Those of each of the first batches, at the first weights, in float32 or float64."""
-    flags = json.loads((options.folder / "flags.json").read_text())
-    _, model, criterion, _ = build(flags)
-    load_weights(model, options.folder / "weights.npz")
-    dtype = torch.float64 if options.double else torch.float32
-    model.to(dtype).train()
-    criterion.to(dtype).train()
-    trainable = dict(sorted((n, p) for n, p in model.named_parameters() if p.requires_grad))
-    sizes = {name: p.numel() for name, p in trainable.items()}
-    gradients = training.Gradients(
-        options.run, options.gradients, sizes, np.float64 if options.double else np.float32
-    )
-    batches = training.load_epoch(options.folder / "epochs" / "000.npz")
-    for _, batch in zip(range(options.gradients), batches):
-        samples, targets = run_model.to_torch(*batch, dtype)
-        model.zero_grad()
-        run_model.weighted_loss(criterion, criterion(model(samples), targets)).backward()
-        gradients.add([p.grad.numpy() for p in trainable.values()])
-
-
 def train(rank, options):
-    """Under torch.distributed (gloo) where there are several processes; the first one evaluates."""
+    """Train, under torch.distributed (gloo) if there are several processes; rank 0 evaluates."""
     if options.processes > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(options.port))
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=options.processes)
-        torch.set_num_threads(1)
+        run_model.join_processes(rank, options)
     flags = json.loads((options.folder / "flags.json").read_text())
     torch.manual_seed(flags["seed"] + rank)  # for dropout; as the original's main.py
     args, model, criterion, postprocessors = build(flags)
@@ -173,65 +128,48 @@ def train(rank, options):
         parallel = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = run_model.build_optimizer(model, args)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, args.lr_drop)
-    recorder = training.Recorder(options.run if rank == 0 else None)
-    epochs = []  # (averages, weights to evaluate or None)
+    epochs = []  # (train_stats, weights to evaluate or None)
     for epoch, path in enumerate(sorted((options.folder / "epochs").iterdir())):
         model.train()
         if args.frozen_weights:
-            model.detr.backbone.eval()  # its statistics stay; the original's backbones have none
+            model.detr.backbone.eval()  # its BatchNorm is frozen, as the original's always is
         criterion.train()
         logger = MetricLogger()
         for batch in training.load_epoch(path, rank, options.processes):
-            samples, targets = run_model.to_torch(*batch)
-            losses = criterion(parallel(samples), targets)
-            loss = run_model.weighted_loss(criterion, losses)
-            reduced = reduce_dict(losses)
-            recorder.step(
-                {
-                    "loss": run_model.weighted_loss(criterion, reduced).item(),
-                    **weighted(reduced, criterion),
-                }
-            )
-            log(logger, criterion, reduced)
+            losses = run_model.train_step(parallel, criterion, optimizer, batch, args.clip_max_norm)
+            log(logger, criterion, reduce_dict(losses))
             logger.update(lr=optimizer.param_groups[0]["lr"])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_max_norm)
-            optimizer.step()
         scheduler.step()
         is_evaluated = options.evaluate and epoch >= options.evaluate_from
-        epochs.append(
-            (averages(logger), copy.deepcopy(model.state_dict()) if is_evaluated else None)
-        )
+        weights = copy.deepcopy(model.state_dict()) if is_evaluated else None
+        epochs.append((averages(logger), weights))
     if options.processes > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     if rank > 0:
         return
-    recorder.save({name: value.numpy() for name, value in model.state_dict().items()})
-    # Afterwards: the criterion of one process alone would wait for the others.
+    options.run.mkdir(parents=True)
+    weights = {name: value.numpy() for name, value in model.state_dict().items()}
+    np.savez(options.run / "weights.npz", **weights)
+    # Only now, because the criterion of one process would wait for the others.
     for epoch, (train_stats, weights) in enumerate(epochs):
         stats = {}
         if weights:
             model.load_state_dict(weights)
             stats = evaluate(model, criterion, postprocessors, options.evaluate)
-        recorder.epoch(epoch, train_stats, stats)
+        training.log_epoch(options.run, epoch, train_stats, stats)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--evaluate", type=Path)
-    parser.add_argument("--evaluate_from", type=int, default=0, help="the first epoch to evaluate")
-    parser.add_argument("--gradients", type=int, metavar="BATCHES")
-    parser.add_argument("--double", action="store_true", help="gradients in float64")
+    parser.add_argument("--evaluate", type=Path, help="folder of shapes to evaluate on")
+    parser.add_argument("--evaluate_from", type=int, default=0, help="first epoch to evaluate")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--port", type=int, default=29518)
     options = parser.parse_args()
-    if options.gradients:
-        save_gradients(options)
-    elif options.processes > 1:
+    if options.processes > 1:
         torch.multiprocessing.spawn(train, (options,), nprocs=options.processes)
     else:
         train(0, options)

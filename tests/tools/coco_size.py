@@ -1,11 +1,11 @@
-"""Starts and loads a data set of COCO's size: how long, and with how much memory?
+"""Measure time and memory of starting on a data set of COCO's size:
 
     python ../shared/tools/make_coco_size.py 118287 /tmp/coco train
     python ../shared/tools/make_coco_size.py 5000 /tmp/coco val
     python -m tests.tools.coco_size /tmp/coco [--processes 4] [--images 5000]
 
-Each process builds the training data as main.py does, loads so many images with two workers, and
-stays until the others have. Memory is proportional: a page that processes share counts by parts.
+Each process builds the training data as main.py does, loads images with two workers, and waits for
+the others. Memory is proportional: a page shared by n processes counts 1 / n.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from pathlib import Path
 from tests.helpers.process_memory import proportional_memory
 
 REPO = Path(__file__).resolve().parents[2]
-PERIOD = 5  # seconds between two measurements of memory
+PERIOD = 5  # seconds between two readings
 
 
 def load(options):
-    """One of the processes. Prints when the data is there, and when the images are."""
+    """Build the data set and load images in this process; print how long each takes."""
     from util.startup.prepare import prepare_device
 
     prepare_device("cpu")
@@ -36,18 +36,17 @@ def load(options):
     dataset = build_dataset("train", args)
     print(f"data after {time.time() - start:.1f} s", flush=True)
     if options.images:
-        place = dict(rank=options.rank, world_size=options.processes)
-        loader = DataLoader(dataset, 2, shuffle=True, drop_last=True, num_workers=2, **place)
+        ranks = dict(rank=options.rank, world_size=options.processes)
+        loader = DataLoader(dataset, 2, shuffle=True, drop_last=True, num_workers=2, **ranks)
         batches = iter(loader)
         for _ in range(options.images // 2):
             next(batches)
-        seconds = time.time() - start
-        print(f"{options.images} images after {seconds:.0f} s", flush=True)
-        sys.stdin.read()  # until the last one is done
+        print(f"{options.images} images after {time.time() - start:.0f} s", flush=True)
+        sys.stdin.read()  # until the last process is done
 
 
 def start(options, images, rank, folder):
-    """A process that loads; its output goes to a file in folder. Returns (process, file)."""
+    """Start a loading process whose output goes to a file in folder; return both."""
     command = [sys.executable, "-m", "tests.tools.coco_size", options.coco, "--rank", rank]
     command += ["--processes", options.processes, "--images", images]
     output = folder / f"{rank}.txt"
@@ -63,13 +62,14 @@ def start(options, images, rank, folder):
 
 def main(options):
     with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
         for name in ("first start", "second start"):
-            process, output = start(options, 0, 0, Path(folder))
+            process, output = start(options, 0, 0, folder)
             process.communicate()
             print(f"{name}: {output.read_text().splitlines()[-1]}", flush=True)
         begin, loading = time.time(), True
         started = [
-            start(options, options.images, rank, Path(folder)) for rank in range(options.processes)
+            start(options, options.images, rank, folder) for rank in range(options.processes)
         ]
         while loading:
             time.sleep(PERIOD)
@@ -88,10 +88,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("coco", type=Path)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--images", type=int, default=5000, help="of each process")
+    parser.add_argument("--images", type=int, default=5000, help="images per process")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.rank is None:
-        main(options)
-    else:
-        load(options)
+    (main if options.rank is None else load)(options)

@@ -1,12 +1,11 @@
-"""Does to a training what machines, disks and people do, and looks at what is lost: prints a table.
-Needs root, for a small disk.
+"""Inject faults of machines, disks and users into a training, and print a table of what is lost:
 
     python -m tests.tools.faults
 
-Each fault strikes after the second of four epochs. Then it is mended, the training goes on from its
-last intact checkpoint, and its end is compared with that of an undisturbed one to the last bit.
-SIGKILL and SIGTERM at any moment: see interrupt.py; hostile files: hostile.py and
-test_hostile_data.py.
+Each fault is injected after the second of four epochs and then removed; the training resumes from
+its last intact checkpoint, and its result is compared with that of an undisturbed one to the last
+bit. Needs root, to mount a small disk. SIGKILL and SIGTERM at any moment: interrupt.py; hostile
+files: hostile.py and test_hostile_data.py.
 """
 
 import os
@@ -26,19 +25,17 @@ from util.errors import InputError
 
 @dataclass
 class Training:
-    """A training that runs, in a folder and on images of its own, and what a fault leaves for the
-    attempt to go on.
-    """
+    """A running training, and what a fault leaves for resuming it."""
 
     folder: Path
     shapes: Path
     process: subprocess.Popen  # the leader of a process group
-    flags: list = field(default_factory=list)  # with which the training goes on
-    said: str = ""  # by the program about a damaged checkpoint
+    flags: list = field(default_factory=list)  # with which to resume
+    message: str = ""  # the program's, about a damaged checkpoint
 
 
 def full_disk(training):
-    """the disk is full in the middle of a save"""
+    """disk full within a save"""
     ballast = training.folder / "ballast"
     room = (training.folder / "checkpoint.pkl").stat().st_size // 2
     disk = os.statvfs(training.folder)
@@ -47,33 +44,33 @@ def full_disk(training):
 
 
 def folder_gone(training):
-    """the output folder is renamed"""
+    """output folder renamed"""
     away = training.folder.with_name("away")
     training.folder.rename(away)
     return lambda: away.rename(training.folder)
 
 
 def log_is_a_folder(training):
-    """log.txt is replaced by a folder"""
+    """log.txt replaced by a folder"""
     (training.folder / "log.txt").rename(training.folder / "log.old")
     (training.folder / "log.txt").mkdir()
 
-    def mend():
+    def restore():
         (training.folder / "log.txt").rmdir()
         (training.folder / "log.old").rename(training.folder / "log.txt")
 
-    return mend
+    return restore
 
 
 def images_gone(training):
-    """all images vanish"""
+    """all images removed"""
     images, away = training.shapes / "train2017", training.shapes / "away"
     images.rename(away)
     return lambda: away.rename(images)
 
 
 def images_damaged(training):
-    """all images are cut off"""
+    """all images truncated"""
     whole = {path: path.read_bytes() for path in (training.shapes / "train2017").iterdir()}
     for path, content in whole.items():
         path.write_bytes(content[: len(content) // 2])
@@ -81,56 +78,46 @@ def images_damaged(training):
 
 
 def worker_killed(training):
-    """a data worker is killed, as when memory runs out"""
-    while not (children := workers(training.process.pid)):
+    """a data worker killed"""
+    pid = training.process.pid
+    while not (children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
         time.sleep(0.01)
-    os.kill(children[0], signal.SIGKILL)
-
-
-def workers(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    os.kill(int(children[0]), signal.SIGKILL)
 
 
 def signal_twice(training):
-    """SIGTERM twice: at once"""
+    """SIGTERM twice"""
     os.killpg(training.process.pid, signal.SIGTERM)
     time.sleep(0.05)
     os.killpg(training.process.pid, signal.SIGTERM)
 
 
 def terminal_closed(training):
-    """SIGHUP: the terminal is closed"""
+    """SIGHUP"""
     os.killpg(training.process.pid, signal.SIGHUP)
 
 
 def checkpoint_damaged(training):
-    """killed, and a bit of the last checkpoint flips"""
-    return damage(
-        training, lambda content: content[:1000] + bytes([content[1000] ^ 1]) + content[1001:]
-    )
+    """killed, and a bit of the checkpoint flips"""
+    damage(training, lambda content: content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
 
 
 def checkpoint_cut(training):
-    """killed, and the last checkpoint is cut off"""
-    return damage(training, lambda content: content[:-1000])
+    """killed, and the checkpoint truncated"""
+    damage(training, lambda content: content[:-1000])
 
 
 def damage(training, change):
-    kill(training)
+    os.killpg(training.process.pid, signal.SIGKILL)
+    training.process.wait()
     path = training.folder / "checkpoint.pkl"
     path.write_bytes(change(path.read_bytes()))
     try:
         load_checkpoint(path)
     except InputError as error:
-        training.said = str(error)
-    # The one that the message names.
+        training.message = str(error)
     training.flags = ["--resume", str(training.folder / "checkpoint0001.pkl")]
-    assert training.flags[1] in training.said, training.said
-
-
-def kill(training):
-    os.killpg(training.process.pid, signal.SIGKILL)
-    training.process.wait()
+    assert training.flags[1] in training.message, training.message
 
 
 FAULTS = [
@@ -147,25 +134,25 @@ FAULTS = [
 ]
 
 
-def strike(fault, folder, shapes, expected):
-    """A row of the table: the fault, how the program ended, what it said, what was lost."""
+def inject(fault, folder, shapes, expected):
+    """Return a row of the table: the fault, exit code, message, and what is lost."""
     with tempfile.TemporaryFile("w+") as log:
         training = Training(folder, shapes, start(folder, shapes, log))
         while not (folder / "checkpoint0001.pkl").exists():
             assert training.process.poll() is None, log.seek(0) or log.read()[-2000:]
             time.sleep(0.01)
-        mend = fault(training)
+        restore = fault(training)
         code = training.process.wait(100)
         log.seek(0)
-        said = training.said or (log.read().strip().splitlines() or [""])[-1]
-    if mend:
-        mend()
-    before = load_checkpoint(training.flags[1] if training.flags else folder / "checkpoint.pkl")
+        message = training.message or (log.read().strip().splitlines() or [""])[-1]
+    if restore:
+        restore()
+    last = load_checkpoint(training.flags[1] if training.flags else folder / "checkpoint.pkl")
     finish(folder, shapes, *training.flags)
     assert_same_training(folder, expected)
-    shutil.rmtree(folder)  # for the disk is small
-    place = f"epoch {before['epoch'] + 1}, step {before['step']}"
-    return fault.__doc__, code, said.replace(str(folder.parent), "…"), f"nothing before {place}"
+    shutil.rmtree(folder)  # the disk is small
+    lost = f"nothing before epoch {last['epoch'] + 1}, step {last['step']}"
+    return fault.__doc__, code, message.replace(str(folder.parent), "…"), lost
 
 
 def main():
@@ -177,15 +164,11 @@ def main():
             expected, shapes = root / "undisturbed", root / "shapes"
             finish(expected, shapes)
             for fault in FAULTS:
-                rows.append(strike(fault, root / fault.__name__, shapes, expected))
+                rows.append(inject(fault, root / fault.__name__, shapes, expected))
                 print(f"done: {fault.__doc__}", file=sys.stderr)
         finally:
             subprocess.run(["umount", "-l", root], check=True)
-    print(
-        "| what happens after the second epoch | exit code | what the program says | what is lost "
-        "|\n"
-        "| --- | --- | --- | --- |"
-    )
+    print("| fault | exit code | message | lost |\n| --- | --- | --- | --- |")
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
     print(f"\n{len(rows)} faults; each training ended as the undisturbed one, to the last bit")

@@ -1,8 +1,8 @@
-"""Files that no honest program writes, in the four forms of a checkpoint. What they would run
-leaves a mark, a new file.
+"""Run `python -m models.weights` on hostile files in the four formats of a checkpoint:
 
-python -m tests.tools.hostile     runs `python -m models.weights` on each, and prints a table of
-what it said, took and used
+    python -m tests.tools.hostile
+
+Prints a table of time, memory and message. Code that ran would leave a mark, a new file.
 """
 
 import subprocess
@@ -15,8 +15,7 @@ from tests.helpers.hostile_files import files, special
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-# In between, because the system counts to a process's memory that of the one it was forked from.
+# A process in between: a child's peak memory includes that of the process it was forked from.
 MEASURE = """import resource, subprocess, sys
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
@@ -24,7 +23,7 @@ print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"""
 
 
 def read(path, folder):
-    """Converts path in a process of its own: exit code, what it said, seconds, GB of memory."""
+    """Convert path in a separate process; return exit code, message, seconds and GB of memory."""
     start = time.time()
     command = [sys.executable, "-m", "models.weights", path, folder / "out.pth"]
     done = subprocess.run(
@@ -39,41 +38,31 @@ def read(path, folder):
 
 
 def read_all(folder):
-    """Yields (kind, name, exit code, what was said, seconds, GB, whether the mark is there) for
-    each file.
-    """
-    mark = folder / "mark"
-    kinds = {kind: {name: folder / "file" for name in group} for kind, group in files(mark).items()}
-    kinds["no file to read"] = special(folder)
-    contents = files(mark)
-    for kind, group in kinds.items():
-        for name, path in group.items():
-            if kind in contents:
-                path.write_bytes(contents[kind][name])
+    """Yield (kind, name, exit code, message, seconds, GB, whether code ran) of each file."""
+    mark, path = folder / "mark", folder / "file"
+    for kind, group in files(mark).items():
+        for name, content in group.items():
+            path.write_bytes(content)
             yield kind, name, *read(path, folder), mark.exists()
+    for name, path in special(folder).items():
+        yield "no file to read", name, *read(path, folder), mark.exists()
 
 
 def main():
-    print("| kind | file | seconds | GB | what it says |\n| --- | --- | --- | --- | --- |")
+    print("| kind | file | seconds | GB | message |\n| --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         rows = list(read_all(Path(folder)))
-    for kind, name, code, said, seconds, memory, marked in rows:
-        fine = (
-            code == 1
-            and said.startswith("error: ")
-            and said.rstrip("\n").isprintable()
-            and not marked
-            and seconds < 10
-            and memory < 1
-        )
+    for kind, name, code, message, seconds, memory, code_ran in rows:
+        refused = code == 1 and message.startswith("error: ") and message.rstrip("\n").isprintable()
+        passed = refused and not code_ran and seconds < 10 and memory < 1
         print(
             f"| {kind} | {name} | {seconds:.1f} | {memory:.2f} | "
-            f"{said.strip().replace(folder, '')[:150]} | {'' if fine else 'WRONG'}"
+            f"{message.strip().replace(folder, '')[:150]} | {'' if passed else 'WRONG'}"
         )
+    kinds, _, _, _, seconds, memory, code_ran = zip(*rows)
     print(
-        f"{len(rows)} files of {len({row[0] for row in rows})} kinds: at most "
-        f"{max(row[4] for row in rows):.1f} s and {max(row[5] for row in rows):.2f} GB; run: "
-        f"{sum(row[6] for row in rows)}"
+        f"{len(rows)} files of {len(set(kinds))} kinds: at most {max(seconds):.1f} s and "
+        f"{max(memory):.2f} GB; code ran: {sum(code_ran)}"
     )
 
 

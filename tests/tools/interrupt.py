@@ -1,12 +1,11 @@
-"""Interrupts a training again and again, resumes it each time, and compares its end with that of an
-undisturbed one:
+"""Interrupt and resume trainings, and compare their results with an undisturbed one:
 
     python -m tests.tools.interrupt [--times 100] [--signal KILL] [--seed N] [--model tiny|resnet18]
 
-The whole process group gets the signal, at a random moment; a third of the moments are within a
-save. A training that comes to its end is compared to the last bit (weights, optimizer, log.txt),
-and another one starts until all interruptions are spent. resnet18 spends most of its time in matrix
-products, where a signal has once overwritten memory (see HandlerStack).
+The process group gets the signal at a random moment, in a third of the runs within a save. A
+training that ends is compared to the last bit (weights, optimizer, log.txt), and another one starts
+until all interruptions are spent. resnet18 spends most of its time in matrix products, where a
+signal has once overwritten memory (see HandlerStack).
 """
 
 import argparse
@@ -38,36 +37,26 @@ RESNET18 = """
 
 
 def start(folder, shapes, log, *flags):
-    """A training, or the rest of it, as a process group of its own. flags: more of main.py's, which
-    win.
-    """
+    """Start or resume a training as a new process group. flags: of main.py; they win over FLAGS."""
     checkpoint = folder / "checkpoint.pkl"
-    resume = ["--resume", str(checkpoint)] if checkpoint.exists() else []
-    command = [
-        sys.executable,
-        "main.py",
-        *FLAGS,
-        "--coco_path",
-        str(shapes),
-        "--output_dir",
-        str(folder),
-        *resume,
-        *flags,
-    ]
+    command = [sys.executable, "main.py", *FLAGS, "--coco_path", str(shapes)]
+    command += ["--output_dir", str(folder)]
+    command += ["--resume", str(checkpoint)] if checkpoint.exists() else []
+    command += flags
     return subprocess.Popen(
         command, cwd=REPO, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )
 
 
 def wait(process, seconds):
-    """Returns after the time, or when the process has ended."""
+    """Wait some seconds, or until the process ends."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
 
 
 def wait_for_save(process, folder, after):
-    """Returns when a file is being written in folder, some time `after` (seconds) has passed; or
-    when the process has ended.
+    """Wait until a file is being written in folder, at least `after` seconds, or until the process
+    ends.
     """
     wait(process, after)
     while process.poll() is None and not any(folder.rglob(".*.part")):
@@ -75,25 +64,26 @@ def wait_for_save(process, folder, after):
 
 
 def interrupt(folder, shapes, number, rng, longest, *flags):
-    """One interrupted run. Returns how it ended: its exit code, and whether it was within a save. A
-    crash prints its output.
+    """Start and interrupt a run; return its exit code, and whether it was saving.
+
+    Print the output of a crash.
     """
     with tempfile.TemporaryFile("w+") as log:
         process = start(folder, shapes, log, *flags)
-        aimed, moment = rng.random() < 1 / 3, rng.uniform(0, longest)
-        if aimed:
+        within_save, moment = rng.random() < 1 / 3, rng.uniform(0, longest)
+        if within_save:
             wait_for_save(process, folder, moment)
             time.sleep(rng.uniform(0, 0.01))
         else:
             wait(process, moment)
         saving = any(folder.rglob(".*.part"))
-        with contextlib.suppress(ProcessLookupError):  # it has come to its end
+        with contextlib.suppress(ProcessLookupError):  # it has ended
             os.killpg(process.pid, number)
         code = process.wait()
         log.seek(0)
         output = log.read()
     if code == 1 and "Caught SIGINT, quick exit" in output:
-        code = -number  # for a moment, while it is imported, Jittor answers Ctrl-C itself
+        code = -number  # while it is being imported, Jittor handles Ctrl-C itself
     if code not in (0, -number, 128 + number):
         print(f"exit code {code}: {output[-2000:]}", flush=True)
     if code == 128 + number:
@@ -104,47 +94,44 @@ def interrupt(folder, shapes, number, rng, longest, *flags):
 
 
 def assert_same_training(folder, expected):
-    """The end of two trainings, to the last bit, but for the flags that resuming adds."""
+    """Compare two finished trainings to the last bit, except for the flags that resuming adds."""
     mine, theirs = (load_checkpoint(path / "checkpoint.pkl") for path in (folder, expected))
     for checkpoint in (mine, theirs):
         del checkpoint["args"]
     assert_same(mine, theirs)
     assert (folder / "log.txt").read_bytes() == (expected / "log.txt").read_bytes()
-    left = [path for path in folder.rglob(".*") if path.name != ".lock"]
-    assert not left, left
+    leftovers = [path for path in folder.rglob(".*") if path.name != ".lock"]
+    assert not leftovers, leftovers
 
 
 def finish(folder, shapes, *flags):
-    """An undisturbed run. Returns its exit code, 0."""
+    """Run a training to its end."""
     with tempfile.TemporaryFile("w+") as log:
         code = start(folder, shapes, log, *flags).wait()
         log.seek(0)
         assert code == 0, log.read()[-2000:]
-    return code
 
 
 def main(times, number, seed, root, *flags):
-    """Returns a Counter of what happened, and how many trainings crashed or ended differently."""
+    """Return a Counter of exit codes, and how many trainings crashed or ended differently."""
     rng, shapes, expected = random.Random(seed), root / "shapes", root / "undisturbed"
-    # Compiled once, a training takes a tenth of the time: that of the others.
     for folder in (root / "compiling", expected):
         begin = time.time()
         finish(folder, shapes, *flags)
-        longest = time.time() - begin
+        longest = time.time() - begin  # of the second one: the first one compiles
     assert_same_training(root / "compiling", expected)
     seen, spent, faults = collections.Counter(), 0, 0
     while spent < times:
         folder = root / f"run{seen['trainings']}"
-        code = None
-        while code != 0:
-            if spent < times:
-                code, saving = interrupt(folder, shapes, number, rng, longest, *flags)
-                if code != 0:
-                    spent += 1
-                    seen[f"exit code {code}{' within a save' * saving}"] += 1
-                    faults += code not in (-number, 128 + number)
-            else:
-                code = finish(folder, shapes, *flags)
+        while spent < times:
+            code, saving = interrupt(folder, shapes, number, rng, longest, *flags)
+            if code == 0:
+                break
+            spent += 1
+            seen[f"exit code {code}{' within a save' * saving}"] += 1
+            faults += code not in (-number, 128 + number)
+        else:
+            finish(folder, shapes, *flags)
         try:
             assert_same_training(folder, expected)
         except AssertionError as error:
@@ -165,15 +152,10 @@ if __name__ == "__main__":
     flags = RESNET18 if options.model == "resnet18" else []
     with tempfile.TemporaryDirectory() as folder:
         begin = time.time()
-        seen, faults = main(
-            options.times,
-            signal.Signals[f"SIG{options.signal}"],
-            options.seed,
-            Path(folder),
-            *flags,
-        )
+        number = signal.Signals[f"SIG{options.signal}"]
+        seen, faults = main(options.times, number, options.seed, Path(folder), *flags)
     print(
         f"{options.times} x SIG{options.signal} in {time.time() - begin:.0f} s: {dict(seen)}; "
-        f"{faults} crashes, or trainings that did not end as the undisturbed one to the last bit"
+        f"{faults} trainings crashed or ended differently"
     )
     sys.exit(faults > 0)

@@ -1,12 +1,12 @@
-"""A day's training in small: one epoch over many images, killed on the way and resumed.
+"""Train one epoch over many images, kill it halfway and resume it:
 
     python ../shared/tools/make_coco_size.py 20000 /tmp/coco train
     python ../shared/tools/make_coco_size.py 500 /tmp/coco val
     python -m tests.tools.long_epoch /tmp/coco [--out long_epoch.png]
 
 The data loader runs alone first. Then main.py trains a small model, is killed with SIGKILL in the
-middle of the epoch, and resumes from its last checkpoint. The memory of all its processes is read
-from outside: proportional, so a page that processes share counts by parts. Draws it.
+middle of the epoch, and resumes from its last checkpoint. Plots the memory of all its processes,
+proportional: a page shared by n processes counts 1 / n.
 """
 
 import argparse
@@ -35,7 +35,7 @@ STEP = re.compile(r"^Epoch: \[0\] +\[ *(\d+)/(\d+)\]", re.MULTILINE)
 
 
 class Reading(NamedTuple):
-    """seconds since the start; steps done of all, or None before and after them; memory in GB."""
+    """Seconds since the start; steps done and in all, or None outside of training; memory in GB."""
 
     seconds: float
     step: Optional[int]
@@ -44,7 +44,7 @@ class Reading(NamedTuple):
 
 
 def load(coco):
-    """The data loader alone, in this process: prints images per second."""
+    """Run the data loader alone, in this process; print images per second."""
     from util.startup.prepare import prepare_device
 
     prepare_device("cpu")
@@ -61,32 +61,33 @@ def load(coco):
 
 
 def train(coco, output, *, kill, begin, resume=()):
-    """Runs main.py to its end, or kills it after half of the steps. Returns its readings.
+    """Run main.py to its end, or kill it after half of the steps; return its readings.
 
-    begin: the time that readings count from.
+    begin: time of the start, in seconds since the epoch.
     """
     command = [sys.executable, "main.py", *FLAGS, "--coco_path", coco, "--output_dir", output]
-    printed = Path(output) / ("killed.txt" if kill else "resumed.txt")
+    log = Path(output) / ("killed.txt" if kill else "resumed.txt")
     readings = []
-    with open(printed, "w") as file:
+    with open(log, "w") as file:
         process = subprocess.Popen([*command, *resume], cwd=REPO, stdout=file)
         while process.poll() is None:
             time.sleep(PERIOD)
-            text = printed.read_text()
-            found = STEP.findall(text)
-            step, steps = map(int, found[-1]) if found and "Test:" not in text else (None, None)
+            text = log.read_text()
+            matches = STEP.findall(text)
+            training = matches and "Test:" not in text
+            step, steps = map(int, matches[-1]) if training else (None, None)
             memory = proportional_memory([process.pid])
             readings.append(Reading(time.time() - begin, step, steps, memory))
             if kill and step and step > steps // 2:
                 process.kill()
                 process.wait()
                 return readings
-    assert process.returncode == 0, printed.read_text()[-2000:]
-    return readings[:-1]  # the last one found it ending
+    assert process.returncode == 0, log.read_text()[-2000:]
+    return readings[:-1]  # at the last one the program was ending
 
 
 def summarize(title, readings):
-    """Prints images per second, and the memory in the training's first, middle and last third."""
+    """Print images per second, and the mean memory in each third of the training."""
     trained = [reading for reading in readings if reading.step is not None]
     first, last = trained[0], trained[-1]
     speed = (last.step - first.step) * BATCH_SIZE / (last.seconds - first.seconds)
@@ -99,17 +100,13 @@ def summarize(title, readings):
     )
 
 
-def draw(path, runs):
-    """runs: title -> readings."""
+def plot(path, runs):
+    """Plot memory over time. runs: title -> readings."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for title, readings in runs.items():
-        axes.plot(
-            [reading.seconds / 60 for reading in readings],
-            [reading.memory for reading in readings],
-            marker=".",
-            label=title,
-        )
+        minutes = [reading.seconds / 60 for reading in readings]
+        axes.plot(minutes, [reading.memory for reading in readings], marker=".", label=title)
     axes.set(xlabel="minutes", ylabel="memory of all processes, GB", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -128,18 +125,15 @@ def main(options):
         [line] = re.findall(r"training on .*", (Path(output) / "resumed.txt").read_text())
         print(line)
         summarize("resumed", resumed)
-    draw(options.out, {"killed after half of the epoch": killed, "resumed": resumed})
+    plot(options.out, {"killed after half of the epoch": killed, "resumed": resumed})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("coco", help="a folder like COCO's")
-    parser.add_argument("--out", default="long_epoch.png", help="the picture")
+    parser.add_argument("coco", help="folder in COCO's layout")
+    parser.add_argument("--out", default="long_epoch.png", help="the plot")
     parser.add_argument("--only-load", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.only_load:
-        load(options.coco)
-    else:
-        main(options)
+    load(options.coco) if options.only_load else main(options)

@@ -1,10 +1,9 @@
-"""Trains a small model for thousands of steps on images of varying sizes, evaluates it on
-thousands, and draws its memory:
+"""Plot the memory of thousands of training steps and evaluated images of varying sizes:
 
-    python -m tests.tools.memory [--steps 3000] [--images 2000] [--coco_path PATH] [--out
-    memory.png]
+    python -m tests.tools.memory [--steps 3000] [--images 2000] [--coco_path PATH]
+        [--out memory.png]
 
-The program itself runs, on real images with the original's transforms; its memory is read from
+main.py trains a small model on real images with the original's transforms; its memory is read from
 outside, whenever it prints.
 """
 
@@ -31,13 +30,14 @@ FLAGS = """
     --device cpu
 """.split()
 PROGRESS = re.compile(r"^(Epoch|Test):.*?\[ *(\d+)/\d+\]")
-FIRST = 500  # where memory should have come to its end
+FIRST = 500  # memory should not grow from here on
 MARKS = (0, FIRST, 1000, 2000, 3000)
 
 
 def repeat_coco(source, folder, counts):
-    """A folder like COCO's, in which the images of source are listed again and again. counts: image
-    set -> images.
+    """Write a folder in COCO's layout that lists the images of source again and again.
+
+    counts: image set -> number of images.
     """
     for image_set, count in counts.items():
         name = f"instances_{image_set}2017.json"
@@ -46,22 +46,17 @@ def repeat_coco(source, folder, counts):
         for number in range(count):
             image = data["images"][number % len(data["images"])]
             images.append({**image, "id": number})
-            annotations += [
-                {**ann, "id": len(annotations) + i, "image_id": number}
-                for i, ann in enumerate(
-                    (ann for ann in data["annotations"] if ann["image_id"] == image["id"]), 1
-                )
-            ]
+            for ann in data["annotations"]:
+                if ann["image_id"] == image["id"]:
+                    annotations.append({**ann, "id": len(annotations) + 1, "image_id": number})
+        data.update(images=images, annotations=annotations)
         (folder / "annotations").mkdir(parents=True, exist_ok=True)
-        (folder / "annotations" / name).write_text(
-            json.dumps({**data, "images": images, "annotations": annotations})
-        )
+        (folder / "annotations" / name).write_text(json.dumps(data))
         (folder / f"{image_set}2017").symlink_to((source / f"{image_set}2017").resolve())
 
 
-def memory(pid):
-    """Resident memory of the process and, shared pages by parts, of its data workers; GB."""
-
+def read_memory(pid):
+    """Return resident memory of a process, and proportional memory of its data workers, in GB."""
     folder = Path("/proc") / str(pid)
     [resident] = re.findall(r"VmRSS:\s+(\d+)", (folder / "status").read_text())
     workers = (folder / "task" / str(pid) / "children").read_text().split()
@@ -69,7 +64,7 @@ def memory(pid):
 
 
 def measure(coco):
-    """Runs the program: {"Epoch" or "Test": [(batches done, GB, GB of the workers)]}."""
+    """Run main.py; return {"Epoch" or "Test": [(batches done, GB, GB of the workers)]}."""
     curves = {"Epoch": [], "Test": []}
     process = subprocess.Popen(
         [sys.executable, "main.py", *FLAGS, "--coco_path", str(coco)],
@@ -81,7 +76,7 @@ def measure(coco):
     for line in process.stdout:
         if match := PROGRESS.match(line):
             part, batch = match.groups()
-            curves[part].append((int(batch), *memory(process.pid)))
+            curves[part].append((int(batch), *read_memory(process.pid)))
             if int(batch) % 100 == 0:
                 print(f"{part} {batch}: {curves[part][-1][1]:.3f} GB", file=sys.stderr)
     if process.wait():
@@ -89,18 +84,45 @@ def measure(coco):
     return curves
 
 
-def draw(path, parts):
-    """parts: title -> (name of a unit, [(units done, GB, GB of the workers)])."""
+def plot(path, parts):
+    """Plot memory. parts: title -> (name of a unit, [(units done, GB, GB of the workers)])."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     for axes, (title, (unit, curve)) in zip(figure.subplots(1, len(parts)), parts.items()):
         done, main, workers = zip(*curve)
-        axes.plot(done, main, label="the program")
-        axes.plot(done, workers, label="its two data workers")
+        axes.plot(done, main, label="main process")
+        axes.plot(done, workers, label="two data workers")
         axes.axvline(FIRST, color="black", linestyle=":", alpha=0.5)
         axes.set(title=title, xlabel=unit, ylabel="resident memory, GB", ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=100)
+
+
+def summarize(title, unit, curve):
+    """Print a part's rows, and return a line about its trend after FIRST."""
+    batch = curve[1][0] // PRINT_FREQ  # units in one
+    curve = curve[:-1]  # the last reading comes after the end
+    held = [row for row in curve if row[0] // batch % StepMemory.BATCHES_BETWEEN_TRIMS == 0]
+    held_first = None
+    for before, mark in zip(MARKS, MARKS[1:]):
+        since = [row for row in curve if before <= row[0] < mark]
+        if not since:
+            break
+        mean = fmean(gigabytes for done, gigabytes, _ in held if before <= done < mark)
+        held_first = held_first or mean
+        _, main, workers = zip(*since)
+        print(
+            f"| {mark} {unit} ({title}) | {mean:.3f} | {mean / held_first - 1:+.1%} | "
+            f"{fmean(main):.3f} | {max(main):.3f} | {workers[-1]:.3f} |"
+        )
+    done, held = np.array([row[:2] for row in held if row[0] >= FIRST]).T
+    (slope, _), covariance = np.polyfit(done, held, 1, cov=True)
+    growth = np.array([slope, covariance[0, 0] ** 0.5]) * (done[-1] - done[0]) / held.mean()
+    return (
+        f"{title}: linear trend of held memory after {FIRST} {unit}: {growth[0]:+.1%} ± "
+        f"{growth[1]:.1%} at {done[-1]:.0f} (standard deviation of a reading: "
+        f"{held.std() / held.mean():.1%})"
+    )
 
 
 def main():
@@ -114,57 +136,22 @@ def main():
     )
     parser.add_argument("--out", type=Path, default="memory.png")
     args = parser.parse_args()
+    counts = {"train": 2 * (args.steps + 1), "val": args.images + 2}
     with tempfile.TemporaryDirectory() as folder:
-        repeat_coco(
-            args.coco_path, Path(folder), {"train": 2 * (args.steps + 1), "val": args.images + 2}
-        )
+        repeat_coco(args.coco_path, Path(folder), counts)
         curves = measure(Path(folder))
     parts = {
         "training": ("steps of 2 images", curves["Epoch"]),
         "evaluation": ("images", [(2 * batch, *rest) for batch, *rest in curves["Test"]]),
     }
     print(
-        "Memory goes back to the system at intervals: what is held then, the mean and the highest "
-        "since the row above, in GB."
+        "Held: right after memory is returned to the system. Mean and highest: since the row above."
     )
-    print(
-        f"| after | held | against {FIRST} | mean | highest | workers |\n"
-        "| --- | --- | --- | --- | --- | --- |"
-    )
-    trends = []
-    for title, (unit, curve) in parts.items():
-        batch = curve[1][0] // PRINT_FREQ  # units in one
-        held_first = None
-        for before, mark in zip(MARKS, MARKS[1:]):
-            # The last one comes after the end.
-            since = [row for row in curve[:-1] if before <= row[0] < mark]
-            if not since:
-                break
-            held = fmean(
-                row[1] for row in since if row[0] // batch % StepMemory.BATCHES_BETWEEN_TRIMS == 0
-            )
-            held_first = held_first or held
-            _, main, workers = zip(*since)
-            print(
-                f"| {mark} {unit} ({title}) | {held:.3f} | {held / held_first - 1:+.1%} | "
-                f"{fmean(main):.3f} | {max(main):.3f} | {workers[-1]:.3f} |"
-            )
-        done, held = np.array(
-            [
-                row[:2]
-                for row in curve[:-1]
-                if row[0] >= FIRST and row[0] // batch % StepMemory.BATCHES_BETWEEN_TRIMS == 0
-            ]
-        ).T
-        (slope, _), covariance = np.polyfit(done, held, 1, cov=True)
-        growth = np.array([slope, covariance[0, 0] ** 0.5]) * (done[-1] - done[0]) / held.mean()
-        trends.append(
-            f"{title}: held memory from {FIRST} {unit} on, by a straight line: {growth[0]:+.1%} ± "
-            f"{growth[1]:.1%} at {done[-1]:.0f} (single readings differ by "
-            f"{held.std() / held.mean():.1%})"
-        )
+    print(f"| after | held, GB | against {FIRST} | mean | highest | workers |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    trends = [summarize(title, *part) for title, part in parts.items()]
     print("\n".join(["", *trends]))
-    draw(args.out, parts)
+    plot(args.out, parts)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the processes of a training exchange, beside the gradients, which Jittor averages:
+"""Count what processes exchange in a training step beside the gradients, which Jittor averages:
 
     python -m tests.tools.messages [--processes 1 2 4 8 16]
 
-Prints a table: the collectives of a training step with the numbers that they carry, and how long
-one exchange takes. More processes than cores wait for each other: count there, and time with few.
+Prints a table: the collectives of a step with the number of values they carry, and the time of one
+exchange. More processes than cores wait for each other: take the time from few of them.
 """
 
 import argparse
@@ -23,7 +23,7 @@ STEPS = 3
 
 
 def measure():
-    """In one of the processes: prints the table's row in the main one."""
+    """Measure in one of the processes; the main one prints the table's row."""
     sys.path[:0] = [str(REPO / "tests" / "helpers")]
     from util.startup.prepare import prepare_device
 
@@ -31,7 +31,7 @@ def measure():
     import tiny
 
     from util import dist, launch
-    from util.backend import select_device
+    from util.backend import jt, select_device
 
     select_device("cpu")
     from engine import train_one_epoch
@@ -43,19 +43,22 @@ def measure():
     optimizer, stop = build_optimizer(model, args), StopRequest()
     sizes, gather = [], dist.all_gather_floats
 
-    def counting(values):
+    def record_size(values):
         sizes.append(len(values))
         return gather(values)
 
     def train(steps):
         batches = tiny.Batches([tiny.make_batch(launch.get_rank())] * steps)
-        agree = lambda step, logger: stop.agree()  # noqa: E731
+        agree = lambda step, logger: stop.agree()
         with contextlib.redirect_stdout(io.StringIO()):
             train_one_epoch(model, criterion, batches, optimizer, 0, 0, 0.1, after_step=agree)
 
+    def is_collective(function):  # jt.Var has a broadcast, too
+        return function.__name__ in COLLECTIVES and not isinstance(function.__self__, jt.Var)
+
     train(1)  # compiles
-    dist.all_gather_floats = counting
-    counts = [count_collectives(lambda: train(steps)) for steps in (1, 1 + STEPS)]
+    dist.all_gather_floats = record_size
+    counts = [count_calls(lambda: train(steps), is_collective) for steps in (1, 1 + STEPS)]
     dist.all_gather_floats = gather
     collectives = (counts[1] - counts[0]) / STEPS
     numbers = sizes[-len(sizes) // (2 + STEPS) :]
@@ -73,16 +76,14 @@ def measure():
         )
 
 
-def count_collectives(function):
-    """How many of MPI's functions a call uses."""
-    from util.backend import jt
-
+def count_calls(function, is_counted):
+    """Return how many built-in functions for which is_counted(f) holds a call of function uses."""
     count = 0
 
     def profile(_, event, called):
         nonlocal count
-        if event == "c_call" and called.__name__ in COLLECTIVES:
-            count += not isinstance(called.__self__, jt.Var)  # which has a broadcast, too
+        if event == "c_call":
+            count += is_counted(called)
 
     sys.setprofile(profile)
     function()
@@ -98,8 +99,8 @@ def main(processes):
     for count in processes:
         command = [sys.executable, "-m", "tests.tools.messages", "--measure"]
         if count > 1:
-            start = ["mpirun", "-np", str(count), "--oversubscribe", "--bind-to", "none"]
-            command = start + ["--allow-run-as-root"] * (os.geteuid() == 0) + command
+            mpirun = ["mpirun", "-np", str(count), "--oversubscribe", "--bind-to", "none"]
+            command = mpirun + ["--allow-run-as-root"] * (os.geteuid() == 0) + command
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=REPO, env=environment, check=True)
 

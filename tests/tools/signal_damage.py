@@ -1,13 +1,12 @@
-"""Signals while oneDNN multiplies: every product has to stay right.
+"""Send signals while oneDNN multiplies, and check every product:
 
-    python -m tests.tools.signal_damage [--seconds 600] [--how process|thread|both|child] [--threads
-    2] [--rate 2000] [--product bmm]
+    python -m tests.tools.signal_damage [--seconds 600] [--how process|thread|both|child]
+        [--threads 2] [--rate 2000] [--product bmm]
 
-oneDNN 2.6 keeps an address of the heap in the stack pointer while it multiplies (its issue 4845),
-so the frame of a signal handler can land in arrays. A second process sends signals to this process,
-to its main thread, or to both in turn; or it has children whose end this process hears of. A
-handler in Python takes them. Beside the products there are small arrays, which a frame would hit,
-too.
+oneDNN 2.6 keeps a heap address in the stack pointer while it multiplies (its issue 4845), so the
+frame of a signal handler can overwrite arrays. A second process sends signals to this process, to
+its main thread, or to both in turn; or it has children whose end this process is told of. A Python
+handler receives them. Small arrays beside the products would be hit, too.
 """
 
 import argparse
@@ -18,8 +17,7 @@ import subprocess
 import sys
 import time
 
-# Sends signals until its standard input closes. A child of a child belongs to the process that
-# adopts orphans.
+# Sends signals until its standard input closes. A grandchild is adopted by this process.
 SENDER = """
 import ctypes, os, select, signal, sys, time
 pid, how, period = int(sys.argv[1]), sys.argv[2], 1 / float(sys.argv[3])
@@ -27,9 +25,9 @@ syscall = ctypes.CDLL(None).syscall
 tgkill = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
 while not select.select([0], [], [], 0)[0]:
     if how in ("thread", "both"):
-        syscall(tgkill, pid, pid, signal.SIGALRM)  # the main thread's number is that of the process
+        syscall(tgkill, pid, pid, signal.SIGALRM)  # the main thread's id is that of the process
     if how in ("process", "both"):
-        os.kill(pid, signal.SIGUSR2)  # to another thread if the main one is taking one
+        os.kill(pid, signal.SIGUSR2)  # to another thread if the main one is handling one
     if how == "child":
         if os.fork() == 0:
             os.fork()
@@ -40,9 +38,9 @@ while not select.select([0], [], [], 0)[0]:
 
 
 def main(seconds, how, rate, product):
-    """product: "bmm" or "linear" of util/ops, or "matmul", Jittor's own.
+    """Return the numbers of products, of signals received, and of products that changed.
 
-    Returns (products, signals heard, products that differ from the first one).
+    product: "bmm" or "linear" of util/ops, or "matmul", Jittor's own.
     """
     import numpy as np
 
@@ -54,23 +52,23 @@ def main(seconds, how, rate, product):
     shapes = ((4, 80, 512), (4, 512, 128)) if product == "bmm" else ((320, 512), (128, 512))
     a, b = (jt.array(rng.standard_normal(shape).astype("float32")) for shape in shapes)
 
-    def start_beside():
+    def start_small_arrays():
         return sum(
             (jt.array(rng.standard_normal(300).astype("float32")) * 2).sum() for _ in range(20)
         )
 
     first = multiply(a, b).numpy()
-    start_beside().numpy()  # compiles
-    heard = 0
+    start_small_arrays().numpy()  # compiles
+    received = 0
 
-    def hear(number, _):
-        nonlocal heard
-        heard += 1
+    def handle(number, _):
+        nonlocal received
+        received += 1
         while number == signal.SIGCHLD and os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
     for number in (signal.SIGALRM, signal.SIGUSR2, signal.SIGCHLD):
-        signal.signal(number, hear)
+        signal.signal(number, handle)
         signal.siginterrupt(number, False)  # as StopRequest does
     adopt_orphans = 36  # PR_SET_CHILD_SUBREAPER in sys/prctl.h
     ctypes.CDLL(None).prctl(adopt_orphans, 1)
@@ -79,7 +77,7 @@ def main(seconds, how, rate, product):
     )
     begin, products, wrong = time.time(), 0, 0
     while time.time() < begin + seconds:
-        total = start_beside()
+        total = start_small_arrays()
         if not np.array_equal(multiply(a, b).numpy(), first):
             wrong += 1
             if wrong == 1:
@@ -88,7 +86,7 @@ def main(seconds, how, rate, product):
         products += 1
     sender.stdin.close()
     sender.wait()
-    return products, heard, wrong
+    return products, received, wrong
 
 
 if __name__ == "__main__":
@@ -100,9 +98,9 @@ if __name__ == "__main__":
     parser.add_argument("--product", default="bmm", choices=["bmm", "linear", "matmul"])
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    products, heard, wrong = main(options.seconds, options.how, options.rate, options.product)
+    products, received, wrong = main(options.seconds, options.how, options.rate, options.product)
     print(
         f"{options.product}, {options.how}, {options.threads} threads: {products} products, "
-        f"{heard} signals, {wrong} products wrong"
+        f"{received} signals, {wrong} products wrong"
     )
     sys.exit(wrong > 0)

@@ -1,6 +1,5 @@
-"""One row of the benchmark in this project; see benchmark.py."""
+"""Run one benchmark row in this project (see __main__.py)."""
 
-import json
 import resource
 import subprocess
 import sys
@@ -8,18 +7,19 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers"), str(ROOT / "tests" / "oracle")]
+sys.path.insert(0, str(ROOT))
 
-import bench_rows  # noqa: E402
+import rows  # noqa: E402
 
-TRANSFERS = {"numpy", "item", "tolist", "fetch_sync"}
+TRANSFERS = {"numpy", "item", "tolist"}
 
 
 def build(row):
-    import ours
     import recipe
 
-    recipe.CASES[row] = bench_rows.MODELS[row][1]
+    from tests.helpers import ours
+
+    recipe.CASES[row] = rows.MODELS[row].flags
     return ours.build(row)
 
 
@@ -29,7 +29,7 @@ def forward(options):
 
     _, model, _, postprocessors = build(options.row)
     model.eval()
-    images, _ = bench_rows.make_batch(bench_rows.MODELS[options.row][2])
+    images, _ = rows.make_batch(rows.MODELS[options.row].sizes)
     batch, sizes = nested_tensor_from_arrays(images), [image.shape[1:] for image in images]
 
     def step():
@@ -39,68 +39,50 @@ def forward(options):
             if "segm" in postprocessors:
                 postprocessors["segm"](results, outputs, sizes, sizes)
 
-    return bench_rows.measure(step, options)
+    return rows.measure(step, options)
 
 
-def trainer(row):
-    """train(batches) trains as main.py does; batch(sizes) makes one of its batches."""
-    import main
+def make_trainer(row):
+    """Return train(batches), which trains as main.py does, and make_batch(sizes)."""
     from engine import train_one_epoch
     from util.misc import nested_tensor_from_arrays
+    from util.optim import build_optimizer
 
     args, model, criterion, _ = build(row)
-    optimizer = main.build_optimizer(model, args)
+    optimizer = build_optimizer(model, args)
 
-    def batch(sizes):
-        images, targets = bench_rows.make_batch(sizes)
+    def make_batch(sizes):
+        images, targets = rows.make_batch(sizes)
         return nested_tensor_from_arrays(images), targets
 
     def train(batches):
         train_one_epoch(model, criterion, batches, optimizer, 0, 0, args.clip_max_norm)
 
-    return train, batch
+    return train, make_batch
 
 
 def train(options):
     from tiny import Batches
 
-    run, batch = trainer(options.row)
-    batch = batch(bench_rows.MODELS[options.row][2])
-    clock = bench_rows.Clock(options, batch)
-    run(clock)
-    figures = clock.figures()
-    transfers = [count_transfers(lambda: run(Batches([batch] * n))) for n in (1, 2)]
-    return {**figures, "transfers": transfers[1] - transfers[0]}
-
-
-def count_transfers(step):
-    """How often step() fetches something from the device."""
+    from tests.tools.messages import count_calls
     from util.backend import jt
 
-    count = 0
+    def is_transfer(function):
+        owner = getattr(function, "__self__", None)
+        name = function.__name__
+        return name == "fetch_sync" or (name in TRANSFERS and isinstance(owner, jt.Var))
 
-    def profile(_, event, function):
-        nonlocal count
-        if event == "c_call" and function.__name__ in TRANSFERS:
-            owner = getattr(function, "__self__", None)
-            count += function.__name__ == "fetch_sync" or isinstance(owner, jt.Var)
-
-    sys.setprofile(profile)
-    step()
-    sys.setprofile(None)
-    return count
+    run, make_batch = make_trainer(options.row)
+    batch = make_batch(rows.MODELS[options.row].sizes)
+    clock = rows.Clock(options, [batch])
+    run(clock)
+    counts = [count_calls(lambda: run(Batches([batch] * n)), is_transfer) for n in (1, 2)]
+    return {**clock.figures(), "transfers": counts[1] - counts[0]}
 
 
 def evaluate(options):
-    command = [
-        sys.executable,
-        str(ROOT / "main.py"),
-        "--eval",
-        "--coco_path",
-        options.coco_path,
-        "--resume",
-        options.weights,
-    ]
+    command = [sys.executable, str(ROOT / "main.py"), "--eval", "--coco_path", options.coco_path]
+    command += ["--resume", options.weights]
     start, first = time.time(), None
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
@@ -109,7 +91,7 @@ def evaluate(options):
     assert process.wait() == 0, command
     seconds = time.time() - start
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    print(json.dumps({"seconds": seconds, "start": first, "memory": memory}))
+    return {"seconds": seconds, "start": first, "memory": memory}
 
 
 def data(options):
@@ -117,11 +99,11 @@ def data(options):
     from datasets import build_dataset
 
     args = main.parse_args(["--coco_path", options.coco_path])
-    return bench_rows.measure_data(build_dataset(options.row.split("-")[1], args))
+    return rows.measure_data(build_dataset(options.row.split("-")[1], args))
 
 
 def loader(options):
-    """A pass of the training data. Annotations that are kept in the user's cache are used."""
+    """Load an epoch. Annotations in the user's cache are used."""
     import main
     from datasets import build_dataset
     from datasets.loader import DataLoader
@@ -129,25 +111,21 @@ def loader(options):
     start = time.time()
     dataset = build_dataset("train", main.parse_args(["--coco_path", options.coco_path]))
     batches = DataLoader(dataset, 2, shuffle=True, drop_last=True, num_workers=2)
-    return bench_rows.measure_loader(batches, start)
+    return rows.measure_loader(batches, start)
 
 
-def operators():
-    """Milliseconds, forward and back, of each own operator and of what Jittor has in its place, at
-    sizes of R50's training.
+def operators(_):
+    """Return the milliseconds, forward and backward, of our operators and of Jittor's.
+
+    The sizes are those of training R50.
     """
     from util import ops
     from util.backend import jt, nn
 
     def conv(outputs, channels, kernel, stride, height, width):
-        place = (stride, stride), (kernel // 2, kernel // 2)
-        # noqa: E731
-        function = lambda x, weight, bias: ops.conv2d(x, weight, bias, *place, relu=True)
-        return function, [
-            (2, channels, height, width),
-            (outputs, channels, kernel, kernel),
-            (outputs,),
-        ]
+        geometry = (stride, stride), (kernel // 2, kernel // 2)
+        shapes = [(2, channels, height, width), (outputs, channels, kernel, kernel), (outputs,)]
+        return lambda x, weight, bias: ops.conv2d(x, weight, bias, *geometry, relu=True), shapes
 
     masked = jt.zeros((2, 540)).bool()
     dropout, layer_norm, batch_norm = ops.Dropout(0.1), ops.LayerNorm(256), nn.BatchNorm2d(64)
@@ -170,7 +148,7 @@ def operators():
         ),
     }
 
-    def milliseconds(function, inputs):
+    def measure(function, inputs):
         times = []
         for _ in range(12):
             start = time.perf_counter()
@@ -179,60 +157,53 @@ def operators():
             times.append(time.perf_counter() - start)
         return sorted(times[2:])[5] * 1000
 
-    choose, found = ops._uses_onednn, {}
+    choose, milliseconds = ops._uses_onednn, {}
     for name, (function, shapes) in cases.items():
         inputs = [jt.randn(shape) for shape in shapes]
         jt.sync(inputs)
         ops._uses_onednn = choose
-        own = milliseconds(function, inputs)
+        own = measure(function, inputs)
         ops._uses_onednn = lambda: False
-        found[name] = own, milliseconds(function, inputs)
-    return found
+        milliseconds[name] = own, measure(function, inputs)
+    return milliseconds
 
 
-def compilations():
-    """Operators compiled in two training steps and an evaluation, and in 30 more of each with
-    images of other sizes.
-    """
+def compilations(_):
+    """Count operators that two training steps and evaluations compile, and 30 of other sizes."""
     import numpy as np
     from tiny import Batches
 
     from util.backend import jt
     from util.misc import nested_tensor_from_arrays
 
-    train, batch = trainer("train")
+    train, make_batch = make_trainer("train")
+    _, model, _, postprocessors = build("forward")
     folder = Path(jt.flags.cache_path) / "jit"
 
-    def compiled():
+    def count_compiled():
         return len(list(folder.glob("*.so")))
 
-    _, model, _, postprocessors = build("forward")
-
     def step(sizes):
-        train(Batches([batch(sizes)]))
+        train(Batches([make_batch(sizes)]))
         model.eval()
         with jt.no_grad():
-            samples = nested_tensor_from_arrays(bench_rows.make_batch(sizes)[0]).to_jittor()
+            samples = nested_tensor_from_arrays(rows.make_batch(sizes)[0]).to_jittor()
             postprocessors["bbox"](model(samples), sizes)
 
-    sizes = [
-        [tuple(size) for size in pair]
-        for pair in np.random.default_rng(0).integers(200, 420, (32, 2, 2)).tolist()
-    ]
-    before, start = compiled(), time.time()
+    sizes = np.random.default_rng(0).integers(200, 420, (32, 2, 2)).tolist()
+    sizes = [[tuple(size) for size in pair] for pair in sizes]
+    before, start = count_compiled(), time.time()
     for pair in sizes[:2]:
         step(pair)
-    first, seconds = compiled(), time.time() - start
+    first, seconds = count_compiled(), time.time() - start
     for pair in sizes[2:]:
         step(pair)
-    return {"seconds": seconds, "first": first - before, "later": compiled() - first}
+    return {"seconds": seconds, "first": first - before, "later": count_compiled() - first}
 
 
-if __name__ == "__main__":
-    options = bench_rows.parse()
+def main(options):
     if options.row == "eval":
-        evaluate(options)
-        sys.exit()
+        return evaluate(options)
     from util.startup.prepare import prepare_device
 
     start = time.time()
@@ -240,13 +211,14 @@ if __name__ == "__main__":
     from util.backend import select_device
 
     select_device(options.device)
-    if options.row == "compilations":
-        bench_rows.report({"core": time.time() - start, **compilations()})
-    elif options.row == "operators":
-        bench_rows.report(operators())
-    elif options.row == "loader":
-        print(json.dumps(loader(options)))
-    elif options.row in bench_rows.DATA:
-        bench_rows.report(data(options))
+    core = {"core": time.time() - start} if options.row == "compilations" else {}
+    special = {"compilations": compilations, "operators": operators, "loader": loader}
+    if options.row in rows.DATA:
+        measure = data
     else:
-        bench_rows.report((forward if options.row.startswith("forward") else train)(options))
+        measure = special.get(options.row, forward if "forward" in options.row else train)
+    return {**core, **measure(options)}
+
+
+if __name__ == "__main__":
+    rows.report(main(rows.parse()))
