@@ -11,8 +11,8 @@ from datetime import timedelta
 
 from arguments import apply_checkpoint_args, parse_args, resume_command
 from checks import check_args
-from models.weights.checkpoint import class_names, load_checkpoint
-from models.weights.names import names_of
+from models.weights.checkpoint import load_checkpoint, read_class_names
+from models.weights.names import get_class_names
 from util import launch
 from util.errors import warn
 from util.startup.prepare import prepare_device
@@ -66,7 +66,7 @@ def main(args):
     if args.predict:
         model, _, _ = build_model(args, get_num_classes(args))
         load_model_state(model, checkpoint["model"], args.resume)
-        predict_files(model, args, names_of(checkpoint, args.resume))
+        predict_files(model, args, get_class_names(checkpoint, args.resume))
         return
 
     # ------------------------------ data
@@ -96,7 +96,7 @@ def main(args):
         num_classes = num_classes_from_ids(classes, args.val_ann if args.eval else args.train_ann)
     if args.resume or args.frozen_weights:
         ann_file = (dataset_train or dataset_val).ann_file
-        check_names(classes, ann_file, class_names(checkpoint, source), source)
+        check_names(classes, ann_file, read_class_names(checkpoint, source), source)
 
     # ------------------------------ model
     set_seed(args.seed)
@@ -106,7 +106,7 @@ def main(args):
     if args.resume:
         load_model_state(model, checkpoint["model"], args.resume)
     elif args.finetune:
-        old_classes = names_of(checkpoint, args.finetune)
+        old_classes = get_class_names(checkpoint, args.finetune)
         load_matching_weights(model, checkpoint["model"], old_classes, classes, args.finetune)
     elif args.frozen_weights:
         load_model_state(model.detr, checkpoint["model"], args.frozen_weights)

@@ -363,7 +363,7 @@ def test_weights_that_are_not_all_of_a_model_are_not_written(tmp_path, change, m
     for target in ("out", "out.safetensors"):
         done = convert(source, tmp_path / target, "--nheads", "4")
         assert done.returncode == 1 and done.stderr.count("\n") == 1
-        assert f"{source}: is not a DETR's weights: {message}" in done.stderr
+        assert f"{source}: not the weights of a DETR: {message}" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pkl"]
 
 
@@ -393,7 +393,7 @@ def test_the_command_goes_by_the_suffix(tmp_path):
     done = convert(source, tmp_path / "weights.onnx")
     assert done.returncode == 1 and "weights.onnx: give OUT.pth, OUT.safetensors" in done.stderr
     done = convert(source, tmp_path / "detr-v1.5")
-    assert "is not a DETR's weights" in done.stderr, "a folder, for transformers"
+    assert "not the weights of a DETR" in done.stderr, "a folder, for transformers"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pkl"]
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tiny
 
-from models.architecture import architecture_of
+from models.architecture import infer_architecture
 from models.export.__main__ import check_encoding, check_size, main
 from models.weights.model import model_state
-from models.weights.shapes import weight_shapes
+from models.weights.shapes import get_weight_shapes
 from util.errors import InputError
 from util.jittor_file import write_jittor_file
 
@@ -29,15 +29,15 @@ MODELS = [
 def test_the_architecture_follows_from_the_weights(flags):
     args = tiny.arguments(flags)
     state = model_state(tiny.build(args)[0])
-    expected = {name: getattr(args, name) for name in architecture_of_names()}
+    expected = {name: getattr(args, name) for name in infer_architecture_names()}
     if expected["backbone_norm"] == "batch":
         expected["backbone_norm"] = "frozen"
     if not args.enc_layers:
         expected["pre_norm"] = True
-    found = architecture_of({"model": state, "args": vars(args)}, "x.pkl")
+    found = infer_architecture({"model": state, "args": vars(args)}, "x.pkl")
     assert found._asdict() == expected
     # The original's weights come without flags.
-    found = architecture_of({"model": state}, "x.pkl", args.dilation, args.nheads)
+    found = infer_architecture({"model": state}, "x.pkl", args.dilation, args.nheads)
     assert found._asdict() == expected
 
 
@@ -45,11 +45,11 @@ def test_the_architecture_follows_from_the_weights(flags):
 def test_the_weights_of_an_architecture_are_those_of_the_model(flags):
     args = tiny.arguments(flags)
     state = model_state(tiny.build(args)[0])
-    architecture = architecture_of({"model": state, "args": vars(args)}, "x.pkl")
-    assert weight_shapes(architecture) == {name: value.shape for name, value in state.items()}
+    architecture = infer_architecture({"model": state, "args": vars(args)}, "x.pkl")
+    assert get_weight_shapes(architecture) == {name: value.shape for name, value in state.items()}
 
 
-def architecture_of_names():
+def infer_architecture_names():
     from models.architecture import Architecture
 
     return Architecture._fields
@@ -59,8 +59,8 @@ def test_other_weights_are_refused():
     state = model_state(tiny.build(tiny.arguments("--num_classes 5"))[0])
     for part in ("query_embed", "class_embed", "backbone.0.body.layer3.1", "transformer.decoder"):
         rest = {name: array for name, array in state.items() if not name.startswith(part)}
-        with pytest.raises(InputError, match="x.pkl: is not a DETR's weights"):
-            architecture_of({"model": rest}, "x.pkl")
+        with pytest.raises(InputError, match="x.pkl: not the weights of a DETR"):
+            infer_architecture({"model": rest}, "x.pkl")
 
 
 @pytest.mark.parametrize("encoding, limit", [("learned", 1600), ("sine", None)])
@@ -68,7 +68,7 @@ def test_a_size_beyond_the_learned_encoding_is_refused(encoding, limit):
     """Such a file would be written, and no program would load it."""
     args = tiny.arguments("--num_classes 5 --position_embedding", encoding)
     state = model_state(tiny.build(args)[0])
-    architecture = architecture_of({"model": state, "args": vars(args)}, "x.pkl")
+    architecture = infer_architecture({"model": state, "args": vars(args)}, "x.pkl")
     check_encoding(None, architecture)
     check_encoding((1600, 1600), architecture)
     if limit is None:

@@ -7,10 +7,10 @@ import pytest
 import tiny
 
 from engine import train_one_epoch
-from models.weights.checkpoint import class_names, num_classes_of
+from models.weights.checkpoint import count_classes, read_class_names
 from models.weights.finetune import load_matching_weights, match_classes
 from models.weights.model import model_state
-from models.weights.names import published_names
+from models.weights.names import get_coco_names
 from util.backend import jt
 from util.errors import InputError
 from util.optim import build_optimizer
@@ -129,15 +129,13 @@ def test_names_of_published_weights():
     for logits, count in ((92, 80), (251, 133), (21, 0)):
         for name in ("class_embed.bias", "detr.class_embed.bias"):
             assert (
-                len(
-                    published_names(num_classes_of({"model": {name: np.zeros(logits, np.float32)}}))
-                )
+                len(get_coco_names(count_classes({"model": {name: np.zeros(logits, np.float32)}})))
                 == count
             )
-    assert class_names({"model": {}, "classes": {1: "a\n"}}, "w.pkl") == {1: "a\\n"}
+    assert read_class_names({"model": {}, "classes": {1: "a\n"}}, "w.pkl") == {1: "a\\n"}
     for classes in (["cat"], {"1": "cat"}, {1: 2}):
         with pytest.raises(InputError, match="w.pkl: its classes are not"):
-            class_names({"model": {}, "classes": classes}, "w.pkl")
+            read_class_names({"model": {}, "classes": classes}, "w.pkl")
 
 
 @pytest.mark.parametrize("parts", [["backbone"], ["transformer"], ["backbone", "transformer"]])

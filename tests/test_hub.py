@@ -69,7 +69,7 @@ def test_published_weights_load_by_name(tmp_path, monkeypatch):
     """From a local folder in place of the original's address; the loading is strict."""
     model = hub.detr_resnet50(num_classes=4)
     write_jittor_file({"model": model_state(model)}, tmp_path / "detr-r50-e632da11.pth")
-    monkeypatch.setattr(hub, "WEIGHTS", f"{tmp_path}/")
+    monkeypatch.setattr(hub, "WEIGHTS_URL", f"{tmp_path}/")
     again = hub.detr_resnet50(pretrained=True, num_classes=4)
     assert (again.class_embed.weight.numpy() == model.class_embed.weight.numpy()).all()
     with pytest.raises(

@@ -11,9 +11,9 @@ from processes import REPO
 
 from arguments import apply_checkpoint_args, parse_args
 from models.weights.__main__ import main as convert
-from models.weights.checkpoint import class_names, load_checkpoint
-from models.weights.huggingface import flags_of
-from models.weights.huggingface_names import from_huggingface, is_of_huggingface, to_huggingface
+from models.weights.checkpoint import load_checkpoint, read_class_names
+from models.weights.huggingface import parse_config
+from models.weights.huggingface_names import from_huggingface, is_huggingface, to_huggingface
 from models.weights.model import model_state
 from models.weights.safetensors_file import write_safetensors
 from util.errors import InputError
@@ -63,7 +63,7 @@ def newer(name):
 
 def test_names_go_both_ways(state):
     theirs = to_huggingface(state)
-    assert is_of_huggingface(theirs) and not is_of_huggingface(state)
+    assert is_huggingface(theirs) and not is_huggingface(state)
     assert not theirs.keys() & {n for n in state if not n.startswith(("mask_", "bbox_att"))}
     same(from_huggingface(theirs), state)
     same(from_huggingface({newer(name): array for name, array in theirs.items()}), state)
@@ -155,7 +155,7 @@ def test_a_folder_has_all_that_loading_needs(folder, args, state):
     checkpoint = load_checkpoint(folder)
     same(checkpoint["model"], state)
     expected = {} if args.num_classes == 3 else {1: "person", 4: "自行车"}
-    assert class_names(checkpoint, folder) == expected
+    assert read_class_names(checkpoint, folder) == expected
     words = ["--eval", "--coco_path", ".", "--resume", str(folder)]
     resumed = parse_args(words)
     apply_checkpoint_args(resumed, checkpoint, folder)
@@ -191,7 +191,7 @@ def test_a_folder_has_cocos_names_where_the_weights_have_none(tmp_path):
     run(source, folder)
     names = json.loads((folder / "config.json").read_text())["id2label"]
     assert names["18"] == "dog" and names["90"] == "toothbrush"
-    assert class_names(load_checkpoint(folder), folder)[18] == "dog"
+    assert read_class_names(load_checkpoint(folder), folder)[18] == "dog"
 
 
 def test_a_file_takes_the_config_beside_it(folder, state):
@@ -231,8 +231,8 @@ def refused(folder, message):
 def test_folders_that_cannot_be_used(folder):
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
-        ({"model_type": "conditional_detr"}, "of type 'conditional_detr'; only detr"),
-        ({"model_type": None}, "of type None; only detr"),
+        ({"model_type": "conditional_detr"}, "of type 'conditional_detr'; only detr is supported"),
+        ({"model_type": None}, "of type None; only detr is supported"),
         ({"activation_function": "gelu"}, "its activation_function is 'gelu'; only relu"),
         ({"backbone": "swin_tiny"}, "its backbone is swin_tiny; there are resnet18, "),
         ({"backbone": "tiny"}, "its backbone is tiny; there are"),
@@ -264,7 +264,7 @@ def test_folders_that_cannot_be_used(folder):
 def test_configs_of_other_versions():
     """Before and after transformers 5, and the published ones."""
     old, new = (
-        flags_of({"model_type": "detr", **config}, "config.json")[0]
+        parse_config({"model_type": "detr", **config}, "config.json")[0]
         for config in (
             {"use_timm_backbone": True, "backbone": "resnet101", "dilation": True},
             {
@@ -279,7 +279,7 @@ def test_configs_of_other_versions():
     assert old == new
     assert (old["backbone"], old["dilation"], old["num_queries"]) == ("resnet101", True, 100)
     own = {"model_type": "resnet", "depths": [2, 2, 2, 2], "layer_type": "basic"}
-    flags, classes = flags_of(
+    flags, classes = parse_config(
         {"model_type": "detr", "backbone_config": own, "id2label": {"0": "LABEL_0", "2": "N/A"}},
         "config.json",
     )

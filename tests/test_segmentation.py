@@ -13,9 +13,9 @@ from engine import train_one_epoch
 from models.segmentation import (
     PostProcessPanoptic,
     PostProcessSegm,
-    bilinear,
     dice_loss,
     id2rgb,
+    resize_bilinear,
     sigmoid_focal_loss,
 )
 from models.weights.model import model_state
@@ -129,10 +129,11 @@ def test_losses_of_known_masks():
 def test_bilinear_is_jittors_and_selects(old, new):
     masks = np.random.default_rng(0).standard_normal((3, *old), np.float32)
     expected = nn.interpolate(jt.array(masks[:, None]), size=new, mode="bilinear")[:, 0].numpy()
-    np.testing.assert_allclose(bilinear(masks, new), expected, atol=1e-4)
+    np.testing.assert_allclose(resize_bilinear(masks, new), expected, atol=1e-4)
     rows, columns = np.array([0, new[0] - 1, 0]), np.arange(new[1])[::2]
     np.testing.assert_array_equal(
-        bilinear(masks, new, rows, columns), bilinear(masks, new)[:, rows][:, :, columns]
+        resize_bilinear(masks, new, rows, columns),
+        resize_bilinear(masks, new)[:, rows][:, :, columns],
     )
 
 
@@ -141,7 +142,7 @@ def test_instances_are_cut_out_of_the_padding_and_resized():
     sizes, orig_sizes = np.array([[64, 96], [80, 64]]), np.array([[130, 201], [41, 33]])
     results = PostProcessSegm()([{}, {}], {"pred_masks": jt.array(logits)}, orig_sizes, sizes)
     for result, logit, size, orig_size in zip(results, logits, sizes, orig_sizes):
-        full = bilinear(logit, (80, 96))[:, : size[0], : size[1]] > 0
+        full = resize_bilinear(logit, (80, 96))[:, : size[0], : size[1]] > 0
         expected = full[:, nearest_index(size[0], orig_size[0])][
             :, :, nearest_index(size[1], orig_size[1])
         ]

@@ -12,7 +12,7 @@ from conftest import HERE
 
 from arguments import apply_checkpoint_args, parse_args
 from models.detr import build_model
-from models.weights.checkpoint import class_names, load_checkpoint, num_classes_of
+from models.weights.checkpoint import count_classes, load_checkpoint, read_class_names
 from models.weights.model import load_model_state
 from util.backend import jt
 from util.misc import nested_tensor_from_arrays
@@ -48,7 +48,7 @@ def run_ours(source, samples):
     args = parse_args(["--eval", "--coco_path", ".", "--resume", str(source)])
     checkpoint = load_checkpoint(source)
     apply_checkpoint_args(args, checkpoint, source)
-    model, _, _ = build_model(args, num_classes_of(checkpoint))
+    model, _, _ = build_model(args, count_classes(checkpoint))
     load_model_state(model, checkpoint["model"], source)
     model.eval()
     with jt.no_grad():
@@ -87,11 +87,13 @@ def test_weights_go_both_ways(oracle_python, tmp_path, measured, case, form):
     checkpoint, found = run_ours(tmp_path / "in", samples)
     compare("to ours", f"{case}, {form}", found, expected, measured)
     if case == "three-classes":
-        assert class_names(checkpoint, "") == {0: "ballon", 2: "自行车"}
+        assert read_class_names(checkpoint, "") == {0: "ballon", 2: "自行车"}
 
     command = [sys.executable, "-m", "models.weights", tmp_path / "in", tmp_path / "out"]
     subprocess.run([str(word) for word in command], cwd=REPO, check=True)
     theirs("run", tmp_path / "out", tmp_path / "batch.npz", tmp_path / "back.npz")
     with np.load(tmp_path / "back.npz") as data:
         compare("and back", f"{case}, {form}", dict(data), expected, measured)
-    assert class_names(load_checkpoint(tmp_path / "out"), "") == class_names(checkpoint, "")
+    assert read_class_names(load_checkpoint(tmp_path / "out"), "") == read_class_names(
+        checkpoint, ""
+    )
