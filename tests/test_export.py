@@ -1,6 +1,6 @@
-"""What `python -m models.weights` and `models.export` know of a model, and their messages.
+"""Architectures inferred from weights, and errors of `python -m models.export`.
 
-The files that they write: test_huggingface.py, oracle/test_export.py.
+The ONNX files themselves: oracle/test_export.py.
 """
 
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from models.architecture import infer_architecture
+from models.architecture import get_architecture, infer_architecture
 from models.export.__main__ import check_encoding, check_size, main
 from models.weights.model import model_state
 from models.weights.shapes import get_weight_shapes
@@ -26,33 +26,16 @@ MODELS = [
 
 
 @pytest.mark.parametrize("flags", MODELS)
-def test_the_architecture_follows_from_the_weights(flags):
+def test_weights_determine_the_architecture_and_vice_versa(flags):
     args = tiny.arguments(flags)
     state = model_state(tiny.build(args)[0])
-    expected = {name: getattr(args, name) for name in infer_architecture_names()}
-    if expected["backbone_norm"] == "batch":
-        expected["backbone_norm"] = "frozen"
-    if not args.enc_layers:
-        expected["pre_norm"] = True
-    found = infer_architecture({"model": state, "args": vars(args)}, "x.pkl")
-    assert found._asdict() == expected
+    expected = get_architecture(args, args.num_classes)
+    if args.backbone_norm == "batch":
+        expected = expected._replace(backbone_norm="frozen")
+    assert infer_architecture({"model": state, "args": vars(args)}, "x.pkl") == expected
     # The original's weights come without flags.
-    found = infer_architecture({"model": state}, "x.pkl", args.dilation, args.nheads)
-    assert found._asdict() == expected
-
-
-@pytest.mark.parametrize("flags", MODELS)
-def test_the_weights_of_an_architecture_are_those_of_the_model(flags):
-    args = tiny.arguments(flags)
-    state = model_state(tiny.build(args)[0])
-    architecture = infer_architecture({"model": state, "args": vars(args)}, "x.pkl")
-    assert get_weight_shapes(architecture) == {name: value.shape for name, value in state.items()}
-
-
-def infer_architecture_names():
-    from models.architecture import Architecture
-
-    return Architecture._fields
+    assert infer_architecture({"model": state}, "x.pkl", args.dilation, args.nheads) == expected
+    assert get_weight_shapes(expected) == {name: value.shape for name, value in state.items()}
 
 
 def test_other_weights_are_refused():
@@ -65,7 +48,7 @@ def test_other_weights_are_refused():
 
 @pytest.mark.parametrize("encoding, limit", [("learned", 1600), ("sine", None)])
 def test_a_size_beyond_the_learned_encoding_is_refused(encoding, limit):
-    """Such a file would be written, and no program would load it."""
+    """No program would load such a file."""
     args = tiny.arguments("--num_classes 5 --position_embedding", encoding)
     state = model_state(tiny.build(args)[0])
     architecture = infer_architecture({"model": state, "args": vars(args)}, "x.pkl")
@@ -85,7 +68,7 @@ def test_a_size_is_two_sides_or_dynamic(sides):
         check_size(sides)
 
 
-def test_without_the_package_onnx_a_line_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_the_package_onnx_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     source, target = tmp_path / "a.pkl", tmp_path / "a.onnx"
     write_jittor_file({"model": {"a": np.ones(1, np.float32)}}, source)
     monkeypatch.setitem(sys.modules, "onnx", None)

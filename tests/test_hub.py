@@ -1,4 +1,4 @@
-"""The original's models by name, and programs that use them."""
+"""Published models by name, models of any checkpoint, and the README's program."""
 
 import argparse
 import subprocess
@@ -34,22 +34,20 @@ HUB = {
 
 @pytest.mark.parametrize("name", HUB)
 def test_models_by_name(name):
-    """Have the flags' weights, dilation where the name says so, and their postprocessors."""
+    """They have the flags' weights and dilation, and the right postprocessor."""
     model, postprocessor = getattr(hub, name)(return_postprocessor=True)
     assert type(postprocessor) is (PostProcessPanoptic if "panoptic" in name else PostProcess)
     other = tiny.build(parse_args(HUB[name]))[0]
     assert [(n, p.shape) for n, p in model.named_parameters()] == [
         (n, p.shape) for n, p in other.named_parameters()
     ]
-    body, other_body = ((getattr(m, "detr", m)).backbone[0].body for m in (model, other))
-    assert (body.layer4[0].conv2.stride, body.layer4[1].conv2.dilation) == (
-        other_body.layer4[0].conv2.stride,
-        other_body.layer4[1].conv2.dilation,
-    )
+    stage, other_stage = (getattr(m, "detr", m).backbone[0].body.layer4 for m in (model, other))
+    assert stage[0].conv2.stride == other_stage[0].conv2.stride
+    assert stage[1].conv2.dilation == other_stage[1].conv2.dilation
 
 
 def test_the_readmes_program_runs(tmp_path):
-    """In a process of its own, where its imports are the first."""
+    """In another process, where its imports come first."""
     [block] = (REPO / "README.md").read_text().split("```python\n")[1:]
     program = block.split("```")[0]
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
@@ -66,21 +64,19 @@ def test_the_readmes_program_runs(tmp_path):
 
 
 def test_published_weights_load_by_name(tmp_path, monkeypatch):
-    """From a local folder in place of the original's address; the loading is strict."""
+    """From a local folder instead of the original's address; the loading is strict."""
     model = hub.detr_resnet50(num_classes=4)
     write_jittor_file({"model": model_state(model)}, tmp_path / "detr-r50-e632da11.pth")
     monkeypatch.setattr(hub, "WEIGHTS_URL", f"{tmp_path}/")
     again = hub.detr_resnet50(pretrained=True, num_classes=4)
     assert (again.class_embed.weight.numpy() == model.class_embed.weight.numpy()).all()
-    with pytest.raises(
-        InputError,
-        match="detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed",
-    ):
+    message = "detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed"
+    with pytest.raises(InputError, match=message):
         hub.detr_resnet50(pretrained=True)
 
 
 def test_weights_of_a_folder_load_by_name(tmp_path):
-    """As transformers writes it; weights with and without dilation fit each other's models."""
+    """Like transformers' folders. Weights with and without dilation have the same shapes."""
     model = hub.detr_resnet50(num_classes=4)
     write_jittor_file({"model": model_state(model)}, tmp_path / "mine.pkl")
     convert(tmp_path / "mine.pkl", tmp_path / "folder", argparse.Namespace(dilation=True, nheads=8))
@@ -99,8 +95,8 @@ def test_weights_of_a_folder_load_by_name(tmp_path):
         "--backbone tiny --backbone_norm batch --enc_layers 0 --dec_layers 1",
     ],
 )
-def test_any_checkpoint_loads_as_what_it_is(tmp_path, flags):
-    """With the outputs of the model that was saved, and the names of its classes."""
+def test_any_checkpoint_loads(tmp_path, flags):
+    """The model has the outputs of the saved one, and its class names."""
     args = tiny.arguments(f"--num_classes 5 {flags}")
     model = tiny.build(args)[0]
     names = {1: "cat", 4: "dog"}
