@@ -46,7 +46,7 @@ def main(args):
     from models.detr import build_model
     from models.weights.finetune import load_matching_weights
     from models.weights.imagenet import load_backbone
-    from models.weights.model import load_model_state, weights_digest
+    from models.weights.model import hash_weights, load_model_state
     from models.weights.training import TrainingState
     from predict import predict_files
     from util import dist
@@ -113,7 +113,7 @@ def main(args):
     else:
         detr = model.detr if args.masks else model
         load_backbone(detr.backbone[0].body, args.backbone_weights, args.backbone)
-    dist.check_same(weights_digest(model), "the initial weights")
+    dist.check_same(hash_weights(model), "the initial weights")
     # Jittor's `eval()` stops all gradients: count in training mode.
     n_parameters = sum(p.numel() for p in model.parameters() if not p.is_stop_grad())
     world_size = launch.get_world_size()

@@ -72,7 +72,7 @@ def infer_architecture(checkpoint, source, dilation=False, nheads=8):
     has_statistics = "backbone.0.body.bn1.running_mean" in shapes
     try:
         architecture = Architecture(
-            backbone=_infer_backbone(shapes),
+            backbone=_infer_backbone(shapes, source),
             backbone_norm="frozen" if has_statistics else "group",
             dilation=dilation,
             position_embedding="learned" if "backbone.1.row_embed.weight" in shapes else "sine",
@@ -88,7 +88,7 @@ def infer_architecture(checkpoint, source, dilation=False, nheads=8):
         )
     except (KeyError, IndexError) as error:
         raise InputError(
-            f"{source}: not the weights of a DETR ({error} is missing); give a checkpoint of a DETR"
+            f"{source}: not the weights of a DETR ({error} is missing); give a DETR's checkpoint"
         ) from error
     if nheads < 1 or architecture.hidden_dim % nheads:
         raise InputError(
@@ -102,7 +102,7 @@ def infer_architecture(checkpoint, source, dilation=False, nheads=8):
     return architecture
 
 
-def _infer_backbone(shapes):
+def _infer_backbone(shapes, source):
     blocks = tuple(
         _count_modules(shapes, f"backbone.0.body.layer{stage}.") for stage in range(1, 5)
     )
@@ -110,7 +110,10 @@ def _infer_backbone(shapes):
     for name, depths in DEPTHS.items():
         if depths == blocks and (name in BASIC_BLOCKS) == is_basic:
             return name
-    raise KeyError(f"a known backbone, with {blocks} blocks,")
+    raise InputError(
+        f"{source}: not the weights of a DETR (its backbone has {blocks} blocks); give a DETR's "
+        "checkpoint"
+    )
 
 
 def _count_modules(shapes, prefix):

@@ -392,5 +392,5 @@ def test_the_command_reports_errors_in_one_line(tmp_path):
     assert done.stderr.count("\n") == 1 and os.listdir(tmp_path) == []
     write_jittor_file(tree(), source)
     done = convert(source, tmp_path / "." / "checkpoint.pkl")
-    assert done.returncode == 1 and "is the input itself" in done.stderr
+    assert done.returncode == 1 and "output is the input file" in done.stderr
     assert_same(load_checkpoint(source), tree())

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from models.architecture import get_architecture, infer_architecture
-from models.export.__main__ import check_encoding, check_size, main
+from models.export.__main__ import check_size_limit, main, parse_size
 from models.weights.model import model_state
 from models.weights.shapes import get_weight_shapes
 from util.errors import InputError
@@ -52,20 +52,20 @@ def test_a_size_beyond_the_learned_encoding_is_refused(encoding, limit):
     args = tiny.arguments("--num_classes 5 --position_embedding", encoding)
     state = model_state(tiny.build(args)[0])
     architecture = infer_architecture({"model": state, "args": vars(args)}, "x.pkl")
-    check_encoding(None, architecture)
-    check_encoding((1600, 1600), architecture)
+    check_size_limit(None, architecture)
+    check_size_limit((1600, 1600), architecture)
     if limit is None:
-        check_encoding((1600, 1601), architecture)
+        check_size_limit((1600, 1601), architecture)
     else:
         with pytest.raises(InputError, match="--size is 1600 1601: give 1600 pixels at most"):
-            check_encoding((1600, 1601), architecture)
+            check_size_limit((1600, 1601), architecture)
 
 
 @pytest.mark.parametrize("sides", [["800"], ["800", "1066", "3"], ["31", "64"], ["a", "b"], ["-1"]])
 def test_a_size_is_two_sides_or_dynamic(sides):
-    assert check_size(["dynamic"]) is None and check_size(["800", "1066"]) == (800, 1066)
+    assert parse_size(["dynamic"]) is None and parse_size(["800", "1066"]) == (800, 1066)
     with pytest.raises(InputError, match="--size is .*: give height and width"):
-        check_size(sides)
+        parse_size(sides)
 
 
 def test_without_the_package_onnx_the_error_says_how_to_install_it(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
-"""Build an ONNX graph from the layers of a DETR.
+"""A builder of ONNX graphs with DETR's layers.
 
-Values are passed by name, as if they were tensors; docstrings give their shapes. All operators are
-in opset 17.
+Methods take and return names of values; docstrings give their shapes. All operators are in opset
+17.
 """
 
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-EPSILON = 1e-5  # of every normalisation
+EPSILON = 1e-5  # of all normalization layers
 
 
 class Graph:
-    """Nodes and weights of a graph.
+    """Collect the nodes and initializers of an ONNX graph.
 
-    weights: name -> NumPy array, the model's. Values are named after their place, such as
+    weights: the model's, name -> NumPy array. Values are named by scope, such as
     `/transformer/encoder/layers.0/norm1/LayerNormalization`; weights keep their names.
     """
 
@@ -26,7 +26,7 @@ class Graph:
 
     @contextmanager
     def scope(self, name):
-        """Put the nodes that the block adds under a name."""
+        """Prefix the names of the nodes that are added in the block."""
         outer = self.path
         self.path = f"{outer}/{name}"
         try:
@@ -51,7 +51,7 @@ class Graph:
                         names[i] = name
 
     def weight(self, name, array=None):
-        """Store a weight of the model, or an array made of weights, and return its name."""
+        """Add a weight of the model, or an array made of weights, and return its name."""
         if name not in self.initializers:
             value = self.weights[name] if array is None else array
             value = np.ascontiguousarray(value, np.float32)
@@ -59,27 +59,27 @@ class Graph:
         return name
 
     def constant(self, value):
-        """Store a number or a short list, int64 or float32, and return its name."""
+        """Add a number or a short list, int64 or float32, and return its name."""
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         name = str(array.tolist())
         self.initializers[name] = numpy_helper.from_array(array, name)
         return name
 
-    def shape(self, *sides):
-        """Concatenate integers and values int64 [1] to a shape."""
-        parts = [self.constant([s]) if isinstance(s, int) else s for s in sides]
+    def shape(self, *dims):
+        """Concatenate dimensions, integers or values int64 [1], to a shape."""
+        parts = [self.constant([s]) if isinstance(s, int) else s for s in dims]
         return self.add("Concat", *parts, axis=0)
 
-    def side(self, x, axis):
-        """Return the length of x along an axis, int64 [1]."""
+    def dim(self, x, axis):
+        """Return the size of x along an axis, int64 [1]."""
         return self.add("Shape", x, start=axis, end=axis + 1)
 
-    def reshape(self, x, *sides):
-        """Reshape x; 0 keeps a side, -1 infers it."""
-        if all(isinstance(side, int) for side in sides):
-            return self.add("Reshape", x, self.constant(sides))
-        return self.add("Reshape", x, self.shape(*sides))
+    def reshape(self, x, *dims):
+        """Reshape x; 0 keeps a dimension, -1 infers it."""
+        if all(isinstance(dim, int) for dim in dims):
+            return self.add("Reshape", x, self.constant(dims))
+        return self.add("Reshape", x, self.shape(*dims))
 
     # ---- layers; `name` is the prefix of the weights' names
 
@@ -102,12 +102,12 @@ class Graph:
         scale, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=EPSILON)
 
-    def conv(self, x, name, weight=None, bias=None, **place):
+    def conv(self, x, name, weight=None, bias=None, **attributes):
         """[B, C, H, W] -> [B, D, h, w]. weight, bias: arrays in place of the model's."""
         inputs = [x, self.weight(f"{name}.weight", weight)]
         if bias is not None or f"{name}.bias" in self.weights:
             inputs.append(self.weight(f"{name}.bias", bias))
-        return self.add("Conv", *inputs, **place)
+        return self.add("Conv", *inputs, **attributes)
 
     def group_norm(self, x, name, groups):
         """[B, C, H, W] -> [B, C, H, W]"""
@@ -123,7 +123,7 @@ class Graph:
         return self.add("Add", self.add("Mul", normed, scale), bias)
 
     def resize_nearest(self, x, like, axes):
-        """Resize x to sides of `like` by PyTorch's nearest interpolation.
+        """Resize x to the size of `like` with PyTorch's nearest interpolation.
 
         axes: pairs (axis of x, axis of like).
         """
@@ -132,8 +132,8 @@ class Graph:
         return x
 
     def _nearest_index(self, x, axis, like, axis_of_like):
-        """Compute `util.nearest.nearest_index`, in the same arithmetic."""
-        old, new = self.side(x, axis), self.side(like, axis_of_like)
+        """Compute `util.nearest.nearest_index` with the same rounding."""
+        old, new = self.dim(x, axis), self.dim(like, axis_of_like)
         ratio = self.add("Div", self._float(old), self._float(new))
         zero, one = self.constant(0), self.constant(1)
         index = self._float(self.add("Range", zero, self.add("Squeeze", new), one))
@@ -144,17 +144,17 @@ class Graph:
     def _float(self, x):
         return self.add("Cast", x, to=TensorProto.FLOAT)
 
-    # ---- the file
+    # ---- model
 
-    def model(self, inputs, outputs, opset, metadata):
+    def build_model(self, inputs, outputs, opset, metadata):
         """Build the onnx.ModelProto.
 
-        inputs, outputs: name -> (TensorProto's type, shape of integers and names); metadata: dict
-        of strings.
+        inputs, outputs: name -> (element type, dimensions: integers or symbolic names); metadata:
+        dict of strings.
         """
         values = [
-            [helper.make_tensor_value_info(name, *kind) for name, kind in part.items()]
-            for part in (inputs, outputs)
+            [helper.make_tensor_value_info(name, *spec) for name, spec in values.items()]
+            for values in (inputs, outputs)
         ]
         graph = helper.make_graph(self.nodes, "DETR", *values, list(self.initializers.values()))
         opsets = [helper.make_opsetid("", opset)]

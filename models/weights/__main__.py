@@ -1,4 +1,4 @@
-"""`python -m models.weights IN OUT`: convert a checkpoint's model for other programs."""
+"""Convert a checkpoint's model for other programs: `python -m models.weights IN OUT`."""
 
 import argparse
 import sys
@@ -36,19 +36,19 @@ def main():
 
 
 def add_architecture_flags(parser):
-    """Add the flags that `infer_architecture` needs for weights that come without flags."""
-    reason = "needed if IN stores no flags, like the original's weights"
-    parser.add_argument("--dilation", action="store_true", help=f"the model is DC5; {reason}")
+    """Add the flags that weights alone do not determine."""
+    when = "(needed if IN stores no flags, like the original's weights"
+    parser.add_argument("--dilation", action="store_true", help=f"the model is DC5 {when})")
     parser.add_argument(
-        "--nheads", type=int, default=8, help=f"number of attention heads (default 8); {reason}"
+        "--nheads", type=int, default=8, help=f"number of attention heads {when}; default: 8)"
     )
 
 
 def convert(source, target, options):
     """Write the model of source to target (Path). Raises InputError."""
     if Path(source).resolve() == target.resolve():
-        raise InputError(f"{target}: is the input itself; give another OUT")
-    # A numeric suffix is part of a folder's name: detr-v1.5
+        raise InputError(f"{target}: output is the input file; give another path")
+    # A numeric suffix is part of a folder's name, such as detr-v1.5.
     is_folder = target.is_dir() or not target.suffix.strip(".0123456789")
     if not is_folder and target.suffix not in (*PYTORCH_SUFFIXES, ".safetensors"):
         raise InputError(f"{target}: unknown suffix; give OUT.pth, OUT.safetensors, or a folder")

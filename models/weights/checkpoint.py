@@ -1,4 +1,4 @@
-"""Load checkpoints and weights in any format."""
+"""Load checkpoints and weights of any supported format."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from util.download import MAX_BYTES
 from util.errors import InputError, printable
 from util.jittor_file import read_jittor_file
 
-from .fetch import get_local_path
+from .fetch import resolve_source
 from .huggingface import (
     CONFIG,
     PREPROCESSOR,
@@ -27,13 +27,13 @@ def load_checkpoint(source: str | Path) -> dict:
     """Load a checkpoint; its key "model" is a state dict, name -> NumPy array.
 
     source: the path of a `.pkl` of this program, a PyTorch or a safetensors file, which are told
-    apart by their content, or a folder of transformers; or an address, see `fetch.get_local_path`.
+    apart by their content, or a folder of transformers; or an address, see `fetch.resolve_source`.
     A bare state dict becomes {"model": state dict}. Weights of transformers get the original's
     names, and the keys "args" and "classes" from the config.json beside them.
     Raises InputError if the file is missing, damaged, of another format, or would run code.
     """
     source = str(source)
-    path = get_local_path(source)
+    path = resolve_source(source)
     try:
         content = _read_all(find_weight_files(path)) if path.is_dir() else _read(path)
     except OSError as error:
@@ -50,15 +50,15 @@ def load_checkpoint(source: str | Path) -> dict:
         raise InputError(
             f"{source}: its model is not a state dict (name -> array); save the model's state dict"
         )
-    others = [
+    invalid = [
         str(name)
         for name, value in model.items()
         if not (isinstance(name, str) and isinstance(value, np.ndarray))
     ]
-    if others:
+    if invalid:
         raise InputError(
             f"{source}: its model is not a state dict: "
-            f"{summarize_names('not a name with an array', others)[0]}; give a file that holds "
+            f"{summarize_names('not a name with an array', invalid)[0]}; give a file that holds "
             "the state dict itself or under the key 'model'"
         )
     if is_huggingface(model):
@@ -85,13 +85,13 @@ def read_class_names(checkpoint, source):
     """
     classes = checkpoint.get("classes", {})
     if not isinstance(classes, dict) or not all(
-        type(number) is int and isinstance(name, str) for number, name in classes.items()
+        type(class_id) is int and isinstance(name, str) for class_id, name in classes.items()
     ):
         raise InputError(
             f"{source}: its classes do not map ids to names; the file is damaged, use another "
             "checkpoint"
         )
-    return {number: printable(name) for number, name in classes.items()}
+    return {class_id: printable(name) for class_id, name in classes.items()}
 
 
 def count_classes(checkpoint):
@@ -103,7 +103,7 @@ def count_classes(checkpoint):
 
 
 def _read_all(paths):
-    """Read the state dict whose parts are in these files."""
+    """Read and merge the parts of a state dict."""
     state = {}
     for path in paths:
         part = _read(path)

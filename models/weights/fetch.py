@@ -1,4 +1,4 @@
-"""Download weights from an address or from a repository of Hugging Face."""
+"""Find weights by path, address or repository of Hugging Face."""
 
 import contextlib
 import hashlib
@@ -13,10 +13,10 @@ from util.files import replacing
 
 from .huggingface import CONFIG, PREPROCESSOR, WEIGHTS, read_index
 
-HUB = "https://huggingface.co"
+HF_URL = "https://huggingface.co"
 
 
-def get_local_path(source):
+def resolve_source(source):
     """Return the Path of source, a file or a folder. Addresses are downloaded to the user's cache.
 
     source: a path; an `https://` address, see `util.download.download`; or
@@ -34,11 +34,13 @@ def download_repository(source, folder):
     Intact files in folder are kept. As for the library huggingface_hub, HF_ENDPOINT is the address
     of a mirror and HF_TOKEN opens a private repository. Raises InputError.
     """
-    found = re.fullmatch(r"hf://([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?", source)
-    if found is None:
-        raise InputError(f"{source}: give hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
-    owner, name, revision = found[1], found[2], found[3] or "main"
-    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    match = re.fullmatch(r"hf://([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?", source)
+    if match is None:
+        raise InputError(
+            f"{source}: not a repository; give hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
+        )
+    owner, name, revision = match[1], match[2], match[3] or "main"
+    endpoint = (os.environ.get("HF_ENDPOINT") or HF_URL).rstrip("/")
     check_url(endpoint, "HF_ENDPOINT")
     base = f"{endpoint}/{owner}/{name}/resolve/{quote(revision, safe='')}/"
     folder = folder / f"{owner}--{name}@{revision.replace('/', '--')}"
@@ -88,8 +90,8 @@ def _fetch(base, folder, name):
 def _get_checksum(headers, url):
     """Return the checksum in the headers: SHA-256, or for a small file Git's SHA-1."""
     for field in ("X-Linked-Etag", "ETag"):
-        for reply in headers:
-            value = reply.get(field, "").removeprefix("W/").strip('"')
+        for response in headers:
+            value = response.get(field, "").removeprefix("W/").strip('"')
             if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value):
                 return value
     raise InputError(f"{url}: the server sends no checksum; download the file by hand")

@@ -17,10 +17,10 @@ def load_matching_weights(model, state, old_classes, classes, source):
     Raises InputError if the backbone is another one; the model is then unchanged.
     """
     new_state = model_state(model)
-    state = add_or_remove_prefix(state, new_state)
+    state = match_prefix(state, new_state)
     head = next(name for name in new_state if is_class_head(name))
-    classes = get_classes_in_head(classes, new_state[head])
-    old_classes = get_classes_in_head(old_classes, state.get(head, [0]))
+    classes = select_classes(classes, new_state[head])
+    old_classes = select_classes(old_classes, state.get(head, [0]))
     old_ids = match_classes(classes, old_classes)
     loaded, initialized = [], []
     for name, array in new_state.items():
@@ -35,7 +35,7 @@ def load_matching_weights(model, state, old_classes, classes, source):
         var.update(jt.array(new_state[name]))
     jt.sync_all()
 
-    # ---- the report
+    # ---- summary
     print(
         f"{source}: loaded {len(loaded)} of the model's {len(new_state)} weights; training starts "
         "at epoch 0"
@@ -85,7 +85,7 @@ def copy_if_fits(name, old, array, old_ids):
     return True
 
 
-def add_or_remove_prefix(state, new_state):
+def match_prefix(state, new_state):
     """Return state with the names of new_state: with `detr.` for a model with masks, or without."""
     if any(name.startswith("detr.") for name in new_state):
         prefix = "" if any(name.startswith("detr.") for name in state) else "detr."
@@ -97,7 +97,7 @@ def is_class_head(name):
     return name.endswith(("class_embed.weight", "class_embed.bias"))
 
 
-def get_classes_in_head(classes, head):
+def select_classes(classes, head):
     """Return the classes (id -> name) with a row in the class head; its last is "no object"."""
     return {class_id: name for class_id, name in classes.items() if 0 <= class_id < len(head) - 1}
 
@@ -106,7 +106,7 @@ def match_classes(classes, old_classes):
     """Return category id -> old id of the class with the same name, the same id if possible."""
     matched = {}
     for class_id, name in classes.items():
-        same = [old_id for old_id, old_name in old_classes.items() if old_name == name]
-        if same:
-            matched[class_id] = class_id if class_id in same else same[0]
+        candidates = [old_id for old_id, old_name in old_classes.items() if old_name == name]
+        if candidates:
+            matched[class_id] = class_id if class_id in candidates else candidates[0]
     return matched

@@ -16,7 +16,7 @@ def model_state(model: nn.Module) -> dict[str, np.ndarray]:
     return {name: var.numpy() for name, var in model.named_parameters()}
 
 
-def weights_digest(model):
+def hash_weights(model):
     """Return a hexadecimal digest of the weights."""
     return hashlib.sha1(
         b"".join(array.tobytes() for array in model_state(model).values())

@@ -14,7 +14,7 @@ def get_class_names(checkpoint, source):
 
 def get_coco_names(num_classes):
     """Return COCO's category id -> name if a published model has as many classes, else {}."""
-    return {91: COCO, 250: {**COCO, **STUFF}}.get(num_classes, {})
+    return {91: COCO_THINGS, 250: {**COCO_THINGS, **COCO_STUFF}}.get(num_classes, {})
 
 
 def _parse(text):
@@ -23,7 +23,7 @@ def _parse(text):
     return {int(number): name.strip() for number, name in pairs}
 
 
-COCO = _parse("""
+COCO_THINGS = _parse("""
     1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat,
     10 traffic light, 11 fire hydrant, 13 stop sign, 14 parking meter, 15 bench, 16 bird, 17 cat,
     18 dog, 19 horse, 20 sheep, 21 cow, 22 elephant, 23 bear, 24 zebra, 25 giraffe, 27 backpack,
@@ -36,8 +36,7 @@ COCO = _parse("""
     82 refrigerator, 84 book, 85 clock, 86 vase, 87 scissors, 88 teddy bear, 89 hair drier,
     90 toothbrush
 """)
-# The classes of stuff in COCO's panoptic annotations.
-STUFF = _parse("""
+COCO_STUFF = _parse("""
     92 banner, 93 blanket, 95 bridge, 100 cardboard, 107 counter, 109 curtain, 112 door-stuff,
     118 floor-wood, 119 flower, 122 fruit, 125 gravel, 128 house, 130 light, 133 mirror-stuff,
     138 net, 141 pillow, 144 platform, 145 playingfield, 147 railroad, 148 river, 149 road,

@@ -18,8 +18,8 @@ import numpy as np
 from util import pickles
 from util.errors import InputError
 
-_LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-_ZIP_START = b"PK\x03\x04"
+_LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_ZIP_MAGIC = b"PK\x03\x04"
 _STORAGE_DTYPES = {
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
@@ -38,8 +38,8 @@ _STORAGE_NAMES = {dtype: name for name, dtype in _STORAGE_DTYPES.items()}
 def is_torch_file(path):
     """Return whether the file starts like a PyTorch file of either format. Raises OSError."""
     with open(path, "rb") as file:
-        start = file.read(len(_LEGACY_START))
-    return start == _LEGACY_START or start.startswith(_ZIP_START)
+        start = file.read(len(_LEGACY_MAGIC))
+    return start == _LEGACY_MAGIC or start.startswith(_ZIP_MAGIC)
 
 
 def read_torch_file(path):
@@ -52,18 +52,18 @@ def read_torch_file(path):
     """
     try:
         with open(path, "rb") as file:
-            start = file.read(len(_LEGACY_START))
+            start = file.read(len(_LEGACY_MAGIC))
             file.seek(0)
-            if start == _LEGACY_START:
+            if start == _LEGACY_MAGIC:
                 return _read_legacy(file, path)
-            if start.startswith(_ZIP_START):
+            if start.startswith(_ZIP_MAGIC):
                 return _read_zip(file, path)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:
-        # Damaged bytes make pickle, zipfile and NumPy raise almost any exception there is.
+        # With damaged bytes, pickle, zipfile and NumPy raise almost any exception.
         raise InputError(
             f"{path}: the file is truncated or damaged; download or copy it again "
             f"({type(error).__name__}: {str(error)[:200]})"
@@ -102,34 +102,34 @@ class _Namespace(pickles.Pending):
         return dict(state)
 
 
-def _tensor(storage, offset, size, stride, *_requires_grad_and_hooks):
+def _rebuild_tensor(storage, offset, size, stride, *_requires_grad_and_hooks):
     return None if storage.data is None else _view(storage.data, offset, tuple(size), tuple(stride))
 
 
-def _parameter(data, *_requires_grad_and_hooks):
+def _rebuild_parameter(data, *_requires_grad_and_hooks):
     return data
 
 
-def _device(kind, index=None):
+def _rebuild_device(kind, index=None):
     pickles.check_keys((kind, index))
     return kind if index is None else f"{kind}:{index}"
 
 
-def _set(items=()):
+def _rebuild_set(items=()):
     return set(pickles.check_keys(items))
 
 
 _GLOBALS = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch.nn.parameter", "Parameter"): _parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch.nn.parameter", "Parameter"): _rebuild_parameter,
     ("torch", "Size"): tuple,
-    ("torch", "device"): _device,
+    ("torch", "device"): _rebuild_device,
     ("collections", "OrderedDict"): pickles.OrderedDict,
     ("argparse", "Namespace"): _Namespace,
-    ("__builtin__", "set"): _set,
-    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _rebuild_set,
+    ("builtins", "set"): _rebuild_set,
     **{("torch", name): name for name in _STORAGE_DTYPES},
     **{("torch", dtype): dtype for dtype in _STORAGE_NAMES},
 }
@@ -155,17 +155,17 @@ def _load(file, path, storage=None):
 def _read_zip(file, path):
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        # Entries may overlap.
+        # Overlapping entries could expand to any size.
         if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
-            raise ValueError("its entries are larger than itself")
-        descriptions = [
+            raise ValueError("its entries exceed the file's size")
+        pickle_names = [
             name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")
         ]
-        if len(descriptions) != 1:
+        if len(pickle_names) != 1:
             raise InputError(
                 f"{path}: a zip file, but not PyTorch's: it has no data.pkl; give a .pth file"
             )
-        folder = descriptions[0].removesuffix("data.pkl")
+        folder = pickle_names[0].removesuffix("data.pkl")
         order = archive.read(folder + "byteorder") if folder + "byteorder" in entries else b"little"
         storages = {}
 
@@ -183,9 +183,9 @@ def _read_zip(file, path):
                 )
             return storages[key]
 
-        if entries[descriptions[0]].compress_type != zipfile.ZIP_STORED:
+        if entries[pickle_names[0]].compress_type != zipfile.ZIP_STORED:
             raise ValueError("data.pkl is compressed")
-        return _load(io.BytesIO(archive.read(descriptions[0])), path, storage)
+        return _load(io.BytesIO(archive.read(pickle_names[0])), path, storage)
 
 
 def _read_legacy(file, path):
@@ -205,8 +205,7 @@ def _read_legacy(file, path):
             part.data = _view(whole.data, offset, (size,), (1,))
         return part
 
-    # The storages follow the pickle that describes them, so it is loaded once for their types and
-    # again for its result.
+    # The storages follow the pickle, so it is loaded twice: for their types, then for the result.
     _load(file, path, storage)
     for key in map(str, _load(file, path)):
         dtype, numel = types[key]
