@@ -282,35 +282,17 @@ class PostProcess:
 
 
 def build_detr(
-    architecture: Architecture,
-    dropout: float = 0.1,
-    train_backbone: bool = True,
-    aux_loss: bool = False,
+    arch: Architecture, dropout: float = 0.1, train_backbone: bool = True, aux_loss: bool = False
 ) -> DETR | DETRsegm:
     """Build a DETR, or a DETRsegm if the architecture has masks, with random weights."""
-    backbone = Backbone(
-        architecture.backbone,
-        train_backbone,
-        architecture.dilation,
-        architecture.backbone_norm,
-        return_interm_layers=architecture.masks,
-    )
-    is_learned = architecture.position_embedding == "learned"
+    is_learned = arch.position_embedding == "learned"
     encoding = PositionEmbeddingLearned if is_learned else PositionEmbeddingSine
-    backbone = Joiner(backbone, encoding(architecture.hidden_dim // 2))
-    transformer = Transformer(
-        architecture.hidden_dim,
-        architecture.nheads,
-        architecture.enc_layers,
-        architecture.dec_layers,
-        architecture.dim_feedforward,
-        dropout,
-        normalize_before=architecture.pre_norm,
-    )
-    model = DETR(
-        backbone, transformer, architecture.num_classes, architecture.num_queries, aux_loss
-    )
-    return DETRsegm(model) if architecture.masks else model
+    resnet = arch.backbone, train_backbone, arch.dilation, arch.backbone_norm, arch.masks
+    backbone = Joiner(Backbone(*resnet), encoding(arch.hidden_dim // 2))
+    layers = arch.enc_layers, arch.dec_layers, arch.dim_feedforward
+    transformer = Transformer(arch.hidden_dim, arch.nheads, *layers, dropout, arch.pre_norm)
+    model = DETR(backbone, transformer, arch.num_classes, arch.num_queries, aux_loss)
+    return DETRsegm(model) if arch.masks else model
 
 
 def build_model(

@@ -123,16 +123,6 @@ def make_config(architecture, classes):
     }
 
 
-def make_preprocessor(eval_size, max_size):
-    """Return the content of preprocessor_config.json, which `AutoImageProcessor` reads."""
-    return {
-        "image_processor_type": "DetrImageProcessor",
-        "size": {"shortest_edge": eval_size, "longest_edge": max_size},
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    }
-
-
 def parse_preprocessor(preprocessor):
     """Return main.py's flags for the content of preprocessor_config.json, as far as it has them."""
     size = preprocessor.get("size")
@@ -210,10 +200,15 @@ def write_folder(folder, state, classes, architecture, eval_size=800, max_size=1
     images, in pixels. Raises InputError if the folder cannot be written.
     """
     make_folder(folder)
-    config = make_config(architecture, classes)
     with replacing(folder / WEIGHTS[0]) as file:
         write_safetensors(to_huggingface(state), file)
-    preprocessor = make_preprocessor(eval_size, max_size)
+    preprocessor = {
+        "image_processor_type": "DetrImageProcessor",
+        "size": {"shortest_edge": eval_size, "longest_edge": max_size},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    config = make_config(architecture, classes)
     for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
         with replacing(folder / name) as file:
             file.write(json.dumps(content, indent=2).encode())
