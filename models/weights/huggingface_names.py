@@ -89,7 +89,7 @@ def from_huggingface(state):
     state: name -> array, of transformers. Separate projections of queries, keys and values become
     one array, as in PyTorch's `nn.MultiheadAttention`.
     """
-    found, projections = {}, {}
+    renamed, projections = {}, {}
     for name, array in state.items():
         ours = name
         for new, old in {**_NEW_NAMES, **_RESNET_NAMES}.items():
@@ -99,28 +99,28 @@ def from_huggingface(state):
         if part:
             projections.setdefault(f"{part[1]}in_proj_{part[3]}", {})[part[2]] = name
         else:
-            found[ours] = array
+            renamed[ours] = array
     for ours, names in projections.items():
         arrays = [state[names[letter]] for letter in "qkv" if letter in names]
         if len(arrays) == 3 and len({array.shape for array in arrays}) == 1 and arrays[0].ndim:
-            found[ours] = np.concatenate(arrays)
+            renamed[ours] = np.concatenate(arrays)
         else:  # keep their names, so that the strict loading lists them
-            found.update({name: state[name] for name in names.values()})
-    return found
+            renamed.update({name: state[name] for name in names.values()})
+    return renamed
 
 
 def to_huggingface(state):
     """Return a state dict with the names that transformers' files have in all versions."""
     their_names = {ours: theirs for theirs, ours in _NAMES.items()}
-    found = {}
+    renamed = {}
     for name, array in state.items():
         theirs = _replace_prefix(name, their_names)
         if ".in_proj_" in theirs:
             for letter, rows in zip("qkv", np.split(array, 3)):
-                found[theirs.replace(".in_proj_", f".{letter}_proj.")] = rows
+                renamed[theirs.replace(".in_proj_", f".{letter}_proj.")] = rows
         else:
-            found[theirs] = array
-    return found
+            renamed[theirs] = array
+    return renamed
 
 
 def _replace_prefix(name, prefixes):

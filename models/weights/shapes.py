@@ -44,15 +44,15 @@ def _transformer(architecture):
         ("encoder", architecture.enc_layers, ["self_attn"]),
         ("decoder", architecture.dec_layers, ["self_attn", "multihead_attn"]),
     ):
-        for place in (f"transformer.{part}.layers.{number}" for number in range(layers)):
+        for prefix in (f"transformer.{part}.layers.{number}" for number in range(layers)):
             for attention in attentions:
-                shapes[f"{place}.{attention}.in_proj_weight"] = (3 * width, width)
-                shapes[f"{place}.{attention}.in_proj_bias"] = (3 * width,)
-                shapes |= _layer(f"{place}.{attention}.out_proj", width, width)
-            shapes |= _layer(f"{place}.linear1", hidden, width)
-            shapes |= _layer(f"{place}.linear2", width, hidden)
+                shapes[f"{prefix}.{attention}.in_proj_weight"] = (3 * width, width)
+                shapes[f"{prefix}.{attention}.in_proj_bias"] = (3 * width,)
+                shapes |= _layer(f"{prefix}.{attention}.out_proj", width, width)
+            shapes |= _layer(f"{prefix}.linear1", hidden, width)
+            shapes |= _layer(f"{prefix}.linear2", width, hidden)
             for norm in range(1, len(attentions) + 2):
-                shapes |= _layer(f"{place}.norm{norm}", width)
+                shapes |= _layer(f"{prefix}.norm{norm}", width)
     if architecture.pre_norm:
         shapes |= _layer("transformer.encoder.norm", width)
     return shapes | _layer("transformer.decoder.norm", width)
@@ -62,12 +62,12 @@ def _backbone(architecture):
     is_basic = architecture.backbone in BASIC_BLOCKS
     shapes = {}
 
-    def add(place, conv, norm, outputs, inputs, kernel):
-        shapes[f"{place}.{conv}.weight"] = (outputs, inputs, kernel, kernel)
-        shapes.update(_layer(f"{place}.{norm}", outputs))
+    def add(prefix, conv, norm, outputs, inputs, kernel):
+        shapes[f"{prefix}.{conv}.weight"] = (outputs, inputs, kernel, kernel)
+        shapes.update(_layer(f"{prefix}.{norm}", outputs))
         if architecture.backbone_norm != "group":
-            shapes[f"{place}.{norm}.running_mean"] = (outputs,)
-            shapes[f"{place}.{norm}.running_var"] = (outputs,)
+            shapes[f"{prefix}.{norm}.running_mean"] = (outputs,)
+            shapes[f"{prefix}.{norm}.running_var"] = (outputs,)
 
     inputs = 16 if architecture.backbone == "tiny" else 64
     add("backbone.0.body", "conv1", "bn1", inputs, 3, 7)
@@ -75,15 +75,15 @@ def _backbone(architecture):
     for stage, (depth, outputs) in enumerate(zip(depths, channels), start=1):
         inner = outputs // 4
         for number in range(depth):
-            place = f"backbone.0.body.layer{stage}.{number}"
+            prefix = f"backbone.0.body.layer{stage}.{number}"
             if number == 0 and inputs != outputs:
-                add(place, "downsample.0", "downsample.1", outputs, inputs, 1)
+                add(prefix, "downsample.0", "downsample.1", outputs, inputs, 1)
             if is_basic:
                 convolutions = [(outputs, inputs, 3), (outputs, outputs, 3)]
             else:
                 convolutions = [(inner, inputs, 1), (inner, inner, 3), (outputs, inner, 1)]
             for i, sizes in enumerate(convolutions, start=1):
-                add(place, f"conv{i}", f"bn{i}", *sizes)
+                add(prefix, f"conv{i}", f"bn{i}", *sizes)
             inputs = outputs
     return shapes
 
