@@ -2,14 +2,12 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from processes import REPO
+from processes import run_python
 from same import assert_same
 
 from models.weights import fetch
@@ -83,7 +81,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         "try: write_jittor_file({'model': {'a': np.ones(10**6)}}, sys.argv[1])\n"
         "except InputError as error: print(error)"
     )
-    done = run("-c", script, path)
+    done = run_python("-c", script, path)
     assert f"{path}: cannot be written (File too large)" in done.stdout, done.stderr
     assert_same(load_checkpoint(path), tree())
     assert os.listdir(tmp_path) == ["checkpoint.pkl"]
@@ -291,18 +289,13 @@ def test_without_a_network_the_imagenet_weights_say_what_to_do(tmp_path, monkeyp
         load_backbone(Net(), "imagenet", "resnet20")
 
 
-def run(*arguments):
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-
-
 def convert(*arguments):
     # The import of Jittor would fail: the conversion must not need it.
     code = (
         "import sys, runpy; sys.modules['jittor'] = None; runpy.run_module('models.weights', "
         "run_name='__main__')"
     )
-    return run("-c", code, *arguments)
+    return run_python("-c", code, *arguments)
 
 
 def test_the_command_writes_a_pytorch_file(tmp_path):

@@ -79,12 +79,12 @@ def _fetch(base, folder, name):
             file.write(f"{checksum}  {name}\n".encode())
         return None
 
-    def is_intact():
+    def is_valid():
         return record.is_file() and record.read_text().split()[:1] == [sha256(target)]
 
     token = os.environ.get("HF_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return fetch(base + name, target, find_mismatch, is_intact, headers)
+    return fetch(base + name, target, find_mismatch, is_valid, headers)
 
 
 def _get_checksum(headers, url):
