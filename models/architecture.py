@@ -5,7 +5,7 @@ from typing import NamedTuple
 from util.errors import InputError
 
 # Backbones made of blocks of two 3x3 convolutions, which cannot be dilated.
-BASIC_BLOCKS = ("resnet18", "resnet34", "tiny")
+BASIC_BLOCK_BACKBONES = ("resnet18", "resnet34", "tiny")
 # Residual blocks in each of the four stages.
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),
@@ -20,11 +20,11 @@ MAX_LEARNED_POSITIONS = 50  # rows and columns of the learned position encoding
 
 def get_stage_channels(backbone):
     """Return the output channels of a backbone's four stages."""
-    width = 16 if backbone == "tiny" else 64 if backbone in BASIC_BLOCKS else 256
+    width = 16 if backbone == "tiny" else 64 if backbone in BASIC_BLOCK_BACKBONES else 256
     return [width, 2 * width, 4 * width, 8 * width]
 
 
-def largest_learned_side(backbone, dilation):
+def get_max_learned_side(backbone, dilation):
     """Return the longest image side, in pixels, that the learned position encoding supports."""
     return MAX_LEARNED_POSITIONS * (16 if dilation or backbone == "tiny" else 32)
 
@@ -95,7 +95,7 @@ def infer_architecture(checkpoint, source, dilation=False, nheads=8):
             f"{source}: hidden size {architecture.hidden_dim} is not divisible by {nheads} heads; "
             "give the --nheads that it was trained with"
         )
-    if dilation and architecture.backbone in BASIC_BLOCKS:
+    if dilation and architecture.backbone in BASIC_BLOCK_BACKBONES:
         raise InputError(
             f"{source}: backbone {architecture.backbone} cannot be dilated; leave --dilation out"
         )
@@ -108,7 +108,7 @@ def _infer_backbone(shapes, source):
     )
     is_basic = "backbone.0.body.layer1.0.conv3.weight" not in shapes
     for name, depths in DEPTHS.items():
-        if depths == blocks and (name in BASIC_BLOCKS) == is_basic:
+        if depths == blocks and (name in BASIC_BLOCK_BACKBONES) == is_basic:
             return name
     raise InputError(
         f"{source}: not the weights of a DETR (its backbone has {blocks} blocks); give a DETR's "

@@ -4,7 +4,7 @@ from util import ops
 from util.backend import jt, nn, resnet
 from util.misc import NestedTensor, resize_nearest
 
-from .architecture import BASIC_BLOCKS, DEPTHS, get_stage_channels
+from .architecture import BASIC_BLOCK_BACKBONES, DEPTHS, get_stage_channels
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -98,7 +98,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name, train_backbone, dilation, norm="frozen", return_interm_layers=False):
         super().__init__()
-        if dilation and name in BASIC_BLOCKS:
+        if dilation and name in BASIC_BLOCK_BACKBONES:
             raise ValueError(
                 f"dilation: {name} has basic blocks; use resnet50, resnet101 or resnet152"
             )
@@ -106,7 +106,7 @@ class Backbone(nn.Module):
             self.body = TinyResNet(NORM_LAYERS[norm])
         else:
             self.body = resnet.ResNet(
-                BasicBlock if name in BASIC_BLOCKS else Bottleneck,
+                BasicBlock if name in BASIC_BLOCK_BACKBONES else Bottleneck,
                 DEPTHS[name],
                 norm_layer=NORM_LAYERS[norm],
                 replace_stride_with_dilation=[False, False, dilation],

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from models.architecture import infer_architecture, largest_learned_side
+from models.architecture import get_max_learned_side, infer_architecture
 from models.weights.__main__ import add_architecture_flags
 from models.weights.checkpoint import load_checkpoint
 from models.weights.names import get_class_names
@@ -79,7 +79,7 @@ def parse_size(sides):
 
 def check_size_limit(size, architecture):
     """Raise InputError if size (height, width) exceeds the learned position encoding."""
-    limit = largest_learned_side(architecture.backbone, architecture.dilation)
+    limit = get_max_learned_side(architecture.backbone, architecture.dilation)
     if size and max(size) > limit and architecture.position_embedding == "learned":
         raise InputError(
             f"--size is {size[0]} {size[1]}: give {limit} pixels at most, the limit of the model's "

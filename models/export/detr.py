@@ -9,7 +9,7 @@ import math
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from models.architecture import BASIC_BLOCKS, DEPTHS, Architecture
+from models.architecture import BASIC_BLOCK_BACKBONES, DEPTHS, Architecture
 
 from .graph import EPSILON, Graph
 
@@ -97,7 +97,7 @@ def block(graph, x, stage, i):
     if f"{prefix}.downsample.0.weight" in graph.weights:
         with graph.scope("downsample"):
             shortcut = conv_norm(graph, x, prefix, "downsample.0", "downsample.1", stride)
-    if graph.architecture.backbone in BASIC_BLOCKS:
+    if graph.architecture.backbone in BASIC_BLOCK_BACKBONES:
         kernels = [(3, stride, 1), (3, 1, 1)]
     else:
         kernels = [(1, 1, 1), (3, stride, dilation), (1, 1, 1)]

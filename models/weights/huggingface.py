@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from models.architecture import BASIC_BLOCKS, DEPTHS
+from models.architecture import BASIC_BLOCK_BACKBONES, DEPTHS
 from util.errors import InputError
 from util.files import make_folder, replacing
 
@@ -84,7 +84,7 @@ def _get_backbone(config, path):
         is_basic = backbone.get("layer_type", "bottleneck") == "basic"
         depths = backbone.get("depths", [3, 4, 6, 3])
         for name in RESNETS:
-            if list(DEPTHS[name]) == depths and (name in BASIC_BLOCKS) == is_basic:
+            if list(DEPTHS[name]) == depths and (name in BASIC_BLOCK_BACKBONES) == is_basic:
                 return name
         name = f"resnet of {depths!r:.80} blocks"
     else:

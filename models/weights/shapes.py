@@ -1,6 +1,11 @@
 """Names and shapes of a model's weights, without building it, which needs Jittor and a compiler."""
 
-from models.architecture import BASIC_BLOCKS, DEPTHS, MAX_LEARNED_POSITIONS, get_stage_channels
+from models.architecture import (
+    BASIC_BLOCK_BACKBONES,
+    DEPTHS,
+    MAX_LEARNED_POSITIONS,
+    get_stage_channels,
+)
 from util.errors import InputError
 
 from .mismatches import find_mismatches
@@ -59,7 +64,7 @@ def _transformer(architecture):
 
 
 def _backbone(architecture):
-    is_basic = architecture.backbone in BASIC_BLOCKS
+    is_basic = architecture.backbone in BASIC_BLOCK_BACKBONES
     shapes = {}
 
     def add(prefix, conv, norm, outputs, inputs, kernel):
