@@ -7,8 +7,8 @@ from pathlib import Path
 from checks import check_flags, check_mask_flags
 from datasets.classes import NUM_CLASSES, get_num_classes
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
-from models.architecture import DEPTHS, architecture_of
-from models.weights.checkpoint import num_classes_of
+from models.architecture import DEPTHS, infer_architecture
+from models.weights.checkpoint import count_classes
 from util import launch
 from util.best import FIGURES
 from util.errors import InputError
@@ -260,7 +260,7 @@ def apply_checkpoint_args(args, checkpoint, source):
         elif continues:
             print(f"--{name} is {value} from now on; {source} was trained with {saved[name]}")
             changed.append(name)
-    num_classes = num_classes_of(checkpoint)
+    num_classes = count_classes(checkpoint)
     if args.resume and num_classes and num_classes != get_num_classes(args):
         if args.num_classes is not None:
             raise InputError(
@@ -275,7 +275,7 @@ def apply_checkpoint_args(args, checkpoint, source):
 
 def infer_flags(checkpoint, source):
     """Return the flags of the model that its weights reveal. Raises InputError."""
-    flags = architecture_of(checkpoint, source)._asdict()
+    flags = infer_architecture(checkpoint, source)._asdict()
     for name in ("dilation", "nheads", "num_classes"):  # weights do not reveal the first two
         del flags[name]
     if flags["backbone_norm"] == "frozen":  # or batch, which has the same weights

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets.classes import NUM_CLASSES
 from datasets.coco import IMAGE_SUFFIXES, MAX_RATIO
-from models.architecture import BASIC_BLOCKS, largest_learned_side
+from models.architecture import BASIC_BLOCK_BACKBONES, get_max_learned_side
 from util import launch
 from util.errors import InputError
 from util.files import claim, files_below, training_files
@@ -90,7 +90,7 @@ def check_ranges(args):
 
 
 def check_model(args):
-    if args.dilation and args.backbone in BASIC_BLOCKS:
+    if args.dilation and args.backbone in BASIC_BLOCK_BACKBONES:
         raise InputError(
             f"--dilation does not go with --backbone {args.backbone}: use resnet50, 101 or 152"
         )
@@ -105,7 +105,7 @@ def check_model(args):
             f"--hidden_dim ({args.hidden_dim}) and --nheads ({args.nheads})"
         )
     if args.position_embedding == "learned":
-        limit = largest_learned_side(args.backbone, args.dilation)
+        limit = get_max_learned_side(args.backbone, args.dilation)
         if args.dataset_file == "shapes":
             flag, highest = "shapes_size", limit
         else:

@@ -11,8 +11,8 @@ from datetime import timedelta
 
 from arguments import apply_checkpoint_args, parse_args, resume_command
 from checks import check_args
-from models.weights.checkpoint import class_names, load_checkpoint
-from models.weights.names import names_of
+from models.weights.checkpoint import load_checkpoint, read_class_names
+from models.weights.names import get_class_names
 from util import launch
 from util.errors import warn
 from util.startup.prepare import prepare_device
@@ -46,7 +46,7 @@ def main(args):
     from models.detr import build_model
     from models.weights.finetune import load_matching_weights
     from models.weights.imagenet import load_backbone
-    from models.weights.model import load_model_state, weights_digest
+    from models.weights.model import hash_weights, load_model_state
     from models.weights.training import TrainingState
     from predict import predict_files
     from util import dist
@@ -66,7 +66,7 @@ def main(args):
     if args.predict:
         model, _, _ = build_model(args, get_num_classes(args))
         load_model_state(model, checkpoint["model"], args.resume)
-        predict_files(model, args, names_of(checkpoint, args.resume))
+        predict_files(model, args, get_class_names(checkpoint, args.resume))
         return
 
     # ------------------------------ data
@@ -96,7 +96,7 @@ def main(args):
         num_classes = num_classes_from_ids(classes, args.val_ann if args.eval else args.train_ann)
     if args.resume or args.frozen_weights:
         ann_file = (dataset_train or dataset_val).ann_file
-        check_names(classes, ann_file, class_names(checkpoint, source), source)
+        check_names(classes, ann_file, read_class_names(checkpoint, source), source)
 
     # ------------------------------ model
     set_seed(args.seed)
@@ -106,14 +106,14 @@ def main(args):
     if args.resume:
         load_model_state(model, checkpoint["model"], args.resume)
     elif args.finetune:
-        old_classes = names_of(checkpoint, args.finetune)
+        old_classes = get_class_names(checkpoint, args.finetune)
         load_matching_weights(model, checkpoint["model"], old_classes, classes, args.finetune)
     elif args.frozen_weights:
         load_model_state(model.detr, checkpoint["model"], args.frozen_weights)
     else:
         detr = model.detr if args.masks else model
         load_backbone(detr.backbone[0].body, args.backbone_weights, args.backbone)
-    dist.check_same(weights_digest(model), "the initial weights")
+    dist.check_same(hash_weights(model), "the initial weights")
     # Jittor's `eval()` stops all gradients: count in training mode.
     n_parameters = sum(p.numel() for p in model.parameters() if not p.is_stop_grad())
     world_size = launch.get_world_size()

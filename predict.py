@@ -16,7 +16,7 @@ import datasets.transforms as T
 from checks import find_images
 from datasets.coco import NORMALIZE, read_picture
 from datasets.transforms import EVAL_SIZE, MAX_SIZE
-from models.attention import watch_attention
+from models.attention import record_attention
 from models.detr import PostProcess
 from models.segmentation import PostProcessSegm
 from util.backend import jt
@@ -46,7 +46,7 @@ def predict(
             their EXIF orientation says.
         threshold: lowest score.
         size, max_size: shorter and longer side that the model gets, in pixels.
-        attention: also return attention maps, see `models.attention.watch_attention`.
+        attention: also return attention maps, see `models.attention.record_attention`.
 
     Returns a dictionary of NumPy arrays for each image, the n detections with the highest score
     first:
@@ -70,7 +70,7 @@ def predict(
         image = read_picture(image)
         no_target = {"boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0, np.float32)}
         array, _ = transform(image, no_target, random.Random(0))
-        watching = watch_attention(detr.transformer) if attention else nullcontext({})
+        watching = record_attention(detr.transformer) if attention else nullcontext({})
         with jt.no_grad(), watching as maps:
             outputs = model([array])
             [result] = PostProcess()(outputs, [(image.height, image.width)])
@@ -81,7 +81,7 @@ def predict(
         if "pred_masks" in outputs:
             masks, input_size = outputs["pred_masks"].numpy()[0][best], array.shape[1:]
             image_size = (image.height, image.width)
-            rles = PostProcessSegm().encode(masks, input_size, input_size, image_size)
+            rles = PostProcessSegm().encode_masks(masks, input_size, input_size, image_size)
             result["masks"] = np.zeros((0, *image_size), bool)
             if rles:
                 result["masks"] = coco_mask.decode(rles).transpose(2, 0, 1).astype(bool)

@@ -1,12 +1,12 @@
-"""Architectures: what the models are made of, and how to read it from their weights."""
+"""Model architectures, and inferring one from a state dict."""
 
 from typing import NamedTuple
 
 from util.errors import InputError
 
-# Backbones whose blocks have two convolutions and cannot be dilated.
-BASIC_BLOCKS = ("resnet18", "resnet34", "tiny")
-# Blocks in each of a backbone's four stages.
+# Backbones made of blocks of two 3x3 convolutions, which cannot be dilated.
+BASIC_BLOCK_BACKBONES = ("resnet18", "resnet34", "tiny")
+# Residual blocks in each of the four stages.
 DEPTHS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -15,18 +15,18 @@ DEPTHS = {
     "resnet152": (3, 8, 36, 3),
     "tiny": (1, 1, 1, 1),
 }
-LEARNED_CELLS = 50  # rows and columns for which position_embedding "learned" has a vector
+MAX_LEARNED_POSITIONS = 50  # rows and columns of the learned position encoding
 
 
-def stage_channels(backbone):
-    """Channels of the maps of a backbone's four stages."""
-    width = 16 if backbone == "tiny" else 64 if backbone in BASIC_BLOCKS else 256
+def get_stage_channels(backbone):
+    """Return the output channels of a backbone's four stages."""
+    width = 16 if backbone == "tiny" else 64 if backbone in BASIC_BLOCK_BACKBONES else 256
     return [width, 2 * width, 4 * width, 8 * width]
 
 
-def largest_learned_side(backbone, dilation):
-    """The longest side of an image, in pixels, for position_embedding "learned"."""
-    return LEARNED_CELLS * (16 if dilation or backbone == "tiny" else 32)
+def get_max_learned_side(backbone, dilation):
+    """Return the longest image side, in pixels, that the learned position encoding supports."""
+    return MAX_LEARNED_POSITIONS * (16 if dilation or backbone == "tiny" else 32)
 
 
 class Architecture(NamedTuple):
@@ -50,69 +50,74 @@ class Architecture(NamedTuple):
     num_classes: int
 
 
-def architecture_of(checkpoint, source, dilation=False, nheads=8):
-    """The Architecture of a checkpoint as `load_checkpoint` returns it.
+def get_architecture(args, num_classes):
+    """Return the Architecture that main.py's flags describe."""
+    flags = {name: getattr(args, name) for name in Architecture._fields if name != "num_classes"}
+    return Architecture(**flags, num_classes=num_classes)
 
-    dilation, nheads: what weights without a training's flags, as the original's, do not tell.
-    Raises InputError, which names source, where the weights are not those of a DETR, or these two
-    do not fit them.
+
+def infer_architecture(checkpoint, source, dilation=False, nheads=8):
+    """Return the Architecture of a checkpoint that `load_checkpoint` read.
+
+    dilation, nheads: used if the checkpoint has no flags, like the original's weights; weights
+    alone do not tell them.
+    Raises InputError, which names source, if the weights are not those of a DETR or do not go with
+    these two.
     """
     state = checkpoint["model"]
     flags = checkpoint.get("args")
     if isinstance(flags, dict):
         dilation, nheads = flags.get("dilation", dilation), flags.get("nheads", nheads)
-    masks = any(name.startswith("mask_head.") for name in state)
     shapes = {name.removeprefix("detr."): value.shape for name, value in state.items()}
+    has_statistics = "backbone.0.body.bn1.running_mean" in shapes
     try:
-        hidden_dim = shapes["query_embed.weight"][1]
         architecture = Architecture(
-            backbone=_backbone(shapes),
-            backbone_norm=_norm(shapes),
+            backbone=_infer_backbone(shapes, source),
+            backbone_norm="frozen" if has_statistics else "group",
             dilation=dilation,
             position_embedding="learned" if "backbone.1.row_embed.weight" in shapes else "sine",
-            enc_layers=_count(shapes, "transformer.encoder.layers."),
-            dec_layers=_count(shapes, "transformer.decoder.layers."),
+            enc_layers=_count_modules(shapes, "transformer.encoder.layers."),
+            dec_layers=_count_modules(shapes, "transformer.decoder.layers."),
             dim_feedforward=shapes["transformer.decoder.layers.0.linear1.weight"][0],
-            hidden_dim=hidden_dim,
+            hidden_dim=shapes["query_embed.weight"][1],
             nheads=nheads,
             num_queries=shapes["query_embed.weight"][0],
             pre_norm="transformer.encoder.norm.weight" in shapes,
-            masks=masks,
+            masks=any(name.startswith("mask_head.") for name in state),
             num_classes=shapes["class_embed.bias"][0] - 1,
         )
     except (KeyError, IndexError) as error:
         raise InputError(
-            f"{source}: is not a DETR's weights ({error} is missing); give a DETR's checkpoint"
+            f"{source}: not the weights of a DETR ({error} is missing); give a DETR's checkpoint"
         ) from error
-    if nheads < 1 or hidden_dim % nheads:
+    if nheads < 1 or architecture.hidden_dim % nheads:
         raise InputError(
-            f"{source}: its width of {hidden_dim} does not divide into {nheads} heads; give the "
-            "--nheads that it was trained with"
+            f"{source}: hidden size {architecture.hidden_dim} is not divisible by {nheads} heads; "
+            "give the --nheads that it was trained with"
         )
-    if dilation and architecture.backbone in BASIC_BLOCKS:
+    if dilation and architecture.backbone in BASIC_BLOCK_BACKBONES:
         raise InputError(
-            f"{source}: is of --backbone {architecture.backbone}, which has no dilation; leave "
-            "--dilation out"
+            f"{source}: backbone {architecture.backbone} cannot be dilated; leave --dilation out"
         )
     return architecture
 
 
-def _backbone(shapes):
-    blocks = tuple(_count(shapes, f"backbone.0.body.layer{stage}.") for stage in (1, 2, 3, 4))
+def _infer_backbone(shapes, source):
+    blocks = tuple(
+        _count_modules(shapes, f"backbone.0.body.layer{stage}.") for stage in range(1, 5)
+    )
     is_basic = "backbone.0.body.layer1.0.conv3.weight" not in shapes
     for name, depths in DEPTHS.items():
-        if depths == blocks and (name in BASIC_BLOCKS) == is_basic:
+        if depths == blocks and (name in BASIC_BLOCK_BACKBONES) == is_basic:
             return name
-    raise KeyError(f"a known backbone, with {blocks} blocks,")
+    raise InputError(
+        f"{source}: not the weights of a DETR (its backbone has {blocks} blocks); give a DETR's "
+        "checkpoint"
+    )
 
 
-def _norm(shapes):
-    return "frozen" if "backbone.0.body.bn1.running_mean" in shapes else "group"
-
-
-def _count(shapes, prefix):
-    """The number of modules prefix0., prefix1., …"""
-    numbers = [
-        name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)
-    ]
-    return len(set(numbers))
+def _count_modules(shapes, prefix):
+    """Count the modules prefix0., prefix1., …"""
+    return len(
+        {name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)}
+    )

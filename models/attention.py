@@ -8,16 +8,16 @@ from util.ops import Dropout, Linear, bmm, bmm_transpose, linear, softmax
 
 
 class MultiheadAttention(nn.Module):
-    """Scaled dot-product attention with several heads (paper, appendix A.1).
+    """Multi-head scaled dot-product attention (paper, appendix A.1).
 
     The three input projections are packed in `in_proj_weight` [3E, E] and `in_proj_bias` [3E]
-    (query, key, value), as in PyTorch, so that its weights load by name.
+    (query, key, value), so that state dicts of PyTorch load unchanged.
 
-    observer: where it is set, a function that gets the attention of each call, Var [B, N, M], the
-    mean over the heads.
+    attention_hook: if set, called in each pass with the attention weights averaged over the heads,
+    Var [B, N, M].
     """
 
-    observer = None
+    attention_hook = None
 
     def __init__(self, embed_dim, num_heads, dropout=0.0):
         super().__init__()
@@ -30,23 +30,23 @@ class MultiheadAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def execute(self, query, key, value, key_padding_mask=None):
-        """Attention of query to key and value.
+        """Attend from query to key and value.
 
         query [B, N, E], key and value [B, M, E], key_padding_mask bool [B, M] (True: ignore)
         -> [B, N, E]
 
-        Every row of the mask must leave at least one key.
+        Each row of the mask must leave at least one key unmasked.
         """
         batch, num_queries, _ = query.shape
         q, k, v = (
             self._split_heads(self._project(x, i)) for i, x in enumerate((query, key, value))
         )
         scores = bmm_transpose(q / math.sqrt(q.shape[-1]), k)  # [B * heads, N, M]
-        attention = softmax(scores, key_padding_mask)
-        if self.observer:
-            self.observer(attention.reshape(batch, self.num_heads, num_queries, -1).mean(1))
-        attention = self.dropout(attention)
-        heads = bmm(attention, v).reshape(batch, self.num_heads, num_queries, -1)
+        weights = softmax(scores, key_padding_mask)
+        if self.attention_hook:
+            self.attention_hook(weights.reshape(batch, self.num_heads, num_queries, -1).mean(1))
+        weights = self.dropout(weights)
+        heads = bmm(weights, v).reshape(batch, self.num_heads, num_queries, -1)
         return self.out_proj(
             heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim)
         )
@@ -63,21 +63,20 @@ class MultiheadAttention(nn.Module):
 
 
 @contextmanager
-def watch_attention(transformer):
-    """Yields a dictionary that holds, after each pass, where the last layers look (NumPy float32).
+def record_attention(transformer):
+    """Yield a dict to which each pass writes the last layers' attention weights (NumPy float32).
 
-    `encoder` [B, N, N]: the encoder's self attention (missing without encoder layers); `decoder`
-    [B, Q, N]: the decoder's attention to the encoder's N positions. Both are means over the heads,
-    and their rows sum to 1.
+    `encoder` [B, N, N]: self-attention (missing without encoder layers); `decoder` [B, Q, N]:
+    cross-attention to the N encoder positions. Averaged over the heads; rows sum to 1.
     """
-    seen = {}
-    watched = {"decoder": transformer.decoder.layers[-1].multihead_attn}
+    recorded = {}
+    modules = {"decoder": transformer.decoder.layers[-1].multihead_attn}
     if len(transformer.encoder.layers):
-        watched["encoder"] = transformer.encoder.layers[-1].self_attn
-    for name, module in watched.items():
-        module.observer = lambda attention, name=name: seen.update({name: attention.numpy()})
+        modules["encoder"] = transformer.encoder.layers[-1].self_attn
+    for name, module in modules.items():
+        module.attention_hook = lambda weights, name=name: recorded.update({name: weights.numpy()})
     try:
-        yield seen
+        yield recorded
     finally:
-        for module in watched.values():
-            module.observer = None
+        for module in modules.values():
+            module.attention_hook = None

@@ -1,4 +1,6 @@
-"""The DETR model, its loss and its postprocessing (paper, sections 3.1 and 3.2)."""
+"""DETR: model, loss and postprocessing (paper, sections 3.1 and 3.2)."""
+
+from argparse import Namespace
 
 import numpy as np
 
@@ -6,24 +8,27 @@ from util import box_ops, dist, launch, ops
 from util.backend import jt, nn
 from util.misc import NestedTensor, nested_tensor_from_arrays
 
-from .backbone import build_backbone
-from .matcher import build_matcher
+from .architecture import Architecture, get_architecture
+from .backbone import Backbone, Joiner
+from .matcher import HungarianMatcher
+from .position_encoding import PositionEmbeddingLearned, PositionEmbeddingSine
 from .segmentation import (
     DETRsegm,
     PostProcessPanoptic,
     PostProcessSegm,
     dice_loss,
+    get_coco_things,
     sigmoid_focal_loss,
 )
-from .transformer import build_transformer
+from .transformer import Transformer
 
 
 class DETR(nn.Module):
     """Backbone, transformer and prediction heads.
 
-    num_classes: highest class id + 1; one more logit stands for "no object".
-    num_queries: the number of detections per image.
-    aux_loss: also return the predictions of the decoder layers before the last one.
+    num_classes: highest class id + 1; an extra logit stands for "no object".
+    num_queries: number of object queries, that is detections per image.
+    aux_loss: also return the predictions of the intermediate decoder layers.
     """
 
     def __init__(self, backbone, transformer, num_classes, num_queries, aux_loss=False):
@@ -39,7 +44,7 @@ class DETR(nn.Module):
         self.aux_loss = aux_loss
 
     def train(self):
-        """Training mode; a backbone that does not train keeps its BatchNorm statistics too."""
+        """Set training mode. A frozen backbone stays in eval mode and keeps its statistics."""
         super().train()
         self.keep_frozen_backbone_in_eval()
 
@@ -48,24 +53,24 @@ class DETR(nn.Module):
             self.backbone.eval()
 
     def execute(self, samples):
-        """Predictions for images.
+        """Predict classes and boxes.
 
-        samples: NestedTensor of Vars, tensors [B, 3, H, W] and mask [B, H, W]; or a list of arrays
-        [3, h, w].
+        samples: NestedTensor of Vars, tensors [B, 3, H, W] and mask [B, H, W]; or a list of images
+        [3, h, w], which is padded to a batch.
 
-        Returns a dictionary:
+        Returns a dict:
             pred_logits: float32 [B, Q, num_classes + 1]
             pred_boxes: float32 [B, Q, 4], cxcywh in 0..1 relative to each image without its padding
-            aux_outputs (with aux_loss): the same two for each earlier decoder layer
+            aux_outputs (with aux_loss): a list of the same for each intermediate decoder layer
         """
-        return self.detect(samples)[0]
+        return self.forward_features(samples)[0]
 
-    def detect(self, samples):
-        """What `execute` returns, and what a mask head builds on.
+    def forward_features(self, samples):
+        """Return the outputs of `execute` and what a mask head needs.
 
-        The latter are the backbone's features (list of NestedTensor) and a tuple: their last map
-        projected [B, hidden_dim, h, w], its mask bool [B, h, w], the last decoder layer [B, Q,
-        hidden_dim], and the encoder's memory [B, hidden_dim, h, w].
+        That is the backbone's features (list of NestedTensor) and a tuple: the last feature map
+        after input_proj [B, hidden_dim, h, w], its padding mask bool [B, h, w], the output of the
+        last decoder layer [B, Q, hidden_dim], the encoder's memory [B, hidden_dim, h, w].
         """
         if not isinstance(samples, NestedTensor):
             samples = nested_tensor_from_arrays(samples).to_jittor()
@@ -75,15 +80,15 @@ class DETR(nn.Module):
         hs, memory = self.transformer(src, mask, self.query_embed.weight, pos)
         logits = self.class_embed(hs)
         boxes = self.bbox_embed(hs).sigmoid()
-        layers = [{"pred_logits": logits[i], "pred_boxes": boxes[i]} for i in range(hs.shape[0])]
-        out = layers.pop()
+        outputs = [{"pred_logits": logits[i], "pred_boxes": boxes[i]} for i in range(hs.shape[0])]
+        out = outputs.pop()
         if self.aux_loss:
-            out["aux_outputs"] = layers
+            out["aux_outputs"] = outputs
         return out, features, (src, mask, hs[-1], memory)
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
+    """Multi-layer perceptron with ReLU."""
 
     def __init__(self, input_dim, hidden_dim, output_dim, num_layers):
         super().__init__()
@@ -98,11 +103,10 @@ class MLP(nn.Module):
 
 
 class SetCriterion(nn.Module):
-    """The loss of DETR: match predictions and objects, then supervise class and box of each pair.
+    """DETR's loss: match predictions to objects, then supervise class and box of each pair.
 
-    weight_dict: the weight of each loss in the sum that is trained; losses without one are only
-    logged.
-    eos_coef: the weight of the class "no object" in the classification loss.
+    weight_dict: weight of each loss in the total; losses without one are only logged.
+    eos_coef: weight of the class "no object" in the classification loss.
     """
 
     def __init__(self, num_classes, matcher, weight_dict, eos_coef):
@@ -154,77 +158,76 @@ class SetCriterion(nn.Module):
         return losses
 
     def _dense_targets(self, indices, targets, shape):
-        """What each query should predict.
+        """Build the target of each query.
 
         Returns classes int32 [L, B, Q], boxes float32 [L, B, Q, 4], matched float32 [L, B, Q].
 
-        Dense arrays keep shapes independent of the number of objects, so a batch without any is no
-        special case. Queries without an object have the class "no object" and the whole image as a
-        box that no loss looks at.
+        The shapes of dense arrays do not depend on the number of objects, so empty batches are no
+        special case. Unmatched queries have the class "no object" and a dummy box, which no loss
+        uses.
         """
         classes = np.full(shape[:3], self.num_classes, np.int32)
         boxes = np.broadcast_to(np.float32([0.5, 0.5, 1, 1]), shape[:3] + (4,)).copy()
         for layer, pairs in enumerate(indices):
-            for image, ((queries, objects), target) in enumerate(zip(pairs, targets)):
-                classes[layer, image, queries] = target["labels"][objects]
-                boxes[layer, image, queries] = target["boxes"][objects]
+            for i, ((queries, objects), target) in enumerate(zip(pairs, targets)):
+                classes[layer, i, queries] = target["labels"][objects]
+                boxes[layer, i, queries] = target["boxes"][objects]
         return classes, boxes, (classes != self.num_classes).astype(np.float32)
 
     def loss_labels(self, logits, classes):
-        """Cross entropy, weighted mean per layer.
+        """Return the weighted cross entropy of each layer.
 
         logits [L, B, Q, K + 1], classes [L, B, Q] -> [L]
         """
         weight = np.where(classes == self.num_classes, np.float32(self.eos_coef), np.float32(1))
         weight /= weight.sum((1, 2), keepdims=True)
         log_prob = nn.log_softmax(logits, dim=-1)
-        chosen = jt.array(classes).broadcast(log_prob, [3]) == jt.arange(logits.shape[3]).broadcast(
-            log_prob, [0, 1, 2]
-        )
-        return -(log_prob * chosen * jt.array(weight).broadcast(log_prob, [3])).sum((1, 2, 3))
+        labels = jt.array(classes).broadcast(log_prob, [3])
+        is_target = labels == jt.arange(logits.shape[3]).broadcast(log_prob, [0, 1, 2])
+        return -(log_prob * is_target * jt.array(weight).broadcast(log_prob, [3])).sum((1, 2, 3))
 
     def loss_boxes(self, boxes, target_boxes, matched, num_boxes):
-        """L1 and generalised IoU loss of the matched boxes, summed and divided by num_boxes.
+        """Return the L1 and generalized IoU loss of matched boxes, normalized by num_boxes.
 
         boxes and target_boxes [L, B, Q, 4], matched [L, B, Q] -> [L] each
         """
-        # Dividing here keeps the number out of the operators: Jittor compiles one for each number
-        # of 0, 1, 2.
-        share, target_boxes = jt.array(matched / np.float32(num_boxes)), jt.array(target_boxes)
+        # Divide on the host: Jittor would compile other kernels for the constants 0, 1 and 2.
+        weight, target_boxes = jt.array(matched / np.float32(num_boxes)), jt.array(target_boxes)
         l1 = (boxes - target_boxes).abs().sum(-1)
         giou = box_ops.generalized_box_iou(
             box_ops.box_cxcywh_to_xyxy(boxes), box_ops.box_cxcywh_to_xyxy(target_boxes)
         )
         return {
-            "loss_bbox": (l1 * share).sum((1, 2)),
-            "loss_giou": ((1 - giou) * share).sum((1, 2)),
+            "loss_bbox": (l1 * weight).sum((1, 2)),
+            "loss_giou": ((1 - giou) * weight).sum((1, 2)),
         }
 
     def loss_masks(self, pred_masks, pairs, targets, num_boxes):
-        """Focal and Dice loss of the last layer's matched masks, summed and divided by num_boxes.
+        """Return the focal and Dice loss of the last layer's masks, normalized by num_boxes.
 
-        pred_masks [B, Q, h, w] are enlarged to the batch's size, in which targets' `masks` bool [n,
-        H_i, W_i] are padded. A batch without any object has losses of zero.
+        pred_masks [B, Q, h, w] are upsampled to the padded batch's size, to which the targets'
+        `masks` bool [n, H_i, W_i] are padded. Both losses are 0 if the batch has no objects.
         """
         images = np.concatenate([np.full(len(queries), i) for i, (queries, _) in enumerate(pairs)])
         queries = np.concatenate([queries for queries, _ in pairs])
         masks = [target["masks"][objects] for target, (_, objects) in zip(targets, pairs)]
         if len(queries) == 0:
-            zero = pred_masks[0, 0].sum() * 0  # keeps every parameter in the graph
+            zero = pred_masks[0, 0].sum() * 0  # keep all parameters in the graph
             return {"loss_mask": zero, "loss_dice": zero}
         height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (1, 2))
-        wanted = np.zeros((len(queries), height, width), np.float32)
-        for i, mask in enumerate(mask for of_image in masks for mask in of_image):
-            wanted[i, : mask.shape[0], : mask.shape[1]] = mask
-        found = pred_masks[jt.array(images), jt.array(queries)].unsqueeze(1)
-        found = nn.interpolate(found, size=(height, width), mode="bilinear").squeeze(1)
-        wanted = jt.array(wanted)
-        sums = jt.concat([sigmoid_focal_loss(found, wanted).sum(), dice_loss(found, wanted).sum()])
-        losses = sums / jt.array(np.full(2, num_boxes, np.float32))  # an array, see loss_boxes
+        target_masks = np.zeros((len(queries), height, width), np.float32)
+        for i, mask in enumerate(mask for image_masks in masks for mask in image_masks):
+            target_masks[i, : mask.shape[0], : mask.shape[1]] = mask
+        src_masks = pred_masks[jt.array(images), jt.array(queries)].unsqueeze(1)
+        src_masks = nn.interpolate(src_masks, size=(height, width), mode="bilinear").squeeze(1)
+        target_masks = jt.array(target_masks)
+        focal = sigmoid_focal_loss(src_masks, target_masks).sum()
+        sums = jt.concat([focal, dice_loss(src_masks, target_masks).sum()])
+        losses = sums / jt.array(np.full(2, num_boxes, np.float32))  # an array: see loss_boxes
         return {"loss_mask": losses[0], "loss_dice": losses[1]}
 
     def cardinality_error(self, logits, targets):
-        """Mean absolute error of the number of predicted objects per image.
+        """Return the mean absolute error of the number of predicted objects, which is only logged.
 
         logits NumPy [L, B, Q, K + 1] -> [L]
         """
@@ -232,9 +235,9 @@ class SetCriterion(nn.Module):
         return np.abs(predicted - [len(target["labels"]) for target in targets]).mean(-1)
 
     def class_error(self, logits, classes):
-        """Percentage of a layer's matched queries whose highest logit is not the object's class.
+        """Return the top-1 classification error of a layer's matched queries, in percent.
 
-        logits NumPy [B, Q, K + 1], classes [B, Q]. A batch without objects counts as 100, as in the
+        logits NumPy [B, Q, K + 1], classes [B, Q]. 100 for a batch without objects, as in the
         original.
         """
         matched = classes != self.num_classes
@@ -257,58 +260,68 @@ def average_boxes(batches):
 
 
 class PostProcess:
-    """Turns the model's output into detections in pixels."""
+    """Convert model outputs to detections in pixels."""
 
     def __call__(self, outputs, target_sizes):
-        """The detections in an image.
+        """Return the detections of each image.
 
-        outputs: what DETR returns; target_sizes: int [B, 2], height and width of each original
+        outputs: output dict of DETR; target_sizes: int [B, 2], height and width of each original
         image in pixels.
 
-        Returns a list of B dictionaries of NumPy arrays: scores float32 [Q], labels int32 [Q],
-        boxes float32 [Q, 4], xyxy in pixels. It is the one place where predictions come back from
-        the device.
+        Returns a list of B dicts of NumPy arrays: scores float32 [Q], labels int32 [Q], boxes
+        float32 [Q, 4], xyxy in pixels. Fetches the predictions from the device in one transfer.
         """
         prob = nn.softmax(outputs["pred_logits"], dim=-1)
         labels, scores = prob[..., :-1].argmax(-1)
         labels, scores, boxes = jt.fetch_sync([labels, scores, outputs["pred_boxes"]])
         height, width = np.asarray(target_sizes, np.float32).T
-        pixels = np.stack([width, height, width, height], 1)[:, None]
-        boxes = box_ops.box_cxcywh_to_xyxy(boxes) * pixels
+        scale = np.stack([width, height, width, height], 1)[:, None]
+        boxes = box_ops.box_cxcywh_to_xyxy(boxes) * scale
         keys = ("scores", "labels", "boxes")
         return [dict(zip(keys, image)) for image in zip(scores, labels, boxes)]
 
 
-def build_model(args, num_classes):
-    """Build model, criterion and postprocessors from the parsed flags of `main.py`.
+def build_detr(
+    arch: Architecture, dropout: float = 0.1, train_backbone: bool = True, aux_loss: bool = False
+) -> DETR | DETRsegm:
+    """Build a DETR, or a DETRsegm if the architecture has masks, with random weights."""
+    is_learned = arch.position_embedding == "learned"
+    encoding = PositionEmbeddingLearned if is_learned else PositionEmbeddingSine
+    resnet = arch.backbone, train_backbone, arch.dilation, arch.backbone_norm, arch.masks
+    backbone = Joiner(Backbone(*resnet), encoding(arch.hidden_dim // 2))
+    layers = arch.enc_layers, arch.dec_layers, arch.dim_feedforward
+    transformer = Transformer(arch.hidden_dim, arch.nheads, *layers, dropout, arch.pre_norm)
+    model = DETR(backbone, transformer, arch.num_classes, arch.num_queries, aux_loss)
+    return DETRsegm(model) if arch.masks else model
 
-    num_classes: highest category id + 1. The postprocessors are a dictionary with bbox and, with
-    masks, segm and panoptic.
+
+def build_model(
+    args: Namespace, num_classes: int
+) -> tuple[DETR | DETRsegm, SetCriterion, dict[str, object]]:
+    """Build model, criterion and postprocessors from the parsed flags of main.py.
+
+    num_classes: highest category id + 1. The postprocessors are a dict with bbox and, with masks,
+    segm and panoptic.
     """
-    model = DETR(
-        build_backbone(args),
-        build_transformer(args),
-        num_classes,
-        args.num_queries,
-        aux_loss=args.aux_loss,
+    model = build_detr(
+        get_architecture(args, num_classes), args.dropout, args.lr_backbone > 0, args.aux_loss
     )
-    for part in args.freeze:
-        for parameter in getattr(model, part).parameters():
+    detr = model.detr if args.masks else model
+    frozen = [detr] if args.frozen_weights else [getattr(detr, part) for part in args.freeze]
+    for module in frozen:
+        for parameter in module.parameters():
             parameter.stop_grad()
     weights = {"loss_ce": 1, "loss_bbox": args.bbox_loss_coef, "loss_giou": args.giou_loss_coef}
     suffixes = [""] + [f"_{i}" for i in range(args.dec_layers - 1)] if args.aux_loss else [""]
     weight_dict = {name + suffix: weight for suffix in suffixes for name, weight in weights.items()}
     postprocessors = {"bbox": PostProcess()}
     if args.masks:
-        model = DETRsegm(model, freeze_detr=bool(args.frozen_weights))
         weight_dict.update(loss_mask=args.mask_loss_coef, loss_dice=args.dice_loss_coef)
         postprocessors["segm"] = PostProcessSegm()
         if args.dataset_file == "coco_panoptic":
-            # COCO's category ids of things end at 90.
-            postprocessors["panoptic"] = PostProcessPanoptic(
-                {i: i <= 90 for i in range(num_classes)}, threshold=0.85
-            )
-    criterion = SetCriterion(num_classes, build_matcher(args), weight_dict, args.eos_coef)
-    # Draw the initial weights now, with the seed set before, not in the first step with dropout's.
+            postprocessors["panoptic"] = PostProcessPanoptic(get_coco_things(num_classes))
+    matcher = HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou)
+    criterion = SetCriterion(num_classes, matcher, weight_dict, args.eos_coef)
+    # Jittor is lazy: draw the initial weights now, before dropout draws in the first step.
     jt.sync_all()
     return model, criterion, postprocessors

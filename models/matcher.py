@@ -1,4 +1,4 @@
-"""Bipartite matching between predictions and objects (paper, section 3.1)."""
+"""Bipartite matching between predictions and ground-truth objects (paper, section 3.1)."""
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -7,30 +7,30 @@ from util.box_ops import box_cxcywh_to_xyxy, generalized_box_iou
 
 
 class HungarianMatcher:
-    """Finds, for each image, the assignment of queries to objects of the least total cost.
+    """Match queries to ground-truth objects with minimum total cost, in each image.
 
-    cost = cost_class * -p(class) + cost_bbox * |box - object's box|_1 + cost_giou * -GIoU
-    It works on the host, in NumPy and SciPy; nothing of it is differentiated.
+    cost = cost_class * -p(class) + cost_bbox * |box - target box|_1 + cost_giou * -GIoU
+    Runs on the host, in NumPy and SciPy, without gradients.
     """
 
     def __init__(self, cost_class=1, cost_bbox=1, cost_giou=1):
         if cost_class == cost_bbox == cost_giou == 0:
-            raise ValueError("cost_class, cost_bbox and cost_giou are all 0")
+            raise ValueError("cost_class, cost_bbox and cost_giou are all 0; give one above 0")
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
 
     def __call__(self, logits, boxes, targets):
-        """Matches the predictions of a batch.
+        """Match the predictions of a batch to its targets.
 
         logits float32 [B, Q, K + 1] and boxes float32 [B, Q, 4] (cxcywh, 0..1) as NumPy arrays;
-        targets: list of B dictionaries with `labels` int [n] and `boxes` float32 [n, 4].
+        targets: list of B dicts with `labels` int [n] and `boxes` float32 [n, 4].
 
-        Returns a list of B pairs (query indices, object indices), int64 [min(Q, n)] each.
+        Returns a list of B pairs (query indices, target indices), int64 [min(Q, n)] each.
         """
         prob = np.exp(logits - logits.max(-1, keepdims=True))
         prob /= prob.sum(-1, keepdims=True)
-        return [self._match(*image) for image in zip(prob, boxes, targets)]
+        return [self._match(*sample) for sample in zip(prob, boxes, targets)]
 
     def _match(self, prob, boxes, target):
         cost = (
@@ -41,10 +41,6 @@ class HungarianMatcher:
                 box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target["boxes"])
             )
         )
-        # A diverged model has NaN costs. Any matching will do then: its loss is NaN too, and the
-        # engine stops there.
+        # A diverged model has NaN costs. Any matching will do: its loss is NaN, too, and stops the
+        # training.
         return linear_sum_assignment(np.nan_to_num(cost))
-
-
-def build_matcher(args):
-    return HungarianMatcher(args.set_cost_class, args.set_cost_bbox, args.set_cost_giou)

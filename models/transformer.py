@@ -1,8 +1,7 @@
 """The transformer of DETR (paper, section 3.2 and appendix A.3).
 
-It differs from the textbook one in that position encodings are added to queries and keys at every
-layer, the encoder has no final norm (except with pre-norm), and the decoder returns the output of
-each of its layers.
+Unlike the textbook transformer, it adds position encodings to queries and keys in every layer, its
+encoder has a final norm only with pre-norm, and its decoder returns the output of every layer.
 Tensors are batch first: [B, N, C].
 """
 
@@ -24,13 +23,14 @@ class Transformer(nn.Module):
         normalize_before=False,
     ):
         super().__init__()
-        layer = (d_model, nhead, dim_feedforward, dropout, normalize_before)
+        layer_args = (d_model, nhead, dim_feedforward, dropout, normalize_before)
         self.encoder = TransformerEncoder(
-            [TransformerEncoderLayer(*layer) for _ in range(num_encoder_layers)],
+            [TransformerEncoderLayer(*layer_args) for _ in range(num_encoder_layers)],
             LayerNorm(d_model) if normalize_before else None,
         )
         self.decoder = TransformerDecoder(
-            [TransformerDecoderLayer(*layer) for _ in range(num_decoder_layers)], LayerNorm(d_model)
+            [TransformerDecoderLayer(*layer_args) for _ in range(num_decoder_layers)],
+            LayerNorm(d_model),
         )
         self.d_model = d_model
         self.nhead = nhead
@@ -39,10 +39,10 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def execute(self, src, mask, query_embed, pos_embed):
-        """Returns the decoder's output hs and the encoder's memory.
+        """Return the output of every decoder layer hs and the encoder's output memory.
 
         src and pos_embed [B, C, h, w], mask bool [B, h, w] (True on padding), query_embed [Q, C]
-        -> hs [L, B, Q, C] (the normalised output of each decoder layer), memory [B, C, h, w]
+        -> hs [L, B, Q, C], normalized; memory [B, C, h, w]
         """
         b, c, h, w = src.shape
         src = transpose(src.reshape(b, c, h * w))
@@ -74,7 +74,7 @@ class TransformerDecoder(nn.Module):
         self.norm = norm
 
     def execute(self, tgt, memory, key_padding_mask, pos, query_pos):
-        """The output of each layer, after the norm.
+        """Return the normalized output of every layer.
 
         tgt and query_pos [B, Q, C], memory and pos [B, N, C], key_padding_mask bool [B, N]
         -> [L, B, Q, C]
@@ -101,12 +101,12 @@ class TransformerEncoderLayer(nn.Module):
 
     def execute(self, src, key_padding_mask, pos):
         if self.normalize_before:
-            src = src + self.dropout1(self._attend(self.norm1(src), key_padding_mask, pos))
+            src = src + self.dropout1(self._attend_self(self.norm1(src), key_padding_mask, pos))
             return src + self.dropout2(self._feed_forward(self.norm2(src)))
-        src = self.norm1(src + self.dropout1(self._attend(src, key_padding_mask, pos)))
+        src = self.norm1(src + self.dropout1(self._attend_self(src, key_padding_mask, pos)))
         return self.norm2(src + self.dropout2(self._feed_forward(src)))
 
-    def _attend(self, src, key_padding_mask, pos):
+    def _attend_self(self, src, key_padding_mask, pos):
         q = k = src + pos
         return self.self_attn(q, k, src, key_padding_mask)
 
@@ -131,16 +131,16 @@ class TransformerDecoderLayer(nn.Module):
         self.normalize_before = normalize_before
 
     def execute(self, tgt, memory, key_padding_mask, pos, query_pos):
-        cross = (memory, key_padding_mask, pos, query_pos)
+        memory_args = (memory, key_padding_mask, pos, query_pos)
         if self.normalize_before:
-            tgt = tgt + self.dropout1(self._attend_queries(self.norm1(tgt), query_pos))
-            tgt = tgt + self.dropout2(self._attend_memory(self.norm2(tgt), *cross))
+            tgt = tgt + self.dropout1(self._attend_self(self.norm1(tgt), query_pos))
+            tgt = tgt + self.dropout2(self._attend_memory(self.norm2(tgt), *memory_args))
             return tgt + self.dropout3(self._feed_forward(self.norm3(tgt)))
-        tgt = self.norm1(tgt + self.dropout1(self._attend_queries(tgt, query_pos)))
-        tgt = self.norm2(tgt + self.dropout2(self._attend_memory(tgt, *cross)))
+        tgt = self.norm1(tgt + self.dropout1(self._attend_self(tgt, query_pos)))
+        tgt = self.norm2(tgt + self.dropout2(self._attend_memory(tgt, *memory_args)))
         return self.norm3(tgt + self.dropout3(self._feed_forward(tgt)))
 
-    def _attend_queries(self, tgt, query_pos):
+    def _attend_self(self, tgt, query_pos):
         q = k = tgt + query_pos
         return self.self_attn(q, k, tgt)
 
@@ -149,15 +149,3 @@ class TransformerDecoderLayer(nn.Module):
 
     def _feed_forward(self, x):
         return self.linear2(self.dropout(relu(self.linear1(x))))
-
-
-def build_transformer(args):
-    return Transformer(
-        d_model=args.hidden_dim,
-        nhead=args.nheads,
-        num_encoder_layers=args.enc_layers,
-        num_decoder_layers=args.dec_layers,
-        dim_feedforward=args.dim_feedforward,
-        dropout=args.dropout,
-        normalize_before=args.pre_norm,
-    )

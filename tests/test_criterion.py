@@ -1,4 +1,4 @@
-"""The loss at the edges: no objects, perfect predictions, boxes of one pixel; and its names."""
+"""The loss in edge cases: no objects, perfect predictions, boxes of one pixel; and its names."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def make_criterion(eos_coef=0.1):
 
 
 def random_outputs(images=2, layers=1):
-    """What DETR returns: predictions of the last layer, with those of the others in aux_outputs."""
+    """Return outputs like DETR's, with layers - 1 auxiliary outputs."""
     jt.set_global_seed(0)
     outputs = [
         {
@@ -29,7 +29,7 @@ def random_outputs(images=2, layers=1):
 
 
 def make_target(*objects):
-    """A target of (label, box) pairs."""
+    """Return the target of (label, box) pairs."""
     return {
         "labels": np.array([label for label, _ in objects], np.int64),
         "boxes": np.array([box for _, box in objects], np.float32).reshape(-1, 4),
@@ -62,12 +62,9 @@ def test_perfect_prediction():
     for query, (label, box) in zip((4, 1), zip(targets[0]["labels"], targets[0]["boxes"])):
         logits[0, query, [label, CLASSES]] = 30, 0
         boxes[0, query] = box
-    losses = make_criterion()(
-        {"pred_logits": jt.array(logits), "pred_boxes": jt.array(boxes)}, targets
-    )
-    assert {name: pytest.approx(0, abs=1e-5) for name in NAMES | {"class_error"}} == {
-        name: float(value) for name, value in losses.items()
-    }
+    outputs = {"pred_logits": jt.array(logits), "pred_boxes": jt.array(boxes)}
+    losses = {name: float(loss) for name, loss in make_criterion()(outputs, targets).items()}
+    assert losses == {name: pytest.approx(0, abs=1e-5) for name in NAMES | {"class_error"}}
 
 
 def test_class_error_counts_the_matched_queries():
@@ -75,25 +72,22 @@ def test_class_error_counts_the_matched_queries():
         make_target((2, [0.5, 0.5, 0.4, 0.2]), (0, [0.2, 0.3, 0.1, 0.1]), (3, [0.8, 0.3, 0.1, 0.1]))
     ]
     logits = np.zeros((1, QUERIES, CLASSES + 1), np.float32)
-    logits[..., 2] = 5  # the right class of one object of three
-    losses = make_criterion()(
-        {"pred_logits": jt.array(logits), "pred_boxes": random_outputs(1)["pred_boxes"]}, targets
-    )
+    logits[..., 2] = 5  # the class of one object of three
+    losses = make_criterion()({**random_outputs(1), "pred_logits": jt.array(logits)}, targets)
     assert losses["class_error"] == pytest.approx(200 / 3)
     assert losses["cardinality_error"] == QUERIES - 3
 
 
 @pytest.mark.parametrize("eos_coef", [0.1, 1, 0])
-def test_eos_coef_weighs_the_queries_without_an_object(eos_coef):
+def test_eos_coef_weights_the_unmatched_queries(eos_coef):
     box = [0.5, 0.5, 0.4, 0.2]
     boxes = np.tile(np.float32([0.1, 0.1, 0.1, 0.1]), (1, QUERIES, 1))
-    boxes[0, 3] = box  # so that query 3 is matched
+    boxes[0, 3] = box  # matches query 3
     logits = np.zeros((1, QUERIES, CLASSES + 1), np.float32)
     logits[0, 3, 1] = 1
     logits[0, 0, CLASSES] = 2
-    losses = make_criterion(eos_coef)(
-        {"pred_logits": jt.array(logits), "pred_boxes": jt.array(boxes)}, [make_target((1, box))]
-    )
+    outputs = {"pred_logits": jt.array(logits), "pred_boxes": jt.array(boxes)}
+    losses = make_criterion(eos_coef)(outputs, [make_target((1, box))])
     log_sum = np.log(np.exp(logits[0]).sum(-1))
     matched = log_sum[3] - 1
     unmatched = log_sum[[0, 1, 2, 4, 5]].sum() - 2
@@ -105,27 +99,22 @@ def test_names_are_the_originals():
     targets = [make_target((1, [0.5, 0.5, 0.4, 0.2])), make_target()]
     assert set(make_criterion()(random_outputs(), targets)) == NAMES | {"class_error"}
     suffixed = {f"{name}_{i}" for name in NAMES for i in range(5)}
-    assert (
-        set(make_criterion()(random_outputs(layers=6), targets))
-        == NAMES | {"class_error"} | suffixed
-    )
+    losses = make_criterion()(random_outputs(layers=6), targets)
+    assert set(losses) == NAMES | {"class_error"} | suffixed
 
 
-def test_each_layer_is_matched_and_scored_by_itself():
+def test_each_layer_is_matched_and_scored_separately():
     targets = [
         make_target((1, [0.5, 0.5, 0.4, 0.2]), (2, [0.3, 0.3, 0.2, 0.2])),
         make_target((3, [0.6, 0.6, 0.3, 0.3])),
     ]
     outputs = random_outputs(layers=3)
     together = make_criterion()(outputs, targets)
-    for i, layer in enumerate([*outputs["aux_outputs"], outputs]):
-        alone = make_criterion()(
-            {"pred_logits": layer["pred_logits"], "pred_boxes": layer["pred_boxes"]}, targets
-        )
+    for suffix, layer in zip(("_0", "_1", ""), [*outputs.pop("aux_outputs"), outputs]):
+        separate = make_criterion()(layer, targets)
         for name in NAMES:
-            assert float(together[f"{name}_{i}" if i < 2 else name]) == pytest.approx(
-                float(alone[name]), rel=1e-5
-            )
+            expected = pytest.approx(float(separate[name]), rel=1e-5)
+            assert float(together[name + suffix]) == expected
 
 
 @pytest.mark.parametrize("predicted", [1 / 1333, 0.0], ids=["one pixel", "no size"])
@@ -135,11 +124,8 @@ def test_boxes_of_one_pixel(predicted):
     boxes = np.full((1, QUERIES, 4), predicted, np.float32)
     boxes[..., :2] = np.linspace(0.1, 0.9, QUERIES)[:, None]
     outputs["pred_boxes"] = jt.array(boxes)
-    losses = make_criterion()(
-        outputs, [make_target((1, [0.1, 0.1, pixel, pixel]), (2, [0.2, 0.9, pixel, pixel]))]
-    )
-    giou = losses["loss_giou"].item()
-    assert (
-        0.5 < giou < 2 and np.isfinite([losses["loss_ce"].item(), losses["loss_bbox"].item()]).all()
-    )
+    target = make_target((1, [0.1, 0.1, pixel, pixel]), (2, [0.2, 0.9, pixel, pixel]))
+    losses = make_criterion()(outputs, [target])
+    assert 0.5 < losses["loss_giou"].item() < 2
+    assert np.isfinite([losses["loss_ce"].item(), losses["loss_bbox"].item()]).all()
     assert_finite_gradients(losses, outputs)

@@ -1,4 +1,4 @@
-"""Repositories of Hugging Face, from a server on this machine that answers as theirs does."""
+"""Repositories of Hugging Face, served like theirs by a server on this machine."""
 
 import hashlib
 import io
@@ -33,15 +33,15 @@ def git_hash(content):
 
 
 class Hub(Server):
-    """small: kept in Git; large: redirected to another address, with its SHA-256 in a header."""
+    """small: a file in Git; large: one that redirects, with its SHA-256 in a header."""
 
-    def small(self, name, content, place=FILES):
-        self.files[place + name] = {"ETag": f'"{git_hash(content)}"'}, content
+    def small(self, name, content, prefix=FILES):
+        self.files[prefix + name] = {"ETag": f'"{git_hash(content)}"'}, content
 
-    def large(self, name, content, place=FILES, sha256=None):
+    def large(self, name, content, prefix=FILES, sha256=None):
         sha256 = sha256 or hashlib.sha256(content).hexdigest()
         headers = {"X-Linked-Etag": f'"{sha256}"', "ETag": '"of the redirect"'}
-        self.files[place + name] = headers, self.url(f"cdn/{name}")
+        self.files[prefix + name] = headers, self.url(f"cdn/{name}")
         self.files[f"/cdn/{name}"] = {"ETag": '"of the CDN"'}, content
 
 
@@ -83,8 +83,8 @@ def test_a_mirror_without_https_is_named(tmp_path, monkeypatch):
         download_repository(REPOSITORY, tmp_path)
 
 
-def test_a_download_that_breaks_off_loses_no_file(hub, tmp_path):
-    """The sizes of images: without their file they would be transformers' defaults."""
+def test_an_interrupted_download_leaves_no_file_out(hub, tmp_path):
+    """Without the preprocessor's file the image sizes would be transformers' defaults."""
     hub.small("preprocessor_config.json", b'{"size": 640, "max_size": 1000}')
     whole = hub.files.pop(f"{FILES}model.safetensors")
     with pytest.raises(InputError, match="has no model.safetensors"):
@@ -94,16 +94,16 @@ def test_a_download_that_breaks_off_loses_no_file(hub, tmp_path):
     assert (folder / "preprocessor_config.json").exists()
 
 
-def test_a_revision_has_a_folder_of_its_own(hub, tmp_path):
-    place = "/facebook/detr-resnet-50/resolve/refs%2Fpr%2F1/"
-    hub.small("config.json", CONFIG, place)
-    hub.large("model.safetensors", WEIGHTS, place)
+def test_a_revision_has_another_folder(hub, tmp_path):
+    prefix = "/facebook/detr-resnet-50/resolve/refs%2Fpr%2F1/"
+    hub.small("config.json", CONFIG, prefix)
+    hub.large("model.safetensors", WEIGHTS, prefix)
     folder = download_repository(REPOSITORY + "@refs/pr/1", tmp_path)
     assert folder.name == "facebook--detr-resnet-50@refs--pr--1"
-    assert all(path.startswith((place, "/cdn/")) for path in hub.asked)
+    assert all(path.startswith((prefix, "/cdn/")) for path in hub.asked)
 
 
-def test_parts_of_a_large_model_and_the_older_form(hub, tmp_path):
+def test_a_model_in_parts_and_the_older_format(hub, tmp_path):
     del hub.files[FILES + "model.safetensors"]
     with pytest.raises(InputError, match="has no model.safetensors and no pytorch_model.bin"):
         download_repository(REPOSITORY, tmp_path)
@@ -126,11 +126,11 @@ def test_the_servers_checksum_is_verified(hub, tmp_path):
     with pytest.raises(InputError, match="config.json: .* do not match the checksum"):
         download_repository(REPOSITORY, tmp_path / "other")
     hub.files[FILES + "config.json"] = CONFIG
-    with pytest.raises(InputError, match="config.json: the server gives no checksum"):
+    with pytest.raises(InputError, match="config.json: the server sends no checksum"):
         download_repository(REPOSITORY, tmp_path / "other")
 
 
-def test_a_connection_that_breaks_off_goes_on(hub, tmp_path):
+def test_an_interrupted_connection_is_resumed(hub, tmp_path):
     hub.cut = 100
     folder = download_repository(REPOSITORY, tmp_path)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
@@ -145,7 +145,7 @@ def test_a_redirect_may_not_leave_https(hub, tmp_path):
 
 
 def test_a_token_goes_to_the_hub_alone(hub, tmp_path, monkeypatch):
-    """With a redirect to another path of it, not to another server."""
+    """Also to another path of it after a redirect, but not to another server."""
     monkeypatch.setenv("HF_TOKEN", "secret")
     with Hub({}) as other:
         headers, _ = hub.files[FILES + "model.safetensors"]
@@ -160,7 +160,7 @@ def test_a_token_goes_to_the_hub_alone(hub, tmp_path, monkeypatch):
     assert {headers.get("Authorization") for headers in hub.headers} == {"Bearer secret"}
 
 
-def test_sizes_of_images_come_with_a_repository_that_has_them(hub, tmp_path, monkeypatch):
+def test_image_sizes_come_from_a_repository_that_has_them(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     hub.small("preprocessor_config.json", b'{"size": 640, "max_size": 1000}')
     flags = load_checkpoint(REPOSITORY)["args"]
@@ -168,7 +168,7 @@ def test_sizes_of_images_come_with_a_repository_that_has_them(hub, tmp_path, mon
 
 
 @pytest.mark.parametrize("source", ["hf://", "hf://detr", "hf://a/b/c", "hf://a/b@", "hf://a/../b"])
-def test_what_is_no_repository_is_refused(source, tmp_path):
+def test_other_addresses_are_refused(source, tmp_path):
     with pytest.raises(InputError, match="give hf://OWNER/NAME"):
         download_repository(source, tmp_path)
 
@@ -177,5 +177,5 @@ def test_a_part_outside_the_folder_is_refused(hub, tmp_path):
     del hub.files[FILES + "model.safetensors"]
     index = json.dumps({"weight_map": {"a": "../../a.safetensors"}}).encode()
     hub.small("model.safetensors.index.json", index)
-    with pytest.raises(InputError, match="which is no file beside it"):
+    with pytest.raises(InputError, match="not in a file beside it"):
         download_repository(REPOSITORY, tmp_path)

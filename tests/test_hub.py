@@ -1,14 +1,12 @@
-"""The original's models by name, and programs that use them."""
+"""Published models by name, models of any checkpoint, and the README's program."""
 
 import argparse
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from processes import REPO
+from processes import REPO, run_python
 from same import assert_same
 
 from arguments import parse_args
@@ -21,35 +19,34 @@ from predict import predict
 from util.errors import InputError
 from util.jittor_file import write_jittor_file
 
+PANOPTIC = "--masks --dataset_file coco_panoptic"
 HUB = {
-    "detr_resnet50": [],
-    "detr_resnet50_dc5": ["--dilation"],
-    "detr_resnet101": ["--backbone", "resnet101"],
-    "detr_resnet101_dc5": ["--backbone", "resnet101", "--dilation"],
-    "detr_resnet50_panoptic": ["--masks", "--dataset_file", "coco_panoptic"],
-    "detr_resnet50_dc5_panoptic": ["--masks", "--dataset_file", "coco_panoptic", "--dilation"],
-    "detr_resnet101_panoptic": "--masks --dataset_file coco_panoptic --backbone resnet101".split(),
+    "detr_resnet50": "",
+    "detr_resnet50_dc5": "--dilation",
+    "detr_resnet101": "--backbone resnet101",
+    "detr_resnet101_dc5": "--backbone resnet101 --dilation",
+    "detr_resnet50_panoptic": PANOPTIC,
+    "detr_resnet50_dc5_panoptic": f"{PANOPTIC} --dilation",
+    "detr_resnet101_panoptic": f"{PANOPTIC} --backbone resnet101",
 }
 
 
 @pytest.mark.parametrize("name", HUB)
 def test_models_by_name(name):
-    """Have the flags' weights, dilation where the name says so, and their postprocessors."""
+    """They have the flags' weights and dilation, and the right postprocessor."""
     model, postprocessor = getattr(hub, name)(return_postprocessor=True)
     assert type(postprocessor) is (PostProcessPanoptic if "panoptic" in name else PostProcess)
-    other = tiny.build(parse_args(HUB[name]))[0]
+    other = tiny.build(parse_args(HUB[name].split()))[0]
     assert [(n, p.shape) for n, p in model.named_parameters()] == [
         (n, p.shape) for n, p in other.named_parameters()
     ]
-    body, other_body = ((getattr(m, "detr", m)).backbone[0].body for m in (model, other))
-    assert (body.layer4[0].conv2.stride, body.layer4[1].conv2.dilation) == (
-        other_body.layer4[0].conv2.stride,
-        other_body.layer4[1].conv2.dilation,
-    )
+    stage, other_stage = (getattr(m, "detr", m).backbone[0].body.layer4 for m in (model, other))
+    assert stage[0].conv2.stride == other_stage[0].conv2.stride
+    assert stage[1].conv2.dilation == other_stage[1].conv2.dilation
 
 
 def test_the_readmes_program_runs(tmp_path):
-    """In a process of its own, where its imports are the first."""
+    """In another process, where its imports come first."""
     [block] = (REPO / "README.md").read_text().split("```python\n")[1:]
     program = block.split("```")[0]
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
@@ -59,28 +56,26 @@ def test_the_readmes_program_runs(tmp_path):
     program = program.replace("output/mine/checkpoint.pkl", str(tmp_path / "mine.pkl"))
     program = program.replace("photo.jpg", str(tmp_path / "photo.jpg"))
     program = program.replace("threshold=0.7", "threshold=0, size=64")
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True)
+    done = run_python("-c", program, timeout=1000)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert len(lines) == 10 and all(line.startswith("class ") for line in lines)
 
 
 def test_published_weights_load_by_name(tmp_path, monkeypatch):
-    """From a local folder in place of the original's address; the loading is strict."""
+    """From a local folder instead of the original's address; the loading is strict."""
     model = hub.detr_resnet50(num_classes=4)
     write_jittor_file({"model": model_state(model)}, tmp_path / "detr-r50-e632da11.pth")
-    monkeypatch.setattr(hub, "WEIGHTS", f"{tmp_path}/")
+    monkeypatch.setattr(hub, "WEIGHTS_URL", f"{tmp_path}/")
     again = hub.detr_resnet50(pretrained=True, num_classes=4)
     assert (again.class_embed.weight.numpy() == model.class_embed.weight.numpy()).all()
-    with pytest.raises(
-        InputError,
-        match="detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed",
-    ):
+    message = "detr-r50-e632da11.pth: does not fit the model: 2 of another shape .class_embed"
+    with pytest.raises(InputError, match=message):
         hub.detr_resnet50(pretrained=True)
 
 
 def test_weights_of_a_folder_load_by_name(tmp_path):
-    """As transformers writes it; weights with and without dilation fit each other's models."""
+    """Like transformers' folders. Weights with and without dilation have the same shapes."""
     model = hub.detr_resnet50(num_classes=4)
     write_jittor_file({"model": model_state(model)}, tmp_path / "mine.pkl")
     convert(tmp_path / "mine.pkl", tmp_path / "folder", argparse.Namespace(dilation=True, nheads=8))
@@ -99,8 +94,8 @@ def test_weights_of_a_folder_load_by_name(tmp_path):
         "--backbone tiny --backbone_norm batch --enc_layers 0 --dec_layers 1",
     ],
 )
-def test_any_checkpoint_loads_as_what_it_is(tmp_path, flags):
-    """With the outputs of the model that was saved, and the names of its classes."""
+def test_any_checkpoint_loads(tmp_path, flags):
+    """The model has the outputs of the saved one, and its class names."""
     args = tiny.arguments(f"--num_classes 5 {flags}")
     model = tiny.build(args)[0]
     names = {1: "cat", 4: "dog"}

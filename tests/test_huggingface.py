@@ -1,19 +1,18 @@
-"""Weights and folders of transformers. With transformers itself: oracle/test_huggingface.py."""
+"""Weights and folders like those of transformers; with transformers: oracle/test_huggingface.py."""
 
+import argparse
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tiny
-from processes import REPO
+from same import assert_same
 
 from arguments import apply_checkpoint_args, parse_args
-from models.weights.__main__ import main as convert
-from models.weights.checkpoint import class_names, load_checkpoint
-from models.weights.huggingface import flags_of
-from models.weights.huggingface_names import from_huggingface, is_of_huggingface, to_huggingface
+from models.weights.__main__ import convert
+from models.weights.checkpoint import load_checkpoint, read_class_names
+from models.weights.huggingface import parse_config
+from models.weights.huggingface_names import from_huggingface, is_huggingface, to_huggingface
 from models.weights.model import model_state
 from models.weights.safetensors_file import write_safetensors
 from util.errors import InputError
@@ -37,13 +36,11 @@ def state(args):
 
 
 def same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert_same(dict(sorted(found.items())), dict(sorted(expected.items())))
 
 
-def newer(name):
-    """transformers 5's name for one of its older ones."""
+def get_new_name(name):
+    """Return transformers 5's name for an older one."""
     for old, new in (
         ("backbone.conv_encoder.", "backbone."),
         ("out_proj", "o_proj"),
@@ -63,13 +60,13 @@ def newer(name):
 
 def test_names_go_both_ways(state):
     theirs = to_huggingface(state)
-    assert is_of_huggingface(theirs) and not is_of_huggingface(state)
+    assert is_huggingface(theirs) and not is_huggingface(state)
     assert not theirs.keys() & {n for n in state if not n.startswith(("mask_", "bbox_att"))}
     same(from_huggingface(theirs), state)
-    same(from_huggingface({newer(name): array for name, array in theirs.items()}), state)
+    same(from_huggingface({get_new_name(name): array for name, array in theirs.items()}), state)
 
 
-def test_some_names_as_transformers_has_them(state):
+def test_some_names_of_transformers(state):
     theirs = to_huggingface(state)
     prefix = "detr." if "mask_head.lay1.weight" in state else ""
     for name in (
@@ -86,36 +83,29 @@ def test_some_names_as_transformers_has_them(state):
         "bbox_predictor.layers.2.weight",
     ):
         assert prefix + name in theirs
-    ours = f"{prefix}transformer.decoder.layers.1."
     np.testing.assert_array_equal(
         theirs[f"{prefix}model.decoder.layers.1.final_layer_norm.weight"],
-        state[f"{ours}norm3.weight"],
+        state[f"{prefix}transformer.decoder.layers.1.norm3.weight"],
     )
 
 
-def test_transformers_own_resnet():
+def test_the_resnet_of_transformers():
     theirs = {
-        "model.backbone.model.embedder.embedder.convolution.weight": "conv1.weight",
-        "model.backbone.model.embedder.embedder.normalization.running_var": "bn1.running_var",
-        "model.backbone.conv_encoder.model.encoder.stages.0.layers.0.shortcut.convolution.weight": (
-            "layer1.0.downsample.0.weight"
-        ),
-        "model.backbone.model.encoder.stages.3.layers.0.shortcut.normalization.bias": (
-            "layer4.0.downsample.1.bias"
-        ),
-        "model.backbone.model.encoder.stages.2.layers.5.layer.1.convolution.weight": (
-            "layer3.5.conv2.weight"
-        ),
-        "model.backbone.model.encoder.stages.1.layers.3.layer.2.normalization.weight": (
-            "layer2.3.bn3.weight"
-        ),
+        "embedder.embedder.convolution.weight": "conv1.weight",
+        "embedder.embedder.normalization.running_var": "bn1.running_var",
+        "encoder.stages.3.layers.0.shortcut.normalization.bias": "layer4.0.downsample.1.bias",
+        "encoder.stages.2.layers.5.layer.1.convolution.weight": "layer3.5.conv2.weight",
+        "encoder.stages.1.layers.3.layer.2.normalization.weight": "layer2.3.bn3.weight",
     }
+    theirs = {f"model.backbone.model.{name}": ours for name, ours in theirs.items()}
+    old = "model.backbone.conv_encoder.model.encoder.stages.0.layers.0.shortcut.convolution.weight"
+    theirs[old] = "layer1.0.downsample.0.weight"
     found = from_huggingface({name: np.zeros(1) for name in theirs})
     assert list(found) == [f"backbone.0.body.{name}" for name in theirs.values()]
 
 
-def test_what_has_no_counterpart_keeps_its_name():
-    """So that the loading, which is strict, lists it."""
+def test_a_name_without_counterpart_stays():
+    """So that the strict loading lists it."""
     names = [
         "model.decoder.layers.0.something.weight",
         "model.encoder.layers.0.self_attn.q_proj.weight",  # without k and v
@@ -130,34 +120,28 @@ def test_what_has_no_counterpart_keeps_its_name():
 
 
 @pytest.fixture
-def folder(tmp_path, args, state):
-    """What `python -m models.weights checkpoint.pkl folder` writes."""
-    source = tmp_path / "checkpoint.pkl"
-    classes = {1: "person", 4: "自行车"}
-    if args.num_classes == 3:
-        classes = {}
-    write_jittor_file({"model": state, "args": vars(args), "classes": classes}, source)
-    run(source, tmp_path / "folder")
+def classes(args):
+    return {} if args.num_classes == 3 else {1: "person", 4: "自行车"}
+
+
+@pytest.fixture
+def folder(tmp_path, args, state, classes):
+    return make_folder(tmp_path, {"model": state, "args": vars(args), "classes": classes})
+
+
+def make_folder(tmp_path, checkpoint):
+    """Write checkpoint.pkl and convert it to a folder."""
+    write_jittor_file(checkpoint, tmp_path / "checkpoint.pkl")
+    options = argparse.Namespace(dilation=False, nheads=8)
+    convert(tmp_path / "checkpoint.pkl", tmp_path / "folder", options)
     return tmp_path / "folder"
 
 
-def run(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "models.weights", *map(str, arguments)],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_folder_has_all_that_loading_needs(folder, args, state):
+def test_a_folder_has_all_that_loading_needs(folder, args, state, classes):
     checkpoint = load_checkpoint(folder)
     same(checkpoint["model"], state)
-    expected = {} if args.num_classes == 3 else {1: "person", 4: "自行车"}
-    assert class_names(checkpoint, folder) == expected
-    words = ["--eval", "--coco_path", ".", "--resume", str(folder)]
-    resumed = parse_args(words)
+    assert read_class_names(checkpoint, folder) == classes
+    resumed = parse_args(["--eval", "--coco_path", ".", "--resume", str(folder)])
     apply_checkpoint_args(resumed, checkpoint, folder)
     for name in (
         "backbone dilation position_embedding enc_layers dec_layers dim_feedforward hidden_dim "
@@ -166,11 +150,10 @@ def test_a_folder_has_all_that_loading_needs(folder, args, state):
         assert getattr(resumed, name) == getattr(args, name), name
 
 
-def test_sizes_of_images_go_both_ways(tmp_path, state):
+def test_image_sizes_go_both_ways(tmp_path, state):
     """In all forms that preprocessor_config.json had."""
-    source, folder = tmp_path / "checkpoint.pkl", tmp_path / "folder"
-    write_jittor_file({"model": state, "args": {"eval_size": 384, "max_size": 640}}, source)
-    run(source, folder)
+    flags = {"eval_size": 384, "max_size": 640}
+    folder = make_folder(tmp_path, {"model": state, "args": flags})
     path = folder / "preprocessor_config.json"
     written = {"shortest_edge": 384, "longest_edge": 640}
     assert json.loads(path.read_text())["size"] == written
@@ -185,20 +168,18 @@ def test_sizes_of_images_go_both_ways(tmp_path, state):
         assert (flags.get("eval_size"), flags.get("max_size")) == expected
 
 
-def test_a_folder_has_cocos_names_where_the_weights_have_none(tmp_path):
-    source, folder = tmp_path / "detr.pkl", tmp_path / "folder"
-    write_jittor_file({"model": model_state(tiny.build(tiny.arguments())[0])}, source)
-    run(source, folder)
+def test_a_folder_has_cocos_names_if_the_weights_have_none(tmp_path):
+    folder = make_folder(tmp_path, {"model": model_state(tiny.build(tiny.arguments())[0])})
     names = json.loads((folder / "config.json").read_text())["id2label"]
     assert names["18"] == "dog" and names["90"] == "toothbrush"
-    assert class_names(load_checkpoint(folder), folder)[18] == "dog"
+    assert read_class_names(load_checkpoint(folder), folder)[18] == "dog"
 
 
 def test_a_file_takes_the_config_beside_it(folder, state):
-    same(load_checkpoint(folder / "model.safetensors")["model"], state)
-    flags = load_checkpoint(folder / "model.safetensors")["args"]
+    checkpoint = load_checkpoint(folder / "model.safetensors")
+    same(checkpoint["model"], state)
+    assert checkpoint["args"] == load_checkpoint(folder)["args"]
     (folder / "config.json").unlink()
-    assert flags == load_checkpoint(folder / "model.safetensors").get("args", flags)
     assert "args" not in load_checkpoint(folder / "model.safetensors")
 
 
@@ -206,23 +187,23 @@ def test_parts_with_an_index(folder, state):
     whole = to_huggingface(state)
     names = list(whole)
     parts = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
-    for part, of_part in parts.items():
+    for part, part_names in parts.items():
         with open(folder / part, "wb") as file:
-            write_safetensors({name: whole[name] for name in of_part}, file)
+            write_safetensors({name: whole[name] for name in part_names}, file)
     (folder / "model.safetensors").unlink()
-    weight_map = {name: part for part, of_part in parts.items() for name in of_part}
+    weight_map = {name: part for part, part_names in parts.items() for name in part_names}
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     same(load_checkpoint(folder)["model"], state)
     (folder / "two.safetensors").unlink()
-    refused(folder, "index.json: two.safetensors is missing; download it, too")
+    assert_refused(folder, "index.json: two.safetensors is missing; download it, too")
     index.write_text("{}")
-    refused(folder, "has no weight_map")
+    assert_refused(folder, "has no weight_map")
     index.write_text(json.dumps({"weight_map": {"a": "/etc/passwd"}}))
-    refused(folder, "which is no file beside it")
+    assert_refused(folder, "not in a file beside it")
 
 
-def refused(folder, message):
+def assert_refused(folder, message):
     with pytest.raises(InputError, match=message) as error:
         load_checkpoint(folder)
     assert str(folder) in str(error.value) and str(error.value).isprintable()
@@ -231,77 +212,64 @@ def refused(folder, message):
 def test_folders_that_cannot_be_used(folder):
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
-        ({"model_type": "conditional_detr"}, "of type 'conditional_detr'; only detr"),
-        ({"model_type": None}, "of type None; only detr"),
-        ({"activation_function": "gelu"}, "its activation_function is 'gelu'; only relu"),
-        ({"backbone": "swin_tiny"}, "its backbone is swin_tiny; there are resnet18, "),
-        ({"backbone": "tiny"}, "its backbone is tiny; there are"),
+        ({"model_type": "conditional_detr"}, "model_type is 'conditional_detr'; only detr is"),
+        ({"model_type": None}, "model_type is None; only detr is supported"),
+        ({"activation_function": "gelu"}, "activation_function is 'gelu'; only relu"),
+        ({"backbone": "swin_tiny"}, "backbone is swin_tiny; only resnet18, "),
+        ({"backbone": "tiny"}, "backbone is tiny; only"),
         ({"backbone_config": []}, None),
-        ({"backbone_config": [1]}, "its backbone_config is no dictionary"),
+        ({"backbone_config": [1]}, "backbone_config is not an object"),
         ({"backbone_config": {"model_type": "resnet", "depths": [1]}}, r"resnet of \[1\] blocks"),
         (
             {"backbone_config": {"model_type": "resnet", "downsample_in_bottleneck": True}},
-            "its backbone_config has downsample_in_bottleneck",
+            "backbone_config has downsample_in_bottleneck",
         ),
-        ({"d_model": "256"}, "has d_model '256'; only one whole number"),
-        ({"encoder_attention_heads": 4, "decoder_attention_heads": 8}, "heads 4 and .* 8; only"),
-        ({"position_embedding_type": "none"}, "its position_embedding_type is 'none'"),
-        ({"id2label": {"one": "x"}}, "its id2label is not a dictionary"),
-        ({"id2label": {"1": 3}}, "its id2label is not a dictionary"),
+        ({"d_model": "256"}, "d_model is '256'; only one integer"),
+        ({"encoder_attention_heads": 4, "decoder_attention_heads": 8}, "is 4 and .* is 8; only"),
+        ({"position_embedding_type": "none"}, "position_embedding_type is 'none'"),
+        ({"id2label": {"one": "x"}}, "id2label does not map ids to names"),
+        ({"id2label": {"1": 3}}, "id2label does not map ids to names"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         if message is None:
             load_checkpoint(folder)
         else:
-            refused(folder, message)
-    for text, message in (("{", "is no JSON"), ("[]", "holds no JSON object")):
+            assert_refused(folder, message)
+    for text, message in (("{", "not JSON"), ("[]", "not a JSON object")):
         (folder / "config.json").write_text(text)
-        refused(folder, message)
+        assert_refused(folder, message)
     (folder / "model.safetensors").unlink()
-    refused(folder, "has no model.safetensors or pytorch_model.bin; give a folder")
+    assert_refused(folder, "has no model.safetensors or pytorch_model.bin; give a folder")
 
 
 def test_configs_of_other_versions():
     """Before and after transformers 5, and the published ones."""
-    old, new = (
-        flags_of({"model_type": "detr", **config}, "config.json")[0]
-        for config in (
-            {"use_timm_backbone": True, "backbone": "resnet101", "dilation": True},
-            {
-                "backbone_config": {
-                    "model_type": "timm_backbone",
-                    "backbone": "resnet101.a1_in1k",
-                    "output_stride": 16,
-                }
-            },
-        )
-    )
-    assert old == new
+
+    def parse(**config):
+        return parse_config({"model_type": "detr", **config}, "config.json")
+
+    timm = {"model_type": "timm_backbone", "backbone": "resnet101.a1_in1k", "output_stride": 16}
+    old, _ = parse(use_timm_backbone=True, backbone="resnet101", dilation=True)
+    assert parse(backbone_config=timm)[0] == old
     assert (old["backbone"], old["dilation"], old["num_queries"]) == ("resnet101", True, 100)
     own = {"model_type": "resnet", "depths": [2, 2, 2, 2], "layer_type": "basic"}
-    flags, classes = flags_of(
-        {"model_type": "detr", "backbone_config": own, "id2label": {"0": "LABEL_0", "2": "N/A"}},
-        "config.json",
-    )
+    flags, classes = parse(backbone_config=own, id2label={"0": "LABEL_0", "2": "N/A"})
     assert flags["backbone"] == "resnet18" and classes == {}
 
 
-# ---- what transformers does not have
+# ---- models that transformers does not support
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--pre_norm", "was trained with --pre_norm, which transformers does not have"),
+        ("--pre_norm", "was trained with --pre_norm, which transformers does not support"),
         ("--backbone_norm group", "--backbone_norm group"),
         ("--backbone tiny --backbone_norm batch", "--backbone tiny"),
     ],
 )
-def test_other_models_stay_here(tmp_path, monkeypatch, flags, message):
+def test_other_models_are_not_converted(tmp_path, flags, message):
     args = tiny.arguments(flags, "--num_classes", 5)
-    source = tmp_path / "checkpoint.pkl"
-    write_jittor_file({"model": model_state(tiny.build(args)[0]), "args": vars(args)}, source)
-    monkeypatch.setattr("sys.argv", ["weights", str(source), str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match=message):
-        convert()
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=message):
+        make_folder(tmp_path, {"model": model_state(tiny.build(args)[0]), "args": vars(args)})
+    assert not (tmp_path / "folder").exists()

@@ -1,4 +1,4 @@
-"""The matching is the optimum, for every number of objects."""
+"""The matching is optimal for any number of objects."""
 
 from itertools import permutations
 
@@ -13,7 +13,7 @@ QUERIES, CLASSES = 5, 4
 
 
 def random_case(seed, objects):
-    """logits [1, Q, K + 1], boxes [1, Q, 4] and one target."""
+    """Return logits [1, Q, K + 1], boxes [1, Q, 4] and a target."""
     random = np.random.default_rng(seed)
     target = {
         "labels": random.integers(0, CLASSES, objects),
@@ -23,8 +23,8 @@ def random_case(seed, objects):
     return logits, random.uniform(0.2, 0.8, (1, QUERIES, 4)).astype(np.float32), target
 
 
-def costs(logits, boxes, target, weights):
-    """The paper's cost of each pair, [Q, n], pair by pair."""
+def get_costs(logits, boxes, target, weights):
+    """Return the paper's cost of each pair, [Q, n], computed pair by pair."""
     return np.array(
         [
             [
@@ -41,32 +41,30 @@ def costs(logits, boxes, target, weights):
 
 @pytest.mark.parametrize("weights", [(1, 5, 2), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
 @pytest.mark.parametrize("objects", [1, 3, 5])
-def test_total_cost_is_the_least(objects, weights):
+def test_total_cost_is_minimal(objects, weights):
     for seed in range(5):
         logits, boxes, target = random_case(seed, objects)
-        [(queries, objects_of)] = HungarianMatcher(*weights)(logits, boxes, [target])
-        cost = costs(logits, boxes, target, weights)
-        least = min(
-            cost[list(order), range(objects)].sum()
-            for order in permutations(range(QUERIES), objects)
-        )
-        assert sorted(objects_of) == list(range(objects)) and len(set(queries)) == objects
-        assert cost[queries, objects_of].sum() == pytest.approx(least, abs=1e-6)
+        [(queries, matched)] = HungarianMatcher(*weights)(logits, boxes, [target])
+        costs = get_costs(logits, boxes, target, weights)
+        orders = permutations(range(QUERIES), objects)
+        minimum = min(costs[list(order), range(objects)].sum() for order in orders)
+        assert sorted(matched) == list(range(objects)) and len(set(queries)) == objects
+        assert costs[queries, matched].sum() == pytest.approx(minimum, abs=1e-6)
 
 
-def test_images_are_matched_each_by_itself():
+def test_images_are_matched_separately():
     cases = [random_case(seed, objects) for seed, objects in ((0, 2), (1, 0), (2, 7))]
     matcher = HungarianMatcher(1, 5, 2)
     logits, boxes = (np.concatenate([case[i] for case in cases]) for i in (0, 1))
     together = matcher(logits, boxes, [case[2] for case in cases])
-    assert [len(queries) for queries, _ in together] == [2, 0, QUERIES], (
-        "no object, and more objects than queries"
-    )
+    # no object, and more objects than queries
+    assert [len(queries) for queries, _ in together] == [2, 0, QUERIES]
     for pair, (*predictions, target) in zip(together, cases):
         np.testing.assert_array_equal(pair, matcher(*predictions, [target])[0])
 
 
-def test_a_diverged_model_is_left_to_the_engine():
+def test_nan_predictions_are_matched():
+    """The engine stops at their loss."""
     logits, boxes, target = random_case(0, 3)
     [(queries, objects)] = HungarianMatcher(1, 5, 2)(np.full_like(logits, np.nan), boxes, [target])
     assert sorted(objects) == [0, 1, 2] and len(set(queries)) == 3

@@ -1,4 +1,4 @@
-"""Names and sizes of the model, what trains, what it refuses, and that padding does not matter."""
+"""The model: names and shapes, trainable parameters, errors, and independence of padding."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from util.backend import jt, set_seed
 from util.misc import NestedTensor
 
 
-def trainable(model):
+def get_trainable(model):
     return {name: p for name, p in model.named_parameters() if not p.is_stop_grad()}
 
 
@@ -34,7 +34,7 @@ def test_detr_resnet50_has_the_originals_names_and_parameters():
         "input_proj.bias",
         "backbone.0.body.layer1.0.downsample.1.running_var",
     } <= names
-    assert sum(p.numel() for p in trainable(model).values()) == 41_302_368
+    assert sum(p.numel() for p in get_trainable(model).values()) == 41_302_368
 
 
 def test_weights_of_close_seeds_are_independent():
@@ -43,12 +43,12 @@ def test_weights_of_close_seeds_are_independent():
         set_seed(seed)
         weights.append(tiny.build(tiny.arguments())[0].transformer.encoder.layers[0].linear1.weight)
     correlations = np.corrcoef([weight.numpy().ravel() for weight in weights])
-    others = correlations[~np.eye(len(weights), dtype=bool)]
-    assert np.abs(others).max() < 5 / np.sqrt(weights[0].numel()), correlations
+    off_diagonal = correlations[~np.eye(len(weights), dtype=bool)]
+    assert np.abs(off_diagonal).max() < 5 / np.sqrt(weights[0].numel()), correlations
 
 
 def test_stem_and_first_stage_never_train():
-    names = {name for name in trainable(build_tiny()) if name.startswith("backbone")}
+    names = {name for name in get_trainable(build_tiny()) if name.startswith("backbone")}
     assert {name.split(".")[3] for name in names} == {"layer2", "layer3", "layer4"}
     assert all("conv" in name or "downsample.0" in name for name in names), "BatchNorm is frozen"
 
@@ -57,7 +57,7 @@ def test_stem_and_first_stage_never_train():
 @pytest.mark.parametrize("backbone", ["resnet18", "tiny"])
 def test_with_another_norm_the_whole_backbone_trains(backbone, norm):
     model = build_tiny("--backbone", backbone, "--backbone_norm", norm)
-    names = {name for name in trainable(model) if name.startswith("backbone")}
+    names = {name for name in get_trainable(model) if name.startswith("backbone")}
     assert {
         "backbone.0.body.conv1.weight",
         "backbone.0.body.bn1.weight",
@@ -85,25 +85,21 @@ def test_tiny_backbone_has_stride_16():
     backbone = build_tiny("--backbone", "tiny", "--backbone_norm", "group").backbone[0]
     samples = NestedTensor(jt.zeros((2, 3, 96, 65)), jt.zeros((2, 96, 65), dtype="bool"))
     [feature] = backbone(samples)
-    assert feature.tensors.shape == (
-        2,
-        backbone.stage_channels[-1],
-        6,
-        5,
-    ) and feature.mask.shape == (2, 6, 5)
+    assert feature.tensors.shape == (2, backbone.stage_channels[-1], 6, 5)
+    assert feature.mask.shape == (2, 6, 5)
 
 
 def test_lr_backbone_0_freezes_the_whole_backbone():
-    names = set(trainable(build_tiny("--lr_backbone", 0)))
+    names = set(get_trainable(build_tiny("--lr_backbone", 0)))
     assert names and not any(name.startswith("backbone") for name in names)
 
 
-def test_train_mode_does_not_wake_frozen_parameters():
+def test_train_mode_does_not_unfreeze_parameters():
     model = build_tiny()
-    before = set(trainable(model))
+    before = set(get_trainable(model))
     model.eval()
     model.train()
-    assert set(trainable(model)) == before
+    assert set(get_trainable(model)) == before
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
@@ -119,7 +115,7 @@ def test_learned_encoding_has_fifty_rows_and_columns():
     np.testing.assert_array_equal(encoded[1, :4, 49, 2], encoding.col_embed.weight[2].numpy())
     np.testing.assert_array_equal(encoded[1, 4:, 49, 2], encoding.row_embed.weight[49].numpy())
     for height, width in ((51, 1), (1, 51)):
-        with pytest.raises(ValueError, match=f"tensor_list has {height} x {width} cells"):
+        with pytest.raises(ValueError, match=f"features: {height}x{width} cells"):
             encoding(NestedTensor(jt.zeros((1, 1, height, width)), None))
 
 
@@ -150,10 +146,9 @@ def test_dropout_works_in_training_only():
 @pytest.mark.parametrize("position_embedding", ["sine", "learned"])
 @pytest.mark.parametrize("norm", [[], ["--pre_norm"]])
 def test_masked_cells_do_not_change_the_decoder(position_embedding, norm):
-    """A feature map, and the same with masked cells of nonsense at the right and bottom.
+    """A feature map, and the same with masked random cells at the right and bottom.
 
-    (From image to feature map padding does matter, in the original too: convolutions look over the
-    edge.)
+    From image to feature map padding does matter, as in the original: convolutions see it.
     """
     model = build_tiny("--position_embedding", position_embedding, *norm)
     model.eval()
@@ -170,11 +165,10 @@ def test_masked_cells_do_not_change_the_decoder(position_embedding, norm):
             features.tensors, features.mask, model.query_embed.weight, model.backbone[1](features)
         )[0].numpy()
 
-    np.testing.assert_allclose(
-        decode(large, mask), decode(small, np.zeros((2, 3, 5), bool)), atol=1e-5
-    )
+    masked = decode(large, mask)
+    np.testing.assert_allclose(masked, decode(small, np.zeros((2, 3, 5), bool)), atol=1e-5)
     unmasked = decode(large, np.zeros_like(mask))
-    assert np.abs(unmasked - decode(large, mask)).max() > 0.1, "or the test would compare nothing"
+    assert np.abs(unmasked - masked).max() > 0.1, "the cells would matter without the mask"
 
 
 @pytest.mark.parametrize(
@@ -194,12 +188,11 @@ def test_a_list_of_images_is_a_batch():
     model.eval()
     samples, _ = tiny.make_batch(0)
     images = [samples.tensors[0, :, :64], samples.tensors[1, :, :, :64]]
-    np.testing.assert_array_equal(
-        model(images)["pred_boxes"].numpy(), model(samples.to_jittor())["pred_boxes"].numpy()
-    )
+    found, expected = (model(x)["pred_boxes"].numpy() for x in (images, samples.to_jittor()))
+    np.testing.assert_array_equal(found, expected)
 
 
-def test_postprocess_gives_pixels_and_never_no_object():
+def test_postprocess_returns_pixels_and_never_no_object():
     logits = np.zeros((2, 1, 4), np.float32)
     logits[:, 0, 3] = 9  # "no object"
     logits[:, 0, 1] = 2
@@ -208,15 +201,14 @@ def test_postprocess_gives_pixels_and_never_no_object():
     first, second = PostProcess()(outputs, [(100, 300), (50, 20)])
     np.testing.assert_allclose(first["boxes"], [[120, 0, 180, 50]], atol=1e-4)
     np.testing.assert_allclose(second["boxes"], [[8, 0, 12, 25]], atol=1e-4)
+    score = np.exp(2) / (np.exp(9) + np.exp(2) + 2)
     for result in (first, second):
         assert result["labels"].tolist() == [1]
-        np.testing.assert_allclose(
-            result["scores"], np.exp(2) / (np.exp(9) + np.exp(2) + 2), rtol=1e-5
-        )
+        np.testing.assert_allclose(result["scores"], score, rtol=1e-5)
 
 
 @pytest.mark.parametrize("flags", [[], ["--masks", "--hidden_dim", 128, "--nheads", 8]])
-def test_no_product_runs_in_jittors_own_operator(flags):
+def test_no_matrix_product_runs_in_jittors_own_operator(flags):
     """On its threads a signal could overwrite memory (see HandlerStack in util/ops/gemm.h)."""
     model, criterion, _ = tiny.build(tiny.arguments(*flags))
     samples, targets = tiny.make_batch(0)
@@ -224,12 +216,8 @@ def test_no_product_runs_in_jittors_own_operator(flags):
         target["masks"] = np.ones((1, *samples.tensors.shape[2:]), bool)
     with jt.profile_scope() as report:
         losses = criterion(model(samples.to_jittor()), targets)
-        jt.sync(
-            jt.grad(
-                sum(losses[name] for name in criterion.weight_dict), list(trainable(model).values())
-            )
-        )
+        total = sum(losses[name] for name in criterion.weight_dict)
+        jt.sync(jt.grad(total, list(get_trainable(model).values())))
     names = [row[0] for row in report[1:]]
-    assert any("code" in name for name in names) and not [
-        name for name in names if "mkl_matmul" in name
-    ], names
+    assert any("code" in name for name in names), names
+    assert not any("mkl_matmul" in name for name in names), names

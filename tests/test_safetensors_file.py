@@ -1,4 +1,4 @@
-"""Safetensors files: round trips, types, damage. Hostile ones: test_hostile.py."""
+"""Safetensors files: round trips, dtypes and damage; hostile files: test_hostile.py."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def content(arrays=ARRAYS):
     return file.getvalue()
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_a_written_file_reads_back_equal(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content())
     found = read_safetensors(path)
@@ -52,7 +52,7 @@ def test_the_layout_is_the_documented_one():
 def test_bfloat16_becomes_float32(tmp_path):
     numbers = np.float32([1.5, -0.0078125, 3e38])
     upper = (numbers.view(np.uint32) >> 16).astype(np.uint16)
-    path = tmp_path / "model"  # known by its content, too
+    path = tmp_path / "model"  # recognized by its content
     path.write_bytes(content({"a": upper.view(np.int16)}).replace(b'"I16"', b'"BF16"', 1))
     header, body = path.read_bytes()[8:-6], upper.tobytes()
     path.write_bytes(struct.pack("<Q", len(header)) + header + body)

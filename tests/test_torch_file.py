@@ -1,7 +1,6 @@
-"""PyTorch's files: what PyTorch wrote (tests/golden), damaged ones, and hostile ones."""
+"""Files of PyTorch: what PyTorch wrote (tests/golden), damaged files and hostile files."""
 
 import io
-import os
 import pickle
 import struct
 import zipfile
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_files import call, legacy, tensor, zipped
 
 from models.weights.torch_file import is_torch_file, read_torch_file, write_torch_file
 from util.errors import InputError
@@ -18,7 +18,7 @@ FORMATS = ["torch_zip.pth", "torch_legacy.pth"]
 
 
 def flatten(obj, name=""):
-    """{names joined by "/": array} of the arrays, numbers and strings in obj."""
+    """Return names joined by "/" -> array, for the arrays, numbers and strings in obj."""
     if isinstance(obj, (dict, list, tuple)):
         parts = obj.items() if isinstance(obj, dict) else enumerate(obj)
         flat = [flatten(child, f"{name}/{part}".strip("/")) for part, child in parts]
@@ -37,7 +37,7 @@ def test_golden_files_read_as_pytorch_reads_them(name):
     for key, value in found.items():
         assert value.dtype == expected[key].dtype and value.shape == expected[key].shape, key
         np.testing.assert_array_equal(value, expected[key], err_msg=key)
-    with pytest.raises(ValueError, match="read-only"):  # it shares its memory with tree["whole"]
+    with pytest.raises(ValueError, match="read-only"):  # it shares memory with tree["whole"]
         tree["slice"][:] = 0
 
 
@@ -68,38 +68,19 @@ def test_flipped_bytes_never_escape_as_another_exception(name, tmp_path):
     assert refused > 100
 
 
-def zip_file(path, data_pkl, storages=(), compressed=None):
-    """A zip file as PyTorch writes it, but for the one entry named compressed."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in {
-            "data.pkl": data_pkl,
-            **{f"data/{n}": part for n, part in enumerate(storages)},
-        }.items():
-            archive.writestr(
-                f"archive/{name}", content, zipfile.ZIP_DEFLATED if name == compressed else None
-            )
-    return path
-
-
-def tensor_pickle(numel, offset, size, stride):
-    """The pickle of one float32 tensor over storage 0."""
-
-    def push(*values):
-        return b"(" + b"".join(pickle.dumps(value, 2)[2:-1] for value in values)
-
-    storage = push("storage") + b"ctorch\nFloatStorage\n" + push("0", "cpu", numel)[1:] + b"tQ"
-    view = push(offset, size, stride, False)[1:]
-    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + view + b"NtR."
+def read(path, content):
+    """Return the tensor in a file that `hostile_files.tensor` describes."""
+    path.write_bytes(content)
+    return read_torch_file(path)["model"]["0"]
 
 
 def test_a_view_reads_what_its_strides_say(tmp_path):
-    storage = np.arange(6, dtype="<f4").tobytes()
-    path = zip_file(tmp_path / "view.pth", tensor_pickle(6, 1, (2, 2), (1, 3)), [storage])
-    np.testing.assert_array_equal(read_torch_file(path), [[1, 4], [2, 5]])
+    content = zipped(tensor(6, 1, (2, 2), (1, 3)), np.arange(6, dtype="<f4").tobytes())
+    np.testing.assert_array_equal(read(tmp_path / "view.pth", content), [[1, 4], [2, 5]])
 
 
 @pytest.mark.parametrize(
-    "numel, offset, size, stride",
+    "view",
     [
         (6, 0, (7,), (1,)),
         (6, 5, (2,), (1,)),
@@ -112,102 +93,71 @@ def test_a_view_reads_what_its_strides_say(tmp_path):
         (5, 0, (5,), (1,)),
     ],
 )
-def test_views_beyond_their_storage_are_refused(tmp_path, numel, offset, size, stride):
-    path = zip_file(
-        tmp_path / "beyond.pth", tensor_pickle(numel, offset, size, stride), [bytes(24)]
-    )
+def test_views_beyond_their_storage_are_refused(tmp_path, view):
+    """view: number of elements, offset, size and stride."""
     with pytest.raises(InputError, match="damaged"):
-        read_torch_file(path)
+        read(tmp_path / "beyond.pth", zipped(tensor(*view), bytes(24)))
 
 
-@pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
-def test_compressed_entries_are_refused(tmp_path, entry):
-    bomb = zip_file(
-        tmp_path / "bomb.pth",
-        tensor_pickle(1000, 0, (1000,), (1,)),
-        [bytes(4000)],
-        compressed=entry,
-    )
+@pytest.mark.parametrize("compressed", ["archive/data.pkl", "archive/data/0"])
+def test_compressed_entries_are_refused(tmp_path, compressed):
+    content = io.BytesIO(zipped(tensor(1000, size=(1000,)), bytes(4000)))
+    with zipfile.ZipFile(content) as source, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for name in source.namelist():
+            method = zipfile.ZIP_DEFLATED if name == compressed else zipfile.ZIP_STORED
+            bomb.writestr(name, source.read(name), method)
     with pytest.raises(InputError, match="damaged"):
-        read_torch_file(bomb)
-
-
-class Hostile:
-    def __init__(self, proof):
-        self.proof = proof
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.proof}",)
-
-
-def legacy_file(path, content, rest):
-    """A file of the legacy format with content (a pickle) and what follows it."""
-    start = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
-    path.write_bytes(b"".join(pickle.dumps(part, 2) for part in start) + content + rest)
-    return path
+        read_torch_file(tmp_path / "bomb.pth")
 
 
 def test_a_legacy_file_without_one_of_its_storages_is_damaged(tmp_path):
-    # The legacy format also names a view.
-    content = tensor_pickle(2, 0, (2,), (1,)).replace(b"tQ", b"NtQ")
+    # A storage of the legacy format also names a view, None here.
+    content = tensor(2, size=(2,)).replace(b"tQ", b"NtQ")
     data = pickle.dumps(["0"], 2) + struct.pack("<q2f", 2, 1.5, -2)
-    np.testing.assert_array_equal(
-        read_torch_file(legacy_file(tmp_path / "a.pth", content, data)), [1.5, -2]
-    )
+    found = read(tmp_path / "a.pth", legacy(content, data))
+    np.testing.assert_array_equal(found, [1.5, -2])
     with pytest.raises(InputError, match="storage 0 is not in the file"):
-        read_torch_file(legacy_file(tmp_path / "a.pth", content, pickle.dumps([], 2)))
+        read(tmp_path / "a.pth", legacy(content, pickle.dumps([], 2)))
 
 
 def test_a_legacy_view_of_a_storage_is_read(tmp_path):
     view = pickle.dumps(("view", 1, 2), 2)[2:-1]
-    content = tensor_pickle(3, 1, (1,), (1,)).replace(b"tQ", view + b"tQ")
+    content = tensor(3, 1, (1,)).replace(b"tQ", view + b"tQ")
     data = pickle.dumps(["0"], 2) + struct.pack("<q3f", 3, 1, 2, 3)
-    np.testing.assert_array_equal(
-        read_torch_file(legacy_file(tmp_path / "a.pth", content, data)), [3]
-    )
+    np.testing.assert_array_equal(read(tmp_path / "a.pth", legacy(content, data)), [3])
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("form", [zipped, legacy])
 def test_a_file_that_calls_os_system_is_refused_and_not_run(tmp_path, form):
     path, proof = tmp_path / "evil.pth", tmp_path / "proof"
-    content = pickle.dumps({"model": Hostile(proof)}, 2)
-    if form == "zip":
-        zip_file(path, content)
-    else:
-        legacy_file(path, content, pickle.dumps([], 2))
-    with pytest.raises(
-        InputError, match=r"evil.pth: refused, because the file names (posix|nt).system"
-    ):
+    path.write_bytes(form(call("posix system", f"touch {proof}")))
+    with pytest.raises(InputError, match="evil.pth: refused, because the file names posix.system"):
         read_torch_file(path)
     assert not proof.exists()
-    os.system(f"touch {proof}")
-    assert proof.exists(), "the proof would have shown a run"
 
 
 def test_a_file_cannot_change_how_the_next_one_is_read(tmp_path):
+    state = pickle.dumps((None, {"__new__": None, "__setstate__": None}), 2)[2:-1]
     for name in (
         b"ctorch._utils\n_rebuild_tensor_v2\n",
         b"ccollections\nOrderedDict\n",
         b"cargparse\nNamespace\n",
     ):
-        state = pickle.dumps((None, {"__new__": None, "__setstate__": None}), 2)[2:-1]
         with pytest.raises(InputError):
-            read_torch_file(zip_file(tmp_path / "poison.pth", b"\x80\x02" + name + state + b"b."))
+            read(tmp_path / "poison.pth", zipped(b"\x80\x02" + name + state + b"b."))
     read_torch_file(GOLDEN / "torch_zip.pth")
 
 
-def test_storages_in_the_other_byte_order(tmp_path):
-    path = zip_file(
-        tmp_path / "big.pth", tensor_pickle(2, 0, (2,), (1,)), [struct.pack(">2f", 1.5, -2)]
-    )
-    with zipfile.ZipFile(path, "a") as archive:
+def test_big_endian_storages_are_read(tmp_path):
+    content = io.BytesIO(zipped(tensor(2, size=(2,)), struct.pack(">2f", 1.5, -2)))
+    with zipfile.ZipFile(content, "a") as archive:
         archive.writestr("archive/byteorder", "big")
-    value = read_torch_file(path)
+    value = read(tmp_path / "big.pth", content.getvalue())
     np.testing.assert_array_equal(value, [1.5, -2])
     assert value.dtype == np.float32 and value.dtype.isnative
 
 
-def test_other_files_are_told_apart(tmp_path):
+def test_other_files_are_recognized(tmp_path):
     other = tmp_path / "other.pth"
     other.write_bytes(pickle.dumps({"model": 1}, 4))
     assert not is_torch_file(other)
@@ -222,7 +172,7 @@ def test_other_files_are_told_apart(tmp_path):
         read_torch_file(other)
 
 
-def test_what_is_written_reads_back_equal(tmp_path):
+def test_a_written_file_reads_back_equal(tmp_path):
     tree = {
         "model": {
             "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3).T,
@@ -243,6 +193,6 @@ def test_what_is_written_reads_back_equal(tmp_path):
 @pytest.mark.parametrize(
     "value", [np.zeros(2, object), np.zeros(2, np.complex64), np.float32(1), {1, 2}, object()]
 )
-def test_what_a_pytorch_file_cannot_hold_is_a_type_error(value):
+def test_other_objects_are_a_type_error(value):
     with pytest.raises(TypeError, match="a PyTorch file cannot hold"):
         write_torch_file({"value": value}, io.BytesIO())

@@ -1,1 +1,1 @@
-"""A trained model as an ONNX file, for programs without Jittor. Needs the package onnx."""
+"""Export a trained model to ONNX. Needs the package onnx, but not Jittor."""

@@ -1,7 +1,7 @@
-"""An ONNX graph while it is written, and the layers that a DETR is made of.
+"""A builder of ONNX graphs with DETR's layers.
 
-Functions and methods that take and return names of values in the graph are written like layers;
-shapes are in their docstrings. Only operators of opset 17 and later are used.
+Methods take and return names of values; docstrings give their shapes. All operators are in opset
+17.
 """
 
 from contextlib import contextmanager
@@ -9,24 +9,24 @@ from contextlib import contextmanager
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-EPSILON = 1e-5  # of every normalisation
+EPSILON = 1e-5  # of all normalization layers
 
 
 class Graph:
-    """Collects nodes and weights.
+    """Collect the nodes and initializers of an ONNX graph.
 
-    weights: name -> NumPy array, the model's. A value's name says where it is computed, such as
-    `/transformer/encoder/layers.0/norm1/LayerNormalization`; weights keep theirs.
+    weights: the model's, name -> NumPy array. Values are named by scope, such as
+    `/transformer/encoder/layers.0/norm1/LayerNormalization`; weights keep their names.
     """
 
-    def __init__(self, weights):
-        self.weights = weights
+    def __init__(self, weights, architecture):
+        self.weights, self.architecture = weights, architecture
         self.nodes, self.initializers, self.counts = [], {}, {}
         self.path = ""
 
     @contextmanager
     def scope(self, name):
-        """Puts what the block adds under a name."""
+        """Prefix the names of the nodes that are added in the block."""
         outer = self.path
         self.path = f"{outer}/{name}"
         try:
@@ -35,7 +35,7 @@ class Graph:
             self.path = outer
 
     def add(self, operator, *inputs, **attributes):
-        """Adds a node with one output, whose name it returns."""
+        """Add a node with one output, and return the output's name."""
         name = f"{self.path}/{operator}"
         count = self.counts[name] = self.counts.get(name, -1) + 1
         name = f"{name}_{count}" if count else name
@@ -43,7 +43,7 @@ class Graph:
         return name
 
     def rename(self, value, name):
-        """Gives a value another name, in all nodes that make or take it."""
+        """Rename a value in all nodes."""
         for node in self.nodes:
             for names in (node.input, node.output):
                 for i, old in enumerate(names):
@@ -51,7 +51,7 @@ class Graph:
                         names[i] = name
 
     def weight(self, name, array=None):
-        """The name of a weight of the model, or of an array that was made of it."""
+        """Add a weight of the model, or an array made of weights, and return its name."""
         if name not in self.initializers:
             value = self.weights[name] if array is None else array
             value = np.ascontiguousarray(value, np.float32)
@@ -59,46 +59,41 @@ class Graph:
         return name
 
     def constant(self, value):
-        """The name of a constant, which is how Python writes it: a number or a short list.
-
-        Whole numbers are int64, others float32.
-        """
+        """Add a number or a short list, int64 or float32, and return its name."""
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         name = str(array.tolist())
         self.initializers[name] = numpy_helper.from_array(array, name)
         return name
 
-    def shape(self, *sides):
-        """A shape: numbers, and names of int64 [1]."""
-        parts = [self.constant([s]) if isinstance(s, int) else s for s in sides]
+    def shape(self, *dims):
+        """Concatenate dimensions, integers or values int64 [1], to a shape."""
+        parts = [self.constant([s]) if isinstance(s, int) else s for s in dims]
         return self.add("Concat", *parts, axis=0)
 
-    def side(self, x, axis):
-        """The length of x along an axis, int64 [1]."""
+    def dim(self, x, axis):
+        """Return the size of x along an axis, int64 [1]."""
         return self.add("Shape", x, start=axis, end=axis + 1)
 
-    def reshape(self, x, *sides):
-        """0 keeps a side, -1 takes what is left."""
-        if all(isinstance(side, int) for side in sides):
-            return self.add("Reshape", x, self.constant(sides))
-        return self.add("Reshape", x, self.shape(*sides))
+    def reshape(self, x, *dims):
+        """Reshape x; 0 keeps a dimension, -1 infers it."""
+        if all(isinstance(dim, int) for dim in dims):
+            return self.add("Reshape", x, self.constant(dims))
+        return self.add("Reshape", x, self.shape(*dims))
 
-    # ---- layers; `name` is that of the weights
+    # ---- layers; `name` is the prefix of the weights' names
 
     def linear(self, x, name):
         """[..., C] -> [..., D]"""
         return self.affine(x, f"{name}.weight", f"{name}.bias")
 
     def affine(self, x, weight, bias, rows=None):
-        """[..., C] -> [..., D]. weight, bias: their names; rows: (first, last + 1) of both, or None
-        for all.
-        """
+        """[..., C] -> [..., D]. weight, bias: names; rows: (start, stop) of both, None for all."""
         matrix, vector = self.weights[weight], self.weights[bias]
         if rows:
             matrix, vector = matrix[slice(*rows)], vector[slice(*rows)]
             weight, bias = (f"{name}[{rows[0]}:{rows[1]}]" for name in (weight, bias))
-        # Stored as it is multiplied with: [C, D].
+        # Stored transposed, as it is used: [C, D].
         product = self.add("MatMul", x, self.weight(f"{weight}.T", matrix.T))
         return self.add("Add", product, self.weight(bias, vector))
 
@@ -107,12 +102,12 @@ class Graph:
         scale, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.add("LayerNormalization", x, scale, bias, axis=-1, epsilon=EPSILON)
 
-    def conv(self, x, name, weight=None, bias=None, **place):
-        """[B, C, H, W] -> [B, D, h, w]. weight, bias: arrays in place of the model's, named so."""
+    def conv(self, x, name, weight=None, bias=None, **attributes):
+        """[B, C, H, W] -> [B, D, h, w]. weight, bias: arrays in place of the model's."""
         inputs = [x, self.weight(f"{name}.weight", weight)]
         if bias is not None or f"{name}.bias" in self.weights:
             inputs.append(self.weight(f"{name}.bias", bias))
-        return self.add("Conv", *inputs, **place)
+        return self.add("Conv", *inputs, **attributes)
 
     def group_norm(self, x, name, groups):
         """[B, C, H, W] -> [B, C, H, W]"""
@@ -128,7 +123,7 @@ class Graph:
         return self.add("Add", self.add("Mul", normed, scale), bias)
 
     def resize_nearest(self, x, like, axes):
-        """x with the sides that `like` has at axes, by PyTorch's nearest interpolation.
+        """Resize x to the size of `like` with PyTorch's nearest interpolation.
 
         axes: pairs (axis of x, axis of like).
         """
@@ -137,29 +132,29 @@ class Graph:
         return x
 
     def _nearest_index(self, x, axis, like, axis_of_like):
-        """As util.nearest.nearest_index, in the same arithmetic."""
-        old, new = self.side(x, axis), self.side(like, axis_of_like)
+        """Compute `util.nearest.nearest_index` with the same rounding."""
+        old, new = self.dim(x, axis), self.dim(like, axis_of_like)
         ratio = self.add("Div", self._float(old), self._float(new))
         zero, one = self.constant(0), self.constant(1)
-        numbers = self._float(self.add("Range", zero, self.add("Squeeze", new), one))
-        places = self.add("Floor", self.add("Mul", numbers, ratio))
+        index = self._float(self.add("Range", zero, self.add("Squeeze", new), one))
+        source = self.add("Floor", self.add("Mul", index, ratio))
         last = self.add("Sub", old, self.constant([1]))
-        return self.add("Min", self.add("Cast", places, to=TensorProto.INT64), last)
+        return self.add("Min", self.add("Cast", source, to=TensorProto.INT64), last)
 
     def _float(self, x):
         return self.add("Cast", x, to=TensorProto.FLOAT)
 
-    # ---- the file
+    # ---- model
 
-    def model(self, inputs, outputs, opset, metadata):
-        """The onnx.ModelProto.
+    def build_model(self, inputs, outputs, opset, metadata):
+        """Build the onnx.ModelProto.
 
-        inputs, outputs: name -> (TensorProto's type, list of numbers and names of sides); metadata:
-        dictionary of strings.
+        inputs, outputs: name -> (element type, dimensions: integers or symbolic names); metadata:
+        dict of strings.
         """
         values = [
-            [helper.make_tensor_value_info(name, *kind) for name, kind in part.items()]
-            for part in (inputs, outputs)
+            [helper.make_tensor_value_info(name, *spec) for name, spec in values.items()]
+            for values in (inputs, outputs)
         ]
         graph = helper.make_graph(self.nodes, "DETR", *values, list(self.initializers.values()))
         opsets = [helper.make_opsetid("", opset)]
@@ -167,7 +162,7 @@ class Graph:
             graph,
             producer_name="DETR-Jittor",
             opset_imports=opsets,
-            ir_version=helper.find_min_ir_version_for(opsets),  # older runtimes read it, too
+            ir_version=helper.find_min_ir_version_for(opsets),  # for older runtimes
         )
         helper.set_model_props(model, metadata)
         return model

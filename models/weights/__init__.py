@@ -1,1 +1,1 @@
-"""Files of weights and checkpoints, and loading them. Reading and converting needs no Jittor."""
+"""Load, save and convert weights and checkpoints. Reading and converting needs no Jittor."""

@@ -1,4 +1,6 @@
-"""Reads checkpoints and weights, of this program or of PyTorch."""
+"""Load checkpoints and weights of any supported format."""
+
+from pathlib import Path
 
 import numpy as np
 
@@ -6,28 +8,34 @@ from util.download import MAX_BYTES
 from util.errors import InputError, printable
 from util.jittor_file import read_jittor_file
 
-from .fetch import local_path
-from .huggingface import CONFIG, PREPROCESSOR, flags_of, read_config, sizes_of, weight_files
-from .huggingface_names import from_huggingface, is_of_huggingface
+from .fetch import resolve_source
+from .huggingface import (
+    CONFIG,
+    PREPROCESSOR,
+    find_weight_files,
+    parse_config,
+    parse_preprocessor,
+    read_config,
+)
+from .huggingface_names import from_huggingface, is_huggingface
 from .mismatches import summarize_names
 from .safetensors_file import is_safetensors_file, read_safetensors
 from .torch_file import is_torch_file, read_torch_file
 
 
-def load_checkpoint(source):
-    """The dict in a checkpoint or weights file; its key "model" is a dict of name -> NumPy array.
+def load_checkpoint(source: str | Path) -> dict:
+    """Load a checkpoint; its key "model" is a state dict, name -> NumPy array.
 
-    source: the path of a `.pkl` of this program, of a PyTorch or a safetensors file, told apart by
-    their content, or of a folder of transformers; or an address, see `fetch.local_path`. A file
-    that holds a bare state dict gives {"model": state dict}. Weights of transformers get the
-    original's names, and the keys "args" and "classes" from the config.json that is beside them.
-    Raises InputError for a file that is missing, damaged, of another form, or that would need code
-    to be run.
+    source: the path of a `.pkl` of this program, a PyTorch or a safetensors file, which are told
+    apart by their content, or a folder of transformers; or an address, see `fetch.resolve_source`.
+    A bare state dict becomes {"model": state dict}. Weights of transformers get the original's
+    names, and the keys "args" and "classes" from the config.json beside them.
+    Raises InputError if the file is missing, damaged, of another format, or would run code.
     """
     source = str(source)
-    path = local_path(source)
+    path = resolve_source(source)
     try:
-        content = _read_all(weight_files(path)) if path.is_dir() else _read(path)
+        content = _read_all(find_weight_files(path)) if path.is_dir() else _read(path)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror or error}); check the path"
@@ -42,53 +50,52 @@ def load_checkpoint(source):
         raise InputError(
             f"{source}: its model is not a state dict (name -> array); save the model's state dict"
         )
-    strange = [
+    invalid = [
         str(name)
         for name, value in model.items()
         if not (isinstance(name, str) and isinstance(value, np.ndarray))
     ]
-    if strange:
+    if invalid:
         raise InputError(
             f"{source}: its model is not a state dict: "
-            f"{summarize_names('not a name with an array', strange)[0]}; give a file that holds "
+            f"{summarize_names('not a name with an array', invalid)[0]}; give a file that holds "
             "the state dict itself or under the key 'model'"
         )
-    if is_of_huggingface(model):
-        return _of_huggingface(model, path if path.is_dir() else path.parent)
+    if is_huggingface(model):
+        return _convert_huggingface(model, path if path.is_dir() else path.parent)
     return {**checkpoint, "model": dict(model)}
 
 
-def _of_huggingface(state, folder):
-    """The checkpoint of weights with transformers' names, which are in folder (Path)."""
+def _convert_huggingface(state, folder):
     model = from_huggingface(state)
     checkpoint = {"model": model}
     if (folder / CONFIG).is_file():
-        flags, classes = flags_of(read_config(folder / CONFIG), folder / CONFIG)
+        flags, classes = parse_config(read_config(folder / CONFIG), folder / CONFIG)
         if (folder / PREPROCESSOR).is_file():
-            flags.update(sizes_of(read_config(folder / PREPROCESSOR)))
+            flags.update(parse_preprocessor(read_config(folder / PREPROCESSOR)))
         masks = any(name.startswith("mask_head.") for name in model)
         checkpoint.update(args={**flags, "masks": masks}, classes=classes)
     return checkpoint
 
 
-def class_names(checkpoint, source):
-    """A checkpoint's classes, a dictionary category id -> name; {} where it has none.
+def read_class_names(checkpoint, source):
+    """Return a checkpoint's category id -> name; {} if it has no names.
 
-    Raises InputError, which names source, where they are something else.
+    Raises InputError, which names source, if they are something else.
     """
     classes = checkpoint.get("classes", {})
     if not isinstance(classes, dict) or not all(
-        type(number) is int and isinstance(name, str) for number, name in classes.items()
+        type(class_id) is int and isinstance(name, str) for class_id, name in classes.items()
     ):
         raise InputError(
-            f"{source}: its classes are not a dictionary id -> name; the file is damaged, take "
-            "another checkpoint"
+            f"{source}: its classes do not map ids to names; the file is damaged, use another "
+            "checkpoint"
         )
-    return {number: printable(name) for number, name in classes.items()}
+    return {class_id: printable(name) for class_id, name in classes.items()}
 
 
-def num_classes_of(checkpoint):
-    """Highest category id + 1 of a checkpoint's class head; 0 where it has none."""
+def count_classes(checkpoint):
+    """Return the highest category id + 1 of a checkpoint's class head; 0 if it has none."""
     head = checkpoint["model"].get(
         "class_embed.bias", checkpoint["model"].get("detr.class_embed.bias")
     )
@@ -96,12 +103,14 @@ def num_classes_of(checkpoint):
 
 
 def _read_all(paths):
-    """The state dict whose parts are in these files."""
+    """Read and merge the parts of a state dict."""
     state = {}
     for path in paths:
         part = _read(path)
         if not isinstance(part, dict):
-            raise InputError(f"{path}: holds a {type(part).__name__} instead of a state dict")
+            raise InputError(
+                f"{path}: holds a {type(part).__name__} instead of a state dict; download it again"
+            )
         state.update(part)
     return state
 
@@ -111,7 +120,7 @@ def _read(path):
         raise InputError(f"{path}: cannot be read (not a file); give a checkpoint")
     if path.stat().st_size > MAX_BYTES:
         raise InputError(
-            f"{path}: larger than {MAX_BYTES} bytes, as no checkpoint is; check the path"
+            f"{path}: larger than {MAX_BYTES} bytes, so not a checkpoint; check the path"
         )
     if path.suffix == ".safetensors" or is_safetensors_file(path):
         return read_safetensors(path)

@@ -1,4 +1,4 @@
-"""Starting a training from the weights of a model with other classes or queries."""
+"""Start a training from the weights of a model with other classes or queries."""
 
 from util.backend import jt
 from util.errors import InputError
@@ -8,35 +8,34 @@ from .model import model_state
 
 
 def load_matching_weights(model, state, old_classes, classes, source):
-    """Copies the weights that fit into the model, and prints what was loaded and what was not.
+    """Copy the weights that fit into the model, and print which were loaded and which were not.
 
-    state: name -> float array; old_classes and classes: dictionaries category id -> name, those of
-    the weights and those of the data. Of the class head the rows of "no object" and of classes
-    with the same name are loaded, of the queries as many as both have; the rest keeps its random
-    initial values. Weights of a box model fit a model with masks, and the other way round.
-    Raises InputError where the backbone is another one; the model is unchanged then.
+    state: name -> float array; old_classes, classes: category id -> name, of the weights and of the
+    data. In the class head the rows of "no object" and of classes with the same name are loaded;
+    of the queries as many as both models have. The rest keeps its random initial values. Weights
+    of a box model fit a model with masks and vice versa.
+    Raises InputError if the backbone is another one; the model is then unchanged.
     """
     new_state = model_state(model)
-    state = add_or_remove_prefix(state, new_state)
+    state = match_prefix(state, new_state)
     head = next(name for name in new_state if is_class_head(name))
-    classes = classes_with_a_row(classes, new_state[head])
-    old_classes = classes_with_a_row(old_classes, state.get(head, [0]))
+    classes = select_classes(classes, new_state[head])
+    old_classes = select_classes(old_classes, state.get(head, [0]))
     old_ids = match_classes(classes, old_classes)
     loaded, initialized = [], []
     for name, array in new_state.items():
-        fits = load_array(name, array, state.get(name), old_ids)
+        fits = copy_if_fits(name, state.get(name), array, old_ids)
         (loaded if fits else initialized).append(name)
     if missing := [name for name in initialized if "backbone.0." in name]:
         raise InputError(
-            f"{source}: its backbone is another one: "
-            f"{'; '.join(summarize_names('not there', missing))}; give the flags that it was "
-            "trained with"
+            f"{source}: has another backbone: {summarize_names('missing', missing)[0]}; give the "
+            "flags that it was trained with"
         )
     for name, var in model.named_parameters():
         var.update(jt.array(new_state[name]))
     jt.sync_all()
 
-    # ---- the report
+    # ---- summary
     print(
         f"{source}: loaded {len(loaded)} of the model's {len(new_state)} weights; training starts "
         "at epoch 0"
@@ -63,10 +62,10 @@ def load_matching_weights(model, state, old_classes, classes, source):
         print(f"  {line}")
 
 
-def load_array(name, array, old, old_ids):
-    """Copies what fits of an old array, or None, into the model's array. Returns whether it fits.
+def copy_if_fits(name, old, array, old_ids):
+    """Copy what fits of an old array, or None, to a new one, and return whether anything does.
 
-    old_ids: dictionary category id -> the old one, the rows of the class head.
+    old_ids: category id -> old id, the rows of the class head.
     """
     if old is None or old.dtype.kind != "f":
         return False
@@ -86,8 +85,8 @@ def load_array(name, array, old, old_ids):
     return True
 
 
-def add_or_remove_prefix(state, new_state):
-    """The state with the names of new_state: with `detr.` as of a model with masks, or without."""
+def match_prefix(state, new_state):
+    """Return state with the names of new_state: with `detr.` for a model with masks, or without."""
     if any(name.startswith("detr.") for name in new_state):
         prefix = "" if any(name.startswith("detr.") for name in state) else "detr."
         return {prefix + name: array for name, array in state.items()}
@@ -98,16 +97,16 @@ def is_class_head(name):
     return name.endswith(("class_embed.weight", "class_embed.bias"))
 
 
-def classes_with_a_row(classes, head):
-    """The classes (id -> name) that have a row in the class head, whose last row is "no object"."""
+def select_classes(classes, head):
+    """Return the classes (id -> name) with a row in the class head; its last is "no object"."""
     return {class_id: name for class_id, name in classes.items() if 0 <= class_id < len(head) - 1}
 
 
 def match_classes(classes, old_classes):
-    """Category id -> old id of the class with the same name; of several, of the same id."""
+    """Return category id -> old id of the class with the same name, the same id if possible."""
     matched = {}
     for class_id, name in classes.items():
-        same = [old_id for old_id, old_name in old_classes.items() if old_name == name]
-        if same:
-            matched[class_id] = class_id if class_id in same else same[0]
+        candidates = [old_id for old_id, old_name in old_classes.items() if old_name == name]
+        if candidates:
+            matched[class_id] = class_id if class_id in candidates else candidates[0]
     return matched

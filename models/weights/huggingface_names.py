@@ -1,43 +1,53 @@
-"""The names of DETR's weights in `transformers`, and the original's for them.
+"""Convert between the original's names of weights and those of `transformers`.
 
 Source: `DetrForObjectDetection` and `DetrForSegmentation` of transformers. Its files have the names
-of its versions before 5; version 5 also has others. The backbone is timm's ResNet, whose names are
-torchvision's, or transformers' own.
+of its versions before 5; version 5 also has others. The backbone is timm's ResNet, which has
+torchvision's names, or transformers' own.
 """
 
 import re
 
 import numpy as np
 
-# transformers' names and the original's. Where the original's has several, the first is written.
-_TRANSFORMER = {
-    "self_attn.out_proj": "self_attn.out_proj",
-    "self_attn.o_proj": "self_attn.out_proj",
-    "encoder_attn.out_proj": "multihead_attn.out_proj",
-    "encoder_attn.o_proj": "multihead_attn.out_proj",
-    "self_attn_layer_norm": "norm1",
-    "encoder_attn_layer_norm": "norm2",
-    "fc1": "linear1",
-    "mlp.fc1": "linear1",
-    "fc2": "linear2",
-    "mlp.fc2": "linear2",
+_LAYER = {
+    "self_attn.": "self_attn.",
+    "self_attn_layer_norm.": "norm1.",
+    "fc1.": "linear1.",
+    "fc2.": "linear2.",
 }
-_ATTENTIONS = {"self_attn": "self_attn", "encoder_attn": "multihead_attn"}
-_LAST_NORM = {"encoder": "norm2", "decoder": "norm3"}
-_HEADS = {
-    "model.input_projection.": "input_proj.",
-    "model.query_position_embeddings.": "query_embed.",
+_LAYERS = {
+    "encoder": {**_LAYER, "final_layer_norm.": "norm2."},
+    "decoder": {
+        **_LAYER,
+        "encoder_attn.": "multihead_attn.",
+        "encoder_attn_layer_norm.": "norm2.",
+        "final_layer_norm.": "norm3.",
+    },
+}
+# Prefixes of transformers' names and of the original's; # stands for a layer's number.
+_NAMES = {
+    "model.backbone.conv_encoder.model.": "backbone.0.body.",
     "model.position_embedding.row_embeddings.": "backbone.1.row_embed.",
     "model.position_embedding.column_embeddings.": "backbone.1.col_embed.",
-    "model.backbone.position_embedding.row_embeddings.": "backbone.1.row_embed.",
-    "model.backbone.position_embedding.column_embeddings.": "backbone.1.col_embed.",
+    "model.input_projection.": "input_proj.",
+    "model.query_position_embeddings.": "query_embed.",
     "model.decoder.layernorm.": "transformer.decoder.norm.",
     "class_labels_classifier.": "class_embed.",
     "bbox_predictor.": "bbox_embed.",
-    "model.backbone.conv_encoder.model.": "backbone.0.body.",
-    "model.backbone.model.": "backbone.0.body.",
+    "mask_head.": "mask_head.",
+    "bbox_attention.": "bbox_attention.",
+    **{
+        f"model.{part}.layers.#.{theirs}": f"transformer.{part}.layers.#.{ours}"
+        for part, names in _LAYERS.items()
+        for theirs, ours in names.items()
+    },
 }
-_MASKS = {
+# Parts of version 5's names, and what earlier versions have for them.
+_NEW_NAMES = {
+    "model.backbone.model.": "model.backbone.conv_encoder.model.",
+    "model.backbone.position_embedding.": "model.position_embedding.",
+    "_attn.o_proj.": "_attn.out_proj.",
+    ".mlp.fc": ".fc",
     "bbox_attention.q_proj.": "bbox_attention.q_linear.",
     "bbox_attention.k_proj.": "bbox_attention.k_linear.",
     "mask_head.conv1.conv.": "mask_head.lay1.",
@@ -55,104 +65,71 @@ _MASKS = {
     "mask_head.fpn_stages.2.refine.norm.": "mask_head.gn5.",
     "mask_head.output_conv.": "mask_head.out_lay.",
 }
+# Parts of the names of transformers' own ResNet, and what torchvision and timm have for them.
+_RESNET_NAMES = {
+    "model._backbone.": "model.",
+    "embedder.embedder.convolution.": "conv1.",
+    "embedder.embedder.normalization.": "bn1.",
+    "shortcut.convolution.": "downsample.0.",
+    "shortcut.normalization.": "downsample.1.",
+    **{f"encoder.stages.{i}.layers.": f"layer{i + 1}." for i in range(4)},
+    **{f".layer.{i}.convolution.": f".conv{i + 1}." for i in range(3)},
+    **{f".layer.{i}.normalization.": f".bn{i + 1}." for i in range(3)},
+}
 
 
-def is_of_huggingface(state):
-    """Whether a state dict has transformers' names."""
+def is_huggingface(state):
+    """Return whether a state dict has transformers' names."""
     return any("class_labels_classifier." in name for name in state)
 
 
 def from_huggingface(state):
-    """A state dict with the original's names. What has no counterpart keeps its name.
+    """Return a state dict with the original's names; a name without counterpart stays.
 
     state: name -> array, of transformers. Separate projections of queries, keys and values become
     one array, as in PyTorch's `nn.MultiheadAttention`.
     """
-    found, parts = {}, {}
+    renamed, projections = {}, {}
     for name, array in state.items():
-        projection = re.fullmatch(r"(.*layers\.\d+\.\w+_attn)\.([qkv])_proj\.(weight|bias)", name)
-        if projection:
-            attention, letter, kind = projection.groups()
-            parts.setdefault((attention, kind), {})[letter] = array
+        ours = name
+        for new, old in {**_NEW_NAMES, **_RESNET_NAMES}.items():
+            ours = ours.replace(new, old)
+        ours = _replace_prefix(ours, _NAMES) or name
+        part = re.fullmatch(r"(.*layers\.\d+\.\w+_attn\.)([qkv])_proj\.(weight|bias)", ours)
+        if part:
+            projections.setdefault(f"{part[1]}in_proj_{part[3]}", {})[part[2]] = name
         else:
-            found[_our_name(name)] = array
-    for (attention, kind), arrays in parts.items():
-        shapes = {array.shape for array in arrays.values()}
-        if len(arrays) == 3 and len(shapes) == 1 and () not in shapes:
-            name = f"{_our_name(attention + '.')}in_proj_{kind}"
-            found[name] = np.concatenate([arrays[letter] for letter in "qkv"])
-        else:  # the names stay, so that the loading lists them
-            found.update({f"{attention}.{x}_proj.{kind}": array for x, array in arrays.items()})
-    return found
+            renamed[ours] = array
+    for ours, names in projections.items():
+        arrays = [state[names[letter]] for letter in "qkv" if letter in names]
+        if len(arrays) == 3 and len({array.shape for array in arrays}) == 1 and arrays[0].ndim:
+            renamed[ours] = np.concatenate(arrays)
+        else:  # keep their names, so that the strict loading lists them
+            renamed.update({name: state[name] for name in names.values()})
+    return renamed
 
 
 def to_huggingface(state):
-    """A state dict with transformers' names, as its versions before 5 and all files have them."""
-    heads = {ours: theirs for theirs, ours in reversed(_HEADS.items())}
-    found = {}
+    """Return a state dict with the names that transformers' files have in all versions."""
+    their_names = {ours: theirs for theirs, ours in _NAMES.items()}
+    renamed = {}
     for name, array in state.items():
-        prefix = "detr." if name.startswith("detr.") else ""
-        rest = name.removeprefix("detr.")
-        if name.startswith(("mask_head.", "bbox_attention.")):
-            found[name] = array
-            continue
-        if layer := re.fullmatch(r"transformer\.(encoder|decoder)\.layers\.(\d+)\.(.*)", rest):
-            part, number, inner = layer.groups()
-            place = f"{prefix}model.{part}.layers.{number}."
-            found.update({place + end: value for end, value in _layer(inner, part, array)})
-            continue
-        for ours, theirs in heads.items():
-            if rest.startswith(ours):
-                found[prefix + theirs + rest.removeprefix(ours)] = array
-    return found
+        theirs = _replace_prefix(name, their_names)
+        if ".in_proj_" in theirs:
+            for letter, rows in zip("qkv", np.split(array, 3)):
+                renamed[theirs.replace(".in_proj_", f".{letter}_proj.")] = rows
+        else:
+            renamed[theirs] = array
+    return renamed
 
 
-def _layer(name, part, array):
-    """Yields transformers' names and arrays for one of a layer's weights."""
-    attentions = {ours: theirs for theirs, ours in _ATTENTIONS.items()}
-    module, _, kind = name.rpartition(".")
-    if kind.startswith("in_proj_"):
-        for letter, rows in zip("qkv", np.split(array, 3)):
-            yield f"{attentions[module]}.{letter}_proj.{kind.removeprefix('in_proj_')}", rows
-        return
-    names = {ours: theirs for theirs, ours in reversed(_TRANSFORMER.items())}
-    names[_LAST_NORM[part]] = "final_layer_norm"
-    yield f"{names[module]}.{kind}", array
-
-
-def _our_name(name):
-    """The original's name for one of transformers', or the name itself."""
-    for theirs, ours in _MASKS.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    prefix = "detr." if name.startswith("detr.") else ""
-    rest = name.removeprefix("detr.")
-    if layer := re.fullmatch(r"model\.(encoder|decoder)\.layers\.(\d+)\.(.*)\.(\w*)", rest):
-        part, number, module, kind = layer.groups()
-        names = {**_TRANSFORMER, **_ATTENTIONS, "final_layer_norm": _LAST_NORM[part]}
-        if module not in names:
-            return name
-        return f"{prefix}transformer.{part}.layers.{number}.{names[module]}.{kind}"
-    for theirs, ours in _HEADS.items():
-        if rest.startswith(theirs):
-            end = rest.removeprefix(theirs)
-            return prefix + ours + (_torchvision_name(end) if "body." in ours else end)
-    return name
-
-
-def _torchvision_name(name):
-    """The name that torchvision and timm have for a weight of transformers' own ResNet."""
-    name = name.removeprefix("_backbone.")
-    name = name.replace("embedder.embedder.convolution.", "conv1.")
-    name = name.replace("embedder.embedder.normalization.", "bn1.")
-    block = re.fullmatch(r"encoder\.stages\.(\d)\.layers\.(\d+)\.(.*)\.(\w+)", name)
-    if block is None:
-        return name
-    stage, number, module, kind = block.groups()
-    place = f"layer{int(stage) + 1}.{number}"
-    if module in ("shortcut.convolution", "shortcut.normalization"):
-        return f"{place}.downsample.{int(module.endswith('normalization'))}.{kind}"
-    layer, _, what = module.removeprefix("layer.").partition(".")
-    if layer not in ("0", "1", "2") or what not in ("convolution", "normalization"):
-        return name
-    return f"{place}.{'conv' if what == 'convolution' else 'bn'}{int(layer) + 1}.{kind}"
+def _replace_prefix(name, prefixes):
+    """Return the name with its prefix, after `detr.`, replaced; None if prefixes do not have it."""
+    detr = "detr." if name.startswith("detr.") else ""
+    layer = re.search(r"coder\.layers\.(\d+)", name)
+    number = layer[1] if layer else ""
+    rest = name.removeprefix("detr.").replace(f"coder.layers.{number}.", "coder.layers.#.", 1)
+    for old, new in prefixes.items():
+        if rest.startswith(old):
+            return detr + new.replace("#", number) + rest.removeprefix(old)
+    return None

@@ -1,4 +1,4 @@
-"""Weights for the backbone: torchvision's of ImageNet, or those of a file."""
+"""Load weights into the backbone: torchvision's ImageNet weights, or a file."""
 
 from util.download import download, user_cache
 from util.errors import InputError
@@ -18,9 +18,9 @@ IMAGENET_WEIGHTS = {
 def load_backbone(body, spec, backbone_name):
     """Load weights into body, a backbone's ResNet without its classifier.
 
-    spec: "imagenet" (torchvision's V1 weights, downloaded once), "none" (keeps the random ones), or
-    the path of such a file. backbone_name: "resnet50" and its kin. Raises InputError as `download`,
-    `load_checkpoint` and `load_model_state` do, and ValueError where "imagenet" has no weights for
+    spec: "imagenet" (torchvision's V1 weights, downloaded once), "none" (keep the random weights),
+    or the path of such a file. backbone_name: such as "resnet50". Raises InputError as `download`,
+    `load_checkpoint` and `load_model_state` do, and ValueError if "imagenet" has no weights for
     the backbone.
     """
     if spec == "none":
@@ -29,7 +29,7 @@ def load_backbone(body, spec, backbone_name):
     if spec == "imagenet":
         if backbone_name not in IMAGENET_WEIGHTS:
             raise ValueError(
-                f"backbone_name is {backbone_name}: there are no ImageNet weights for it"
+                f"backbone_name is {backbone_name}, for which there are no ImageNet weights"
             )
         try:
             source = download(IMAGENET_WEIGHTS[backbone_name], user_cache())

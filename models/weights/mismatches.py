@@ -1,25 +1,25 @@
-"""Differences between a state dict and what a model needs, in words."""
+"""Describe the differences between a state dict and what a model needs."""
 
 
 def find_mismatches(expected, state):
-    """One phrase for each kind of difference between a state dict and what a model needs.
+    """Return a phrase for each kind of difference between a state dict and what a model needs.
 
-    expected: name -> shape; state: name -> array, in which PyTorch's `num_batches_tracked` may be.
+    expected: name -> shape; state: name -> array, whose PyTorch's `num_batches_tracked` is ignored.
     """
-    found = {
+    arrays = {
         name: value
         for name, value in state.items()
         if name in expected or not name.endswith("num_batches_tracked")
     }
-    strange = [name for name, value in found.items() if value.dtype.kind != "f"]
+    not_float = [name for name, value in arrays.items() if value.dtype.kind != "f"]
     return [
-        *compare_shapes(expected, {name: value.shape for name, value in found.items()}),
-        *summarize_names("not of floating point", strange),
+        *compare_shapes(expected, {name: value.shape for name, value in arrays.items()}),
+        *summarize_names("not floating-point", not_float),
     ]
 
 
 def summarize_names(kind, names):
-    """[] for no names, else [one phrase with their number and the first five]."""
+    """Return [] if there are no names, else [a phrase with their number and the first five]."""
     if not names:
         return []
     examples = [name[:120] for name in names[:5]]
@@ -29,7 +29,7 @@ def summarize_names(kind, names):
 
 
 def compare_shapes(expected, found):
-    """One phrase for each kind of difference between two dicts of name -> shape."""
+    """Return a phrase for each kind of difference between two dicts name -> shape."""
     shapes = [
         f"{name} {list(found[name])} instead of {list(shape)}"
         for name, shape in expected.items()

@@ -1,12 +1,13 @@
-"""Reads and writes PyTorch's files without PyTorch, and without running anything in them.
+"""Read and write PyTorch files without PyTorch, and without running code in them.
 
 A PyTorch file is a pickle of Python containers in which each tensor is a call with a storage, an
-offset, a size and strides. The zip format (PyTorch 1.6 and later) keeps each storage as an entry of
-its own; the legacy format appends all storages to the pickle. The pickle may name only what
-`_GLOBALS` lists.
+offset, a size and strides. The zip format (PyTorch 1.6 and later) stores each storage as an entry;
+the legacy format appends all storages to the pickle. The pickle may name only what `_GLOBALS`
+lists.
 """
 
 import io
+import math
 import os
 import pickle
 import struct
@@ -17,8 +18,8 @@ import numpy as np
 from util import pickles
 from util.errors import InputError
 
-_LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-_ZIP_START = b"PK\x03\x04"
+_LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+_ZIP_MAGIC = b"PK\x03\x04"
 _STORAGE_DTYPES = {
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
@@ -35,35 +36,34 @@ _STORAGE_NAMES = {dtype: name for name, dtype in _STORAGE_DTYPES.items()}
 
 
 def is_torch_file(path):
-    """Whether the file begins as a PyTorch file of either format does. Raises OSError."""
+    """Return whether the file starts like a PyTorch file of either format. Raises OSError."""
     with open(path, "rb") as file:
-        start = file.read(len(_LEGACY_START))
-    return start == _LEGACY_START or start.startswith(_ZIP_START)
+        start = file.read(len(_LEGACY_MAGIC))
+    return start == _LEGACY_MAGIC or start.startswith(_ZIP_MAGIC)
 
 
 def read_torch_file(path):
-    """The object in a PyTorch file of either format. Nothing in the file is executed.
+    """Return the object in a PyTorch file of either format. Nothing in the file is executed.
 
-    Tensors and parameters come as read-only NumPy arrays of the same dtype (bfloat16 as float32),
-    which share memory where the tensors did; OrderedDict and argparse.Namespace as dicts,
-    torch.Size as a tuple, torch.dtype and torch.device as strings.
-    Raises InputError for a file that is missing, damaged, not PyTorch's, or that names anything
-    else.
+    Tensors and parameters become read-only NumPy arrays of the same dtype (bfloat16: float32),
+    which share memory if the tensors did; OrderedDict and argparse.Namespace become dicts,
+    torch.Size a tuple, torch.dtype and torch.device strings.
+    Raises InputError if the file is missing, damaged, not PyTorch's, or names anything else.
     """
     try:
         with open(path, "rb") as file:
-            start = file.read(len(_LEGACY_START))
+            start = file.read(len(_LEGACY_MAGIC))
             file.seek(0)
-            if start == _LEGACY_START:
+            if start == _LEGACY_MAGIC:
                 return _read_legacy(file, path)
-            if start.startswith(_ZIP_START):
+            if start.startswith(_ZIP_MAGIC):
                 return _read_zip(file, path)
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except Exception as error:
-        # Damaged bytes make pickle, zipfile and NumPy raise almost any exception there is.
+        # With damaged bytes, pickle, zipfile and NumPy raise almost any exception.
         raise InputError(
             f"{path}: the file is truncated or damaged; download or copy it again "
             f"({type(error).__name__}: {str(error)[:200]})"
@@ -91,7 +91,7 @@ def write_torch_file(obj, file):
 
 
 class _Storage:
-    """The elements that tensors are views of; data (1-D array) is None until it is read."""
+    """The elements that tensors are views of, a 1-D array; None until they are read."""
 
     def __init__(self, data=None):
         self.data = data
@@ -102,41 +102,41 @@ class _Namespace(pickles.Pending):
         return dict(state)
 
 
-def _tensor(storage, offset, size, stride, *_requires_grad_and_hooks):
+def _rebuild_tensor(storage, offset, size, stride, *_requires_grad_and_hooks):
     return None if storage.data is None else _view(storage.data, offset, tuple(size), tuple(stride))
 
 
-def _parameter(data, *_requires_grad_and_hooks):
+def _rebuild_parameter(data, *_requires_grad_and_hooks):
     return data
 
 
-def _device(kind, index=None):
+def _rebuild_device(kind, index=None):
     pickles.check_keys((kind, index))
     return kind if index is None else f"{kind}:{index}"
 
 
-def _set(items=()):
+def _rebuild_set(items=()):
     return set(pickles.check_keys(items))
 
 
 _GLOBALS = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch.nn.parameter", "Parameter"): _parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch.nn.parameter", "Parameter"): _rebuild_parameter,
     ("torch", "Size"): tuple,
-    ("torch", "device"): _device,
+    ("torch", "device"): _rebuild_device,
     ("collections", "OrderedDict"): pickles.OrderedDict,
     ("argparse", "Namespace"): _Namespace,
-    ("__builtin__", "set"): _set,
-    ("builtins", "set"): _set,
+    ("__builtin__", "set"): _rebuild_set,
+    ("builtins", "set"): _rebuild_set,
     **{("torch", name): name for name in _STORAGE_DTYPES},
     **{("torch", dtype): dtype for dtype in _STORAGE_NAMES},
 }
 
 
 def _load(file, path, storage=None):
-    """The object in a pickle of PyTorch.
+    """Return the object in a pickle of PyTorch.
 
     storage: function of (dtype name, key, number of elements, view or None) that returns a
     _Storage.
@@ -155,24 +155,24 @@ def _load(file, path, storage=None):
 def _read_zip(file, path):
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        # Entries may claim to lie on top of each other.
+        # Overlapping entries could expand to any size.
         if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
-            raise ValueError("its entries are larger than itself")
-        descriptions = [
+            raise ValueError("its entries exceed the file's size")
+        pickle_names = [
             name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")
         ]
-        if len(descriptions) != 1:
+        if len(pickle_names) != 1:
             raise InputError(
-                f"{path}: a zip file, but not one of PyTorch's, because it has no data.pkl"
+                f"{path}: a zip file, but not PyTorch's: it has no data.pkl; give a .pth file"
             )
-        folder = descriptions[0].removesuffix("data.pkl")
+        folder = pickle_names[0].removesuffix("data.pkl")
         order = archive.read(folder + "byteorder") if folder + "byteorder" in entries else b"little"
         storages = {}
 
         def storage(dtype, key, numel, _view):
             if key not in storages:
                 entry = entries[f"{folder}data/{key}"]
-                # PyTorch never compresses; a compressed entry could claim any size.
+                # PyTorch never compresses; a compressed entry could expand to any size.
                 size = numel * _disk_dtype(dtype).itemsize
                 if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size:
                     raise ValueError(
@@ -183,39 +183,38 @@ def _read_zip(file, path):
                 )
             return storages[key]
 
-        if entries[descriptions[0]].compress_type != zipfile.ZIP_STORED:
+        if entries[pickle_names[0]].compress_type != zipfile.ZIP_STORED:
             raise ValueError("data.pkl is compressed")
-        return _load(io.BytesIO(archive.read(descriptions[0])), path, storage)
+        return _load(io.BytesIO(archive.read(pickle_names[0])), path, storage)
 
 
 def _read_legacy(file, path):
     for _ in ("magic number", "protocol version", "system information"):
         _load(file, path)
     start = file.tell()
-    storages, views, wanted = {}, {}, {}
+    storages, views, types = {}, {}, {}
 
     def storage(dtype, key, numel, view):
-        found = storages.setdefault(key, _Storage())
-        wanted.setdefault(key, (dtype, numel))
+        whole = storages.setdefault(key, _Storage())
+        types.setdefault(key, (dtype, numel))
         if view is None:
-            return found
+            return whole
         view_key, offset, size = view
         part = views.setdefault(view_key, _Storage())
-        if found.data is not None:
-            part.data = _view(found.data, offset, (size,), (1,))
+        if whole.data is not None:
+            part.data = _view(whole.data, offset, (size,), (1,))
         return part
 
-    # The storages follow the pickle that describes them, so it is read once to learn their types
-    # and once more, when they are there, for its result.
+    # The storages follow the pickle, so it is loaded twice: for their types, then for the result.
     _load(file, path, storage)
     for key in map(str, _load(file, path)):
-        dtype, numel = wanted[key]
+        dtype, numel = types[key]
         size = numel * _disk_dtype(dtype).itemsize
         [stored] = struct.unpack("<q", file.read(8))
         if stored != numel or file.tell() + size > os.fstat(file.fileno()).st_size:
             raise ValueError(f"storage {key} does not hold {numel} {dtype}")
         storages[key].data = _decode(file.read(size), dtype, "<")
-    missing = [key for key, found in storages.items() if found.data is None]
+    missing = [key for key, whole in storages.items() if whole.data is None]
     if missing:
         raise ValueError(f"storage {missing[0]} is not in the file")
     file.seek(start)
@@ -234,16 +233,14 @@ def _decode(content, dtype, order):
 
 
 def _view(data, offset, size, stride):
-    """The view of data (1-D array) that PyTorch's offset, size and stride (elements) describe."""
+    """Return the view of data (1-D array) with PyTorch's offset, size and stride, in elements."""
     if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
         raise ValueError(f"a tensor has offset {offset}, size {size} and stride {stride}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    numel = 1
-    for n in size:
-        numel *= n
+    numel = math.prod(size)
     if numel == 0:
         return data[:0].reshape(size)
-    # An expanded tensor may repeat elements, so a small file could describe one of any size.
+    # Strides of 0 repeat elements, so a small file could describe a tensor of any size.
     if last >= len(data) or numel > len(data):
         raise ValueError(
             f"a tensor of size {size} and stride {stride} exceeds its {len(data)} elements"
@@ -253,11 +250,11 @@ def _view(data, offset, size, stride):
 
 
 def _encode(obj, storages):
-    """The opcodes (bytes) that push obj. Appends the arrays found to storages."""
+    """Return the opcodes (bytes) that push obj, and append its arrays to storages."""
     if isinstance(obj, np.ndarray):
         return _encode_tensor(obj, storages)
     if type(obj) in (type(None), bool, int, float, str):
-        # Without the opcodes that begin and end a pickle.
+        # Without a pickle's first and last opcodes.
         return pickle.dumps(obj, protocol=2)[2:-1]
     if isinstance(obj, dict):
         items = b"".join(_encode(part, storages) for item in obj.items() for part in item)

@@ -9,7 +9,7 @@ import recipe
 import tiny
 
 from arguments import get_args_parser
-from models.attention import watch_attention
+from models.attention import record_attention
 from models.weights.model import load_model_state
 from util.backend import jt
 from util.misc import nested_tensor_from_arrays
@@ -110,7 +110,7 @@ def attention(case):
     """Where the last layers look, for the case's batch."""
     _, model, _, _ = build(case)
     model.eval()
-    with jt.no_grad(), watch_attention(model.transformer) as seen:
+    with jt.no_grad(), record_attention(model.transformer) as seen:
         model(nested_tensor_from_arrays(recipe.make_batch(case)[0]).to_jittor())[
             "pred_boxes"
         ].sync()

@@ -10,7 +10,7 @@ from processes import REPO
 
 from arguments import apply_checkpoint_args, parse_args
 from models.detr import build_model
-from models.weights.checkpoint import class_names, load_checkpoint, num_classes_of
+from models.weights.checkpoint import count_classes, load_checkpoint, read_class_names
 from models.weights.model import load_model_state
 from util.misc import nested_tensor_from_arrays
 
@@ -44,7 +44,7 @@ def run_ours(source, samples):
     args = parse_args(["--eval", "--coco_path", ".", "--resume", str(source)])
     checkpoint = load_checkpoint(source)
     apply_checkpoint_args(args, checkpoint, source)
-    model, _, _ = build_model(args, num_classes_of(checkpoint))
+    model, _, _ = build_model(args, count_classes(checkpoint))
     load_model_state(model, checkpoint["model"], source)
     return checkpoint, ours.run(model, samples)
 
@@ -73,10 +73,11 @@ def test_weights_go_both_ways(run_script, original, tmp_path, measured, case, fo
     checkpoint, outputs = run_ours(tmp_path / "in", samples)
     compare("to ours", f"{case}, {form}", outputs, expected, measured)
     if case == "three-classes":
-        assert class_names(checkpoint, "") == {0: "ballon", 2: "自行车"}
+        assert read_class_names(checkpoint, "") == {0: "ballon", 2: "自行车"}
 
     command = [sys.executable, "-m", "models.weights", tmp_path / "in", tmp_path / "out"]
     subprocess.run([str(word) for word in command], cwd=REPO, check=True)
     back = original("run_huggingface.py", "run", tmp_path / "out", tmp_path / "batch.npz")
     compare("and back", f"{case}, {form}", back, expected, measured)
-    assert class_names(load_checkpoint(tmp_path / "out"), "") == class_names(checkpoint, "")
+    written = load_checkpoint(tmp_path / "out")
+    assert read_class_names(written, "") == read_class_names(checkpoint, "")
