@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from util.plot_utils import plot_curves, read_log, table
+from util.plot_utils import make_table, plot_curves, read_log
 
 from .conftest import HERE, ORACLE_PYTHON
 
@@ -316,7 +316,7 @@ Mean loss of the first epoch, relative difference: {", ".join(f"{value:.1e}" for
 
 ![losses and AP of both frameworks](demo.png)
 
-{table(runs)}
+{make_table(runs)}
 
 Final AP:
 

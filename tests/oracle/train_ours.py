@@ -213,7 +213,7 @@ def train(options):
         if options.evaluate and epoch >= options.evaluate_from:
             if "panoptic" in postprocessors:
                 panoptic_evaluator = PanopticEvaluator(
-                    dataset.ground_truth, dataset.ann_folder, None
+                    dataset.get_ground_truth, dataset.ann_folder, None
                 )
             stats, _ = evaluate(
                 model,

@@ -30,7 +30,7 @@ DEMO = ["--demo", "--dataset_file", "coco"]
 SIZES = ["--img_scales", "96", "--eval_size", "96", "--max_size", "96"]
 
 
-def polygon(kind, size, rng, original=shapes._polygon):
+def polygon(kind, size, rng, original=shapes._sample_polygon):
     """As that of shapes.py, and a star: five points, the inner corners at two fifths of the outer
     ones' distance.
     """
@@ -46,7 +46,7 @@ def polygon(kind, size, rng, original=shapes._polygon):
 
 def write(folder, counts, size=96):
     """train/, val/, train.json, val.json: not COCO's layout."""
-    shapes.CLASSES, shapes._polygon = (*shapes.CLASSES, "star"), polygon
+    shapes.CLASSES, shapes._sample_polygon = (*shapes.CLASSES, "star"), polygon
     for part, (image_set, count) in enumerate(counts.items()):
         (folder / image_set).mkdir(parents=True)
         data = {
@@ -60,7 +60,7 @@ def write(folder, counts, size=96):
             Image.fromarray(image).save(folder / image_set / name)
             data["images"].append({"id": index, "file_name": name, "width": size, "height": size})
             for kind, outline in drawn:
-                annotation = shapes._annotation(kind, outline)
+                annotation = shapes._make_annotation(kind, outline)
                 annotation.update(
                     id=len(data["annotations"]) + 1,
                     image_id=index,
