@@ -28,7 +28,7 @@ class Strings(NamedTuple):
         return cls(np.frombuffer(b"".join(parts), np.uint8), get_ends(map(len, parts)))
 
     def get(self, index):
-        part = self.content[get_start(self.ends, index) : self.ends[index]]
+        part = self.content[get_slice(self.ends, index)]
         return part.tobytes().decode("utf-8", "surrogatepass")
 
 
@@ -89,10 +89,8 @@ class Segmentations(NamedTuple):
         """Return a segmentation as pycocotools takes it, of an image of this size."""
         if counts := self.rles.get(index):
             return {"size": [height, width], "counts": counts}
-        return [
-            self.points[get_start(self.point_ends, polygon) : self.point_ends[polygon]].tolist()
-            for polygon in range(get_start(self.polygon_ends, index), self.polygon_ends[index])
-        ]
+        polygons = range(len(self.point_ends))[get_slice(self.polygon_ends, index)]
+        return [self.points[get_slice(self.point_ends, polygon)].tolist() for polygon in polygons]
 
 
 class Annotations(NamedTuple):
@@ -128,8 +126,8 @@ class Annotations(NamedTuple):
 
     def get_indices(self, index):
         """Return the indices of an image's annotations that are not crowds, int64 [n]."""
-        start, end = get_start(self.ends, index), self.ends[index]
-        return start + np.flatnonzero(~self.crowds[start:end])
+        span = get_slice(self.ends, index)
+        return span.start + np.flatnonzero(~self.crowds[span])
 
 
 class Segments(NamedTuple):
@@ -162,7 +160,7 @@ class Segments(NamedTuple):
 
     def get_slice(self, index):
         """Return the slice of an image's segments."""
-        return slice(get_start(self.ends, index), self.ends[index])
+        return get_slice(self.ends, index)
 
 
 class CocoArrays(NamedTuple):
@@ -188,8 +186,8 @@ def get_ends(lengths):
     return np.cumsum(np.fromiter(lengths, np.int64), dtype=np.int64)
 
 
-def get_start(ends, index):
-    return ends[index - 1] if index > 0 else 0
+def get_slice(ends, index):
+    return slice(ends[index - 1] if index > 0 else 0, ends[index])
 
 
 def get_image_indices(ends):

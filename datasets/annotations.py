@@ -61,10 +61,11 @@ def read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=
         raise InputError(f"{img_folder}: no such folder; put the images there")
     data = read_annotation_file(ann_file)
     bad_samples = BadSamples(skip_bad_samples)
-    images = select_images(data["images"], img_folder, ann_file, bad_samples, return_masks)
-    data["annotations"] = drop_annotations(data["annotations"], data["images"], images)
-    data["images"] = images
-    data["annotations"] = select_annotations(data, ann_file, return_masks, num_classes, bad_samples)
+    listed = {image.get("id") for image in data["images"] if type(image.get("id")) is int}
+    data["images"] = select_images(data["images"], img_folder, ann_file, bad_samples, return_masks)
+    data["annotations"] = select_annotations(
+        data, listed, ann_file, return_masks, num_classes, bad_samples
+    )
     bad_samples.report()
     return data, complete_annotations(data, ann_file), not bad_samples.messages
 
@@ -160,26 +161,19 @@ class FileIndex:
         return name in self.listings[folder]
 
 
-def drop_annotations(annotations, images, selected):
-    """Return the annotations without those of skipped images, which are no errors themselves."""
-    if len(selected) == len(images):
-        return annotations
-    ids = {image.get("id") for image in images if type(image.get("id")) is int}
-    skipped = ids - {image["id"] for image in selected}
-    return [
-        ann
-        for ann in annotations
-        if type(ann.get("image_id")) is not int or ann["image_id"] not in skipped
-    ]
+def select_annotations(data, listed, ann_file, return_masks, num_classes, bad_samples):
+    """Return the valid annotations; see `find_annotation_error`.
 
-
-def select_annotations(data, ann_file, return_masks, num_classes, bad_samples):
-    """Return the valid annotations; see `find_annotation_error`."""
+    listed: ids of all images, also of skipped ones, whose annotations are skipped without an error.
+    """
     check_categories(data["categories"], ann_file)
     images = {image["id"]: image for image in data["images"]}
+    skipped = listed - images.keys()
     categories = {category["id"] for category in data["categories"]}
     ids, selected = set(), []
     for ann in data["annotations"]:
+        if type(ann.get("image_id")) is int and ann["image_id"] in skipped:
+            continue
         if error := find_annotation_error(ann, ids, images, categories, num_classes, return_masks):
             bad_samples.add(
                 f"{ann_file}: annotation {abbreviate(ann.get('id'))} of image "
@@ -256,18 +250,13 @@ def find_id_error(value, ids, kind):
 
 def find_size_error(image, is_required):
     sides = [image.get(side) for side in ("width", "height")]
+    given = f"width and height {abbreviate(sides)}"
     if is_required and None in sides:
         return "has no width and height, which masks need; add them"
     if any(side is not None and (type(side) is not int or side < 1) for side in sides):
-        return (
-            f"width and height {abbreviate(sides)} are not positive integers; correct or remove "
-            "them"
-        )
+        return f"{given} are not positive integers; correct or remove them"
     if None not in sides and sides[0] * sides[1] > MAX_PIXELS:
-        return (
-            f"width and height {abbreviate(sides)} are more than {MAX_PIXELS:,} pixels; correct "
-            "them, or shrink the image"
-        )
+        return f"{given} are more than {MAX_PIXELS:,} pixels; correct them, or shrink the image"
     return None
 
 

@@ -169,31 +169,6 @@ class CocoDetection(CocoDataset):
         return make_target(self.annotations, index, int(self.ids[index]), image, self.return_masks)
 
 
-def load_image(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
-    """Return an image to detect objects in, PIL in RGB, in its EXIF orientation.
-
-    image: a path, a PIL image, or an array uint8 [H, W, 3]. Raises InputError as `read_image` does,
-    and ValueError for an array of another dtype.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8:
-            raise ValueError(f"image is an array {image.dtype}: give uint8, 0 to 255")
-        return convert_to_rgb(Image.fromarray(image))
-    if isinstance(image, Image.Image):
-        return convert_to_rgb(ImageOps.exif_transpose(image))
-    return read_image(Path(image), True, convert_to_rgb, remedy="leave it out")
-
-
-def convert_to_rgb(image):
-    """Convert a PIL image to RGB; of 16-bit images keep the high byte.
-
-    Pillow's own conversion, which datasets use as the original does, makes them nearly all white.
-    """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
-
-
 def read_image(
     path,
     upright=False,
@@ -217,6 +192,31 @@ def read_image(
             f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}"
         ) from error
     raise InputError(f"{path}: {width}x{height} pixels are too flat; {remedy}")
+
+
+def load_image(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
+    """Return an image to detect objects in, PIL in RGB, in its EXIF orientation.
+
+    image: a path, a PIL image, or an array uint8 [H, W, 3]. Raises InputError as `read_image` does,
+    and ValueError for an array of another dtype.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise ValueError(f"image is an array {image.dtype}: give uint8, 0 to 255")
+        return convert_to_rgb(Image.fromarray(image))
+    if isinstance(image, Image.Image):
+        return convert_to_rgb(ImageOps.exif_transpose(image))
+    return read_image(Path(image), True, convert_to_rgb, remedy="leave it out")
+
+
+def convert_to_rgb(image):
+    """Convert a PIL image to RGB; of 16-bit images keep the high byte.
+
+    Pillow's own conversion, which datasets use as the original does, makes them nearly all white.
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def make_target(annotations, index, image_id, image, with_masks):
@@ -299,6 +299,12 @@ def make_coco_transforms(
     raise ValueError(f"unknown image set {image_set!r}")
 
 
+def get_coco_paths(root, image_set):
+    """Return the image folder and the annotation file in COCO's layout."""
+    name = f"{image_set}2017"
+    return Path(root) / name, Path(root) / "annotations" / f"instances_{name}.json"
+
+
 def build(image_set: str, args: Namespace) -> CocoDetection:
     """Build COCO 2017, or the user's own data in COCO's format. Raises InputError.
 
@@ -306,15 +312,11 @@ def build(image_set: str, args: Namespace) -> CocoDetection:
     annotations/), own data from `args.train_images`, `train_ann`, `val_images`, `val_ann`.
     """
     if args.train_ann or args.val_ann:
-        img_folder = getattr(args, f"{image_set}_images")
-        ann_file = getattr(args, f"{image_set}_ann")
+        paths = getattr(args, f"{image_set}_images"), getattr(args, f"{image_set}_ann")
     else:
-        root = Path(args.coco_path)
-        img_folder = root / f"{image_set}2017"
-        ann_file = root / "annotations" / f"instances_{image_set}2017.json"
+        paths = get_coco_paths(args.coco_path, image_set)
     return CocoDetection(
-        img_folder,
-        ann_file,
+        *paths,
         make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
         return_masks=args.masks,
         num_classes=get_num_classes(args),

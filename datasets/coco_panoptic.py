@@ -23,7 +23,7 @@ from datasets.annotations import (
     select_images,
 )
 from datasets.classes import get_num_classes
-from datasets.coco import CocoDataset, make_coco_transforms, read_image
+from datasets.coco import CocoDataset, get_coco_paths, make_coco_transforms, read_image
 from util.errors import InputError
 from util.memory import return_freed_memory, without_garbage_collector
 
@@ -232,19 +232,17 @@ def check_things_and_stuff(dataset):
 
     PQ is averaged over the classes of things, of stuff, and of all, and needs segments of both.
     """
-    segments = dataset.segments
-    present = set(segments.labels[segments.crowds == 0].tolist())
     for category in dataset.categories:
         if category.get("isthing") not in (0, 1):
             raise InputError(
                 f"{dataset.ann_file}: category {category['id']}: isthing is neither 0 nor 1; set "
                 "it to 1 for things and to 0 for stuff"
             )
-    is_present = {
-        category["isthing"] for category in dataset.categories if category["id"] in present
-    }
+    segments = dataset.segments
+    present = set(segments.labels[segments.crowds == 0].tolist())
+    found = {category["isthing"] for category in dataset.categories if category["id"] in present}
     for isthing, name in ((1, "things"), (0, "stuff")):
-        if isthing not in is_present:
+        if isthing not in found:
             raise InputError(
                 f"{dataset.ann_file}: has no segment of {name}, and panoptic quality needs things "
                 "and stuff; add some, or use --dataset_file coco"
@@ -257,22 +255,19 @@ def build(image_set: str, args: Namespace) -> CocoPanoptic:
     image_set: "train" or "val". For "val", COCO's instances are read as well: the metrics of boxes
     and masks are computed on them, as in the original. Raises InputError.
     """
-    images, panoptic, name = Path(args.coco_path), Path(args.coco_panoptic_path), f"{image_set}2017"
+    img_folder, instances = get_coco_paths(args.coco_path, image_set)
+    panoptic, name = Path(args.coco_panoptic_path), f"panoptic_{image_set}2017"
     options = dict(
         return_masks=args.masks,
         num_classes=get_num_classes(args),
         skip_bad_samples=args.skip_bad_samples,
     )
-    coco = None
-    if image_set == "val":
-        ann_file = images / "annotations" / f"instances_{name}.json"
-        coco = load_coco(images / name, ann_file, **options)
     dataset = CocoPanoptic(
-        images / name,
-        panoptic / f"panoptic_{name}",
-        panoptic / "annotations" / f"panoptic_{name}.json",
+        img_folder,
+        panoptic / name,
+        panoptic / "annotations" / f"{name}.json",
         make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
-        coco=coco,
+        coco=load_coco(img_folder, instances, **options) if image_set == "val" else None,
         seed=args.seed,
         max_size=args.max_size,
         **options,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import datasets.transforms as T
 from datasets.classes import get_num_classes
-from datasets.coco import NORMALIZE, CocoDetection
+from datasets.coco import NORMALIZE, CocoDetection, get_coco_paths
 from util.download import user_cache
 from util.errors import InputError
 from util.files import exclusive
@@ -43,8 +43,7 @@ def build(image_set: str, args: Namespace) -> CocoDetection:
     root = Path(args.coco_path) if args.coco_path else user_cache() / name
     write_shapes(root, counts, args.shapes_size)
     return CocoDetection(
-        root / f"{image_set}2017",
-        root / "annotations" / f"instances_{image_set}2017.json",
+        *get_coco_paths(root, image_set),
         make_shapes_transforms(image_set),
         return_masks=args.masks,
         num_classes=get_num_classes(args),
@@ -177,7 +176,7 @@ def _write_folder(root, counts, size, seed, info):
         (temporary / "annotations").mkdir()
         with tqdm(total=total, desc="generating", unit="image", disable=None) as progress:
             for set_index, (image_set, count) in enumerate(counts.items()):
-                folder = temporary / f"{image_set}2017"
+                folder, ann_file = get_coco_paths(temporary, image_set)
                 folder.mkdir()
                 images, annotations = [], []
                 for image_id in range(1, count + 1):
@@ -197,8 +196,7 @@ def _write_folder(root, counts, size, seed, info):
                     "annotations": annotations,
                     "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)],
                 }
-                path = temporary / "annotations" / f"instances_{image_set}2017.json"
-                path.write_text(json.dumps(content))
+                ann_file.write_text(json.dumps(content))
         temporary.chmod(0o755)
         temporary.rename(root)
     finally:
@@ -207,8 +205,8 @@ def _write_folder(root, counts, size, seed, info):
 
 def _read_info(root):
     """Return the info entry of a dataset's annotation file, or None if there is none."""
-    path = root / "annotations" / "instances_val2017.json"
+    _, ann_file = get_coco_paths(root, "val")
     try:
-        return json.loads(path.read_bytes()).get("info")
+        return json.loads(ann_file.read_bytes()).get("info")
     except (OSError, ValueError, AttributeError):
         return None

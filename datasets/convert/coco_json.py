@@ -61,15 +61,10 @@ class CocoWriter:
         )
 
     def write(self, path):
-        """Write the file. Raises InputError if it cannot be written."""
-        data = {
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": self.categories,
-        }
+        data = {"images": self.images, "annotations": self.annotations}
         make_folder(path.parent)
         with replacing(path) as file:
-            file.write(json.dumps(data).encode())
+            file.write(json.dumps({**data, "categories": self.categories}).encode())
         print(
             f"{path}: {len(self.images)} images, {len(self.annotations)} boxes, "
             f"{len(self.categories)} classes"
@@ -79,8 +74,8 @@ class CocoWriter:
 def write_splits(writers, out):
     """Write OUT/train.json and so on. Returns a dictionary split -> (image folder, path).
 
-    writers: split -> CocoWriter; out: folder. Raises InputError, before anything is written, for
-    their errors or if a file exists already.
+    writers: split -> CocoWriter; out: folder. Raises InputError for their errors, or if a file
+    exists already, before anything is written.
     """
     raise_errors([error for writer in writers.values() for error in writer.errors])
     paths = {name: Path(out) / f"{name}.json" for name in writers}
