@@ -35,21 +35,14 @@ class CocoDataset:
     `classes`, a dictionary category id -> name; and `list_boxes()` for summary.py, which returns
     image index, category id and area in pixels of every box in a target, three arrays [n]; an area
     is NaN if the annotation file does not say it.
-    Random transforms depend on `seed`, `epoch` and the item's index only.
+    Random transforms depend on `seed`, `epoch` and the item's index only. `dataset[i]` raises
+    InputError if the image or its target cannot be read.
 
-    Args:
-        img_folder: folder of the images.
-        images: annotation_arrays.Images.
-        transforms: called as `transforms(image, target, rng)`.
-        seed: random seed of the transforms.
-        max_size: about the longest side of a transformed image, in pixels.
-        skip_bad_samples: whether the loader skips items that raise InputError.
-
-    Attributes:
-        ids: int64 [N], image ids.
-
-    Raises:
-        InputError: by `dataset[i]`, if the image or its target cannot be read.
+    img_folder: folder of the images; images: annotation_arrays.Images; transforms: called as
+    `transforms(image, target, rng)`; seed: random seed of the transforms; max_size: about the
+    longest side of a transformed image, in pixels; skip_bad_samples: whether the loader skips items
+    that raise InputError.
+    Attributes: ids, int64 [N], image ids; epoch, which the loader sets.
     """
 
     def __init__(

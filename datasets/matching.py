@@ -1,7 +1,7 @@
 """Match detections to ground truth in each image, and find a detector's mistakes.
 
-It is COCO's matching at one IoU: detections, by falling score, take the free object with the
-highest IoU; those on crowds count as nothing.
+It is COCO's matching at one IoU: detections, by descending score, take the free object with the
+highest IoU; detections on crowds are ignored.
 """
 
 from typing import NamedTuple
@@ -79,7 +79,7 @@ def get_ground_truth(coco_gt, image_id):
 
 
 def select_top_detections(scores, labels):
-    """Return the indices of an image's best MAX_DETECTIONS of each class, by falling score."""
+    """Return the indices of an image's best MAX_DETECTIONS of each class, by descending score."""
     order = np.argsort(-np.asarray(scores), kind="stable")
     if len(order) <= MAX_DETECTIONS:
         return order
@@ -106,7 +106,7 @@ def compute_ious(boxes, objects):
 def assign(ious, crowds):
     """Assign an object to each detection: int64 [n], -1 for none.
 
-    ious: [n, m], detections by falling score; crowds: bool [m], crowds last, which several
+    ious: [n, m], detections by descending score; crowds: bool [m], crowds last, which several
     detections may take.
     """
     matched = np.full(len(ious), -1)
@@ -131,7 +131,7 @@ def is_crowd(matched, objects):
 class ImageMatches(NamedTuple):
     """An image's detections matched to objects of their class, or else of any class.
 
-    labels: int64 [n], category ids; scores: float32 [n], falling; boxes: float32 [n, 4], x0, y0,
+    labels: int64 [n], category ids; scores: float32 [n], descending; boxes: float32 [n, 4], x0, y0,
     x1, y1; objects: GroundTruth; ious: float64 [n, m]; matched: int64 [n], the object of each
     detection, -1 for none.
     """

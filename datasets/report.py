@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.annotations import get_class_names
 from datasets.matching import IOU, MISTAKES, find_mistakes, is_crowd, match_detections, match_image
 from util.best import COCO_METRICS
 
@@ -20,7 +19,7 @@ NUM_WORST_IMAGES = 20
 class Curve(NamedTuple):
     """The precision-recall curve of a class, or of all.
 
-    thresholds: float32 [n], falling scores; precision, recall: float64 [n], of the detections with
+    thresholds: float32 [n], descending scores; precision, recall: float64 [n], of the detections with
     at least that score.
     """
 
@@ -177,19 +176,17 @@ def count_scores(matches):
 
 def describe_classes(coco_evaluator, matches):
     """Return a dictionary of metrics for each class, sorted by id."""
-    names = get_class_names(coco_evaluator.coco_gt.cats.values())
-    coco_rows = {row["id"]: row for row in coco_evaluator.per_class("bbox")}
     classes = []
-    for class_id, num_objects in matches.num_objects.items():
-        curve = compute_curve(matches, class_id)
+    for row in sorted(coco_evaluator.per_class("bbox"), key=lambda row: row["id"]):
+        curve = compute_curve(matches, row["id"])
         classes.append(
             {
-                "id": class_id,
-                "name": names[class_id],
-                "objects": num_objects,
+                "id": row["id"],
+                "name": row["name"],
+                "objects": matches.num_objects[row["id"]],
                 "detections": len(curve.thresholds),
-                "AP": coco_rows[class_id]["AP"],
-                "AP50": coco_rows[class_id]["AP50"],
+                "AP": row["AP"],
+                "AP50": row["AP50"],
                 **curve.describe(),
             }
         )
