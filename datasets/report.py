@@ -19,8 +19,8 @@ NUM_WORST_IMAGES = 20
 class Curve(NamedTuple):
     """The precision-recall curve of a class, or of all.
 
-    thresholds: float32 [n], descending scores; precision, recall: float64 [n], of the detections with
-    at least that score.
+    thresholds: float32 [n], descending; precision, recall: float64 [n], of the detections with at
+    least that score.
     """
 
     thresholds: np.ndarray
