@@ -10,7 +10,7 @@ from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from models.architecture import DEPTHS, infer_architecture
 from models.weights.checkpoint import count_classes
 from util import launch
-from util.best import FIGURES
+from util.best import METRICS
 from util.errors import InputError
 
 
@@ -118,7 +118,7 @@ def get_args_parser():
     text = "evaluate every N epochs and after the last one"
     add("--eval_interval", default=1, type=int, metavar="N", help=text)
     text = "metric that decides which epoch is saved as checkpoint_best.pkl"
-    add("--best", default="AP", choices=list(FIGURES), help=text)
+    add("--best", default="AP", choices=list(METRICS), help=text)
     text = "stop after N evaluations without improvement; 0: never"
     add("--patience", default=0, type=int, metavar="N", help=text)
     text = "write TensorBoard logs to OUTPUT_DIR/tensorboard"

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from datasets.classes import NUM_CLASSES
-from datasets.coco import IMAGE_SUFFIXES, MAX_RATIO
+from datasets.coco import IMAGE_SUFFIXES, MAX_ASPECT_RATIO
 from models.architecture import BASIC_BLOCK_BACKBONES, get_max_learned_side
 from util import launch
 from util.errors import InputError
@@ -110,7 +110,7 @@ def check_model(args):
             flag, highest = "shapes_size", limit
         else:
             # Rounding makes the longer side of the flattest images longer than --max_size.
-            flag, highest = "max_size", limit - MAX_RATIO // 2
+            flag, highest = "max_size", limit - MAX_ASPECT_RATIO // 2
         if getattr(args, flag) > highest:
             raise InputError(
                 f"--position_embedding learned is for images of up to {limit} pixels here: give "

@@ -130,7 +130,7 @@ def evaluate(
     if "panoptic" in postprocessors:
         dataset = data_loader.dataset
         panoptic_evaluator = PanopticEvaluator(
-            dataset.ground_truth, dataset.ann_folder, panoptic_folder
+            dataset.get_ground_truth, dataset.ann_folder, panoptic_folder
         )
 
     with jt.no_grad():

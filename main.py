@@ -38,9 +38,9 @@ def main(args):
     # The import may compile for minutes, so it comes after all that can fail early. It happens in
     # util/backend.py, which everything below needs.
     from datasets import build_dataset, get_coco_api_from_dataset
-    from datasets.classes import check_names, get_classes, get_num_classes, num_classes_from_ids
+    from datasets.classes import check_class_names, count_classes, get_num_classes, merge_classes
     from datasets.loader import DataLoader
-    from datasets.quality import make_report
+    from datasets.report import make_report
     from datasets.summary import print_summary
     from engine import evaluate, train_one_epoch
     from models.detr import build_model
@@ -90,19 +90,19 @@ def main(args):
         )
         print_summary("training data", dataset_train, args.num_queries)
     print_summary("validation data", dataset_val, args.num_queries)
-    classes = get_classes(*filter(None, [dataset_train, dataset_val]))
+    classes = merge_classes(*filter(None, [dataset_train, dataset_val]))
     num_classes = get_num_classes(args)
     if num_classes is None:
-        num_classes = num_classes_from_ids(classes, args.val_ann if args.eval else args.train_ann)
+        num_classes = count_classes(classes, args.val_ann if args.eval else args.train_ann)
     if args.resume or args.frozen_weights:
         ann_file = (dataset_train or dataset_val).ann_file
-        check_names(classes, ann_file, read_class_names(checkpoint, source), source)
+        check_class_names(classes, ann_file, read_class_names(checkpoint, source), source)
 
     # ------------------------------ model
     set_seed(args.seed)
     model, criterion, postprocessors = build_model(args, num_classes)
     if "panoptic" in postprocessors:  # the model knows COCO's things only
-        postprocessors["panoptic"].is_thing_map = dataset_val.is_thing_map()
+        postprocessors["panoptic"].is_thing_map = dataset_val.get_is_thing_map()
     if args.resume:
         load_model_state(model, checkpoint["model"], args.resume)
     elif args.finetune:

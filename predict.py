@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import datasets.transforms as T
 from checks import find_images
-from datasets.coco import NORMALIZE, read_picture
+from datasets.coco import NORMALIZE, load_image
 from datasets.transforms import EVAL_SIZE, MAX_SIZE
 from models.attention import record_attention
 from models.detr import PostProcess
@@ -22,7 +22,7 @@ from models.segmentation import PostProcessSegm
 from util.backend import jt
 from util.errors import InputError, printable
 from util.files import replacing
-from util.pictures import draw_attention, draw_detections, unreadable_names
+from util.pictures import draw_attention, draw_detections, find_unreadable_names
 from util.step_memory import StepMemory
 
 # Bytes of a file name before _detections.jpg: file systems take 255, and `replacing` adds some
@@ -67,7 +67,7 @@ def predict(
     transform = T.Compose([T.RandomResize([size], max_size), NORMALIZE])
     results = []
     for image in images:
-        image = read_picture(image)
+        image = load_image(image)
         no_target = {"boxes": np.zeros((0, 4), np.float32), "area": np.zeros(0, np.float32)}
         array, _ = transform(image, no_target, random.Random(0))
         watching = record_attention(detr.transformer) if attention else nullcontext({})
@@ -114,7 +114,7 @@ def predict_files(model, args, names):
 
     names: dictionary category id -> name. Raises InputError at the end if an image failed.
     """
-    if missing := unreadable_names(names):
+    if missing := find_unreadable_names(names):
         print(
             f"no font of this machine has the characters of {', '.join(missing[:5])}: ids are "
             "drawn instead; install one, for example fonts-noto-cjk"
@@ -129,7 +129,7 @@ def predict_files(model, args, names):
         for number, (path, target) in enumerate(zip(bar, targets), 1):
             start = time.time()
             try:
-                image = read_picture(path)
+                image = load_image(path)
                 [result] = predict(
                     model, [image], args.threshold, size, args.max_size, args.attention
                 )

@@ -1,15 +1,19 @@
-"""Data sets by name, as in the original's `datasets/__init__.py`. Nothing here imports Jittor."""
+"""Datasets by name, as in the original's `datasets/__init__.py`. Nothing here imports Jittor."""
+
+from argparse import Namespace
+
+from pycocotools.coco import COCO
 
 from . import coco, coco_panoptic, shapes
 
 BUILDERS = {"coco": coco.build, "coco_panoptic": coco_panoptic.build, "shapes": shapes.build}
 
 
-def build_dataset(image_set, args):
-    """Build the data set that `args.dataset_file` names.
+def build_dataset(image_set: str, args: Namespace) -> coco.CocoDataset:
+    """Build the dataset that `args.dataset_file` names.
 
-    image_set: "train" or "val"; args: the parsed flags. Raises InputError for files that cannot be
-    used, and ValueError for an unknown data set.
+    image_set: "train" or "val"; args: the parsed flags. Raises InputError if the dataset's files
+    cannot be used, and ValueError for an unknown dataset.
     """
     if args.dataset_file not in BUILDERS:
         known = ", ".join(BUILDERS)
@@ -17,6 +21,6 @@ def build_dataset(image_set, args):
     return BUILDERS[args.dataset_file](image_set, args)
 
 
-def get_coco_api_from_dataset(dataset):
-    """Return the `pycocotools.coco.COCO` with the data set's ground truth."""
+def get_coco_api_from_dataset(dataset: coco.CocoDataset) -> COCO:
+    """Return the `pycocotools.coco.COCO` with the dataset's ground truth."""
     return dataset.coco

@@ -4,6 +4,7 @@ Source: `datasets/coco.py` of the original.
 """
 
 import random
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,45 +12,37 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
-from datasets.annotation_arrays import CocoArrays, owners_of
+from datasets.annotation_arrays import CocoArrays, get_image_indices
 from datasets.annotation_cache import load_annotations
-from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco, segmentation_to_rle
+from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco
 from datasets.classes import get_num_classes
+from datasets.segmentations import segmentation_to_rle
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from util.errors import InputError
 
-# What Pillow may take a file for. It knows many more formats, one of which (EPS) runs a program on
-# the file.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+# Formats that Pillow may decode. Not all it knows: for EPS it runs a program on the file.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
-MAX_RATIO = 100  # of an image's sides: the transforms would enlarge a flatter one to gigabytes
-# What every image goes through last: ImageNet's mean and standard deviation, as the backbone's
-# weights expect.
+MAX_ASPECT_RATIO = 100  # the transforms would enlarge a flatter image to gigabytes
+# The end of all transforms: ImageNet's mean and standard deviation, as the backbones expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 
 
-class CocoImages:
-    """Base of the data sets: images with targets, in the order of the image ids.
+class CocoDataset:
+    """Base class of the datasets: items (image, target), sorted by image id.
 
-    A subclass has `target(index, image)`, the target before the transforms; `classes`, a dictionary
-    category id -> name; and `list_boxes()`, what summary.py counts: of each box that is in a
-    target the image's index, the category id and the area in pixels, three arrays [n]; an area that
-    the annotation file does not say is NaN.
-    What is random in an item derives from `seed`, `epoch` and the item's index only.
+    Subclasses have `load_target(index, image)`, which returns the target before the transforms;
+    `classes`, a dictionary category id -> name; and `list_boxes()` for summary.py, which returns
+    image index, category id and area in pixels of every box in a target, three arrays [n]; an area
+    is NaN if the annotation file does not say it.
+    Random transforms depend on `seed`, `epoch` and the item's index only. `dataset[i]` raises
+    InputError if the image or its target cannot be read.
 
-    Args:
-        img_folder: folder of the images.
-        images: annotation_arrays.Images.
-        transforms: called as `transforms(image, target, rng)`.
-        seed: what the randomness derives from, with the epoch and the index.
-        max_size: the longer side of the images after the transforms, about, in pixels.
-        skip_bad_samples: whether the loader leaves out items that raise InputError.
-
-    Attributes:
-        ids: int64 [N], of the images.
-
-    Raises:
-        InputError: at `dataset[i]`, the image or what belongs to it cannot be read.
+    img_folder: folder of the images; images: annotation_arrays.Images; transforms: called as
+    `transforms(image, target, rng)`; seed: random seed of the transforms; max_size: about the
+    longest side of a transformed image, in pixels; skip_bad_samples: whether the loader skips items
+    that raise InputError.
+    Attributes: ids, int64 [N], image ids; epoch, which the loader sets.
     """
 
     def __init__(
@@ -67,37 +60,35 @@ class CocoImages:
     def __len__(self):
         return len(self.ids)
 
-    def path(self, index):
+    def get_path(self, index):
         return self.img_folder / self.images.names.get(index)
 
     def read_image(self, index):
-        """The image in RGB, in the orientation of its boxes. Raises InputError."""
-        image = read_image(self.path(index))
-        # COCO's boxes are of the image as it is stored, and its EXIF orientation is not applied.
-        # Annotation tools show it upright, and then list width and height the other way round.
+        """Return the image in RGB, in the orientation of its boxes. Raises InputError."""
+        image = read_image(self.get_path(index))
+        # COCO's boxes refer to the image as it is stored, without its EXIF orientation. Annotation
+        # tools apply it first, and then width and height in the file are swapped.
         if image.width != image.height and tuple(self.images.sizes[index]) == image.size:
-            return read_image(self.path(index), upright=True)
+            return read_image(self.get_path(index), upright=True)
         return image
 
-    def read_by_id(self, image_id):
+    def read_image_by_id(self, image_id):
         return self.read_image(self.images.find(image_id))
 
     def __getitem__(self, index):
         image = self.read_image(index)
+        rng = random.Random(f"{self.seed}/{self.epoch}/{index}")
         try:
-            target = self.target(index, image)
-            return self.transforms(
-                image, target, random.Random(f"{self.seed}/{self.epoch}/{index}")
-            )
+            return self.transforms(image, self.load_target(index, image), rng)
         except InputError:
             raise
         except Exception as error:
             raise RuntimeError(
-                f"{self.path(index)}: the image or its annotations could not be prepared"
+                f"{self.get_path(index)}: the image or its annotations cannot be prepared"
             ) from error
 
 
-class CocoDetection(CocoImages):
+class CocoDetection(CocoDataset):
     """Images and targets of one COCO annotation file.
 
     Item `i` is `(image, target)`: image float32 [3, H, W], normalised; target a dictionary of
@@ -105,17 +96,16 @@ class CocoDetection(CocoImages):
       labels int64 [n]      category ids of the annotation file;
       image_id int;
       area float32 [n]      pixels of the transformed image;
-      iscrowd int64 [n]     zeros, crowd annotations being left out;
+      iscrowd int64 [n]     zeros, because crowds are left out;
       orig_size, size int64 [2]   height and width in pixels before and after the transforms;
       masks bool [n, H, W]  if `return_masks`.
 
-    ann_file: COCO JSON with images, annotations and categories; return_masks: whether targets have
-    masks; num_classes: upper bound (exclusive) of the category ids, None for any; is_evaluated:
-    whether it has `coco`; the rest as in CocoImages.
+    ann_file: COCO JSON with images, annotations and categories; return_masks: add masks to the
+    targets; num_classes: exclusive upper bound of the category ids, or None; is_evaluated: build
+    `coco`; the rest as in CocoDataset.
     Attributes: annotations, annotation_arrays.Annotations; classes, a dictionary category id ->
-    name; coco, pycocotools' index of the annotations, or None; in_target, bool [n], which
-    annotations are in a target.
-    Raises InputError: the folder or the annotation file cannot be used.
+    name; coco, pycocotools' COCO, or None; in_target, bool [n], which annotations are in a target.
+    Raises InputError if the folder or the annotation file cannot be used.
     """
 
     def __init__(
@@ -131,14 +121,14 @@ class CocoDetection(CocoImages):
     ):
         self.ann_file = ann_file
         self.return_masks = return_masks
-        what = Path(img_folder), Path(ann_file), return_masks, num_classes, skip_bad_samples
+        source = Path(img_folder), Path(ann_file), return_masks, num_classes, skip_bad_samples
         self.coco = None
         if is_evaluated:
-            file = read_coco(*what)
-            self.coco = make_index(file.data)
-            arrays = CocoArrays.of(file, return_masks)
+            data, notes, _ = read_coco(*source)
+            self.coco = make_index(data)
+            arrays = CocoArrays.pack(data, notes, return_masks)
         else:
-            arrays = load_annotations(*what)
+            arrays = load_annotations(*source)
         for note in arrays.notes:
             print(note)
         self.annotations, self.classes = arrays.annotations, arrays.classes
@@ -147,124 +137,118 @@ class CocoDetection(CocoImages):
         )
         self.in_target = self._find_targets()
         if count := np.count_nonzero(~self.annotations.crowds & ~self.in_target):
-            print(
-                f"{ann_file}: {count} boxes have no area inside their image; the losses leave them "
-                "out"
-            )
+            print(f"{ann_file}: {count} boxes have no area inside their image; they are left out")
 
     def _find_targets(self):
-        """Which annotations are in a target, bool [n]: see `make_target`."""
+        """Return which annotations `make_target` keeps, bool [n]."""
         annotations = self.annotations
-        sizes = self.images.sizes[owners_of(annotations.ends)]
+        sizes = self.images.sizes[get_image_indices(annotations.ends)]
         sizes = np.where(sizes.all(1, keepdims=True), sizes, MAX_BOX_COORDINATE)
         _, has_area = clip_boxes(annotations.boxes, width=sizes[:, 1:], height=sizes[:, :1])
         return has_area & ~annotations.crowds
 
     def list_boxes(self):
-        annotations, kept = self.annotations, self.in_target
+        annotations, keep = self.annotations, self.in_target
         areas = annotations.boxes[:, 2] * annotations.boxes[:, 3]
-        return owners_of(annotations.ends)[kept], annotations.labels[kept], areas[kept]
+        return get_image_indices(annotations.ends)[keep], annotations.labels[keep], areas[keep]
 
-    def target(self, index, image):
+    def load_target(self, index, image):
         height, width = self.images.sizes[index]
         if self.return_masks and (width, height) != image.size:
             raise InputError(
-                f"{self.path(index)}: is of {image.size[0]} x {image.size[1]} pixels, but of "
-                f"{width} x {height} in {self.ann_file}; correct width and height there"
+                f"{self.get_path(index)}: image is {image.width}x{image.height}, but "
+                f"{self.ann_file} says {width}x{height}; correct width and height there"
             )
         return make_target(self.annotations, index, int(self.ids[index]), image, self.return_masks)
 
 
-def read_image(path, upright=False):
-    """An image of a data set in RGB, as it is stored.
+def read_image(
+    path,
+    upright=False,
+    convert=lambda image: image.convert("RGB"),
+    remedy="remove it from the annotation file",
+):
+    """Return the image of a file (Path) in RGB.
 
-    upright: rotate it as its EXIF orientation says.
-
-    Raises:
-        InputError: the file is missing, damaged, no image, or one that is too large or too flat.
+    upright: apply the EXIF orientation; convert: PIL image -> RGB; remedy: end of error messages.
+    Raises InputError if the file is missing, damaged, no image, too large, or too flat.
     """
-    return _decode(
-        path, upright, lambda image: image.convert("RGB"), "remove it from the annotation file"
-    )
+    if not path.is_file():
+        raise InputError(f"{path}: cannot be read as an image (no such file); add it, or {remedy}")
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            if max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
+                return convert(ImageOps.exif_transpose(image) if upright else image)
+    except Exception as error:  # Pillow raises almost any for damaged files
+        raise InputError(
+            f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}"
+        ) from error
+    raise InputError(f"{path}: {width}x{height} pixels are too flat; {remedy}")
 
 
-def read_picture(image):
-    """A picture to predict on, as a PIL image in RGB, turned as its EXIF orientation says.
+def load_image(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
+    """Return an image to detect objects in, PIL in RGB, in its EXIF orientation.
 
-    image: a path, a PIL image or an array uint8 [H, W, 3]. Raises InputError as `read_image` does,
-    and ValueError for an array of another type.
+    image: a path, a PIL image, or an array uint8 [H, W, 3]. Raises InputError as `read_image` does,
+    and ValueError for an array of another dtype.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
             raise ValueError(f"image is an array {image.dtype}: give uint8, 0 to 255")
-        return to_rgb(Image.fromarray(image))
+        return convert_to_rgb(Image.fromarray(image))
     if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
-    return _decode(Path(image), True, to_rgb, "leave it out")
+        return convert_to_rgb(ImageOps.exif_transpose(image))
+    return read_image(Path(image), True, convert_to_rgb, remedy="leave it out")
 
 
-def to_rgb(image):
-    """A PIL image in RGB; of 16 bits per pixel the upper eight count.
+def convert_to_rgb(image):
+    """Convert a PIL image to RGB; of 16-bit images keep the high byte.
 
-    Pillow's own conversion, which data sets use as the original does, makes nearly all white.
+    Pillow's own conversion, which datasets use as the original does, makes them nearly all white.
     """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
-def _decode(path, upright, convert, remedy):
-    """The image of a file. convert: makes RGB of it; remedy: the end of the messages."""
-    if not path.is_file():
-        raise InputError(f"{path}: cannot be read as an image (no such file); add it, or {remedy}")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            size = image.size
-            if max(size) <= MAX_RATIO * min(size):
-                return convert(ImageOps.exif_transpose(image) if upright else image)
-    except Exception as error:  # Pillow raises almost any for damaged bytes
-        raise InputError(
-            f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}"
-        ) from error
-    raise InputError(f"{path}: {size[0]} x {size[1]} pixels are too flat; {remedy}")
-
-
 def make_target(annotations, index, image_id, image, with_masks):
-    """The target of image number `index`, a PIL image, before the transforms.
+    """Return the target of image number `index`, a PIL image, before the transforms.
 
-    It is that of `CocoDetection`, but boxes are x0, y0, x1, y1 in pixels of the image. Crowd
-    annotations and boxes without area inside the image are left out.
+    It is that of `CocoDetection`, but boxes are x0, y0, x1, y1 in pixels. Crowds and boxes without
+    area inside the image are left out.
 
     Source: `ConvertCocoPolysToMask` of the original.
     """
     width, height = image.size
-    kept = annotations.of_image(index)
-    boxes, has_area = clip_boxes(annotations.boxes[kept], width, height)
-    kept, boxes = kept[has_area], boxes[has_area]
+    indices = annotations.get_indices(index)
+    boxes, has_area = clip_boxes(annotations.boxes[indices], width, height)
+    indices, boxes = indices[has_area], boxes[has_area]
     size = np.array([height, width], dtype=np.int64)
     target = {
         "boxes": boxes,
-        "labels": annotations.labels[kept],
+        "labels": annotations.labels[indices],
         "image_id": image_id,
-        "area": annotations.areas[kept].astype(np.float32),
-        "iscrowd": np.zeros(len(kept), dtype=np.int64),
+        "area": annotations.areas[indices].astype(np.float32),
+        "iscrowd": np.zeros(len(indices), dtype=np.int64),
         "orig_size": size,
         "size": size,
     }
     if with_masks:
-        masks = np.zeros((len(kept), height, width), dtype=bool)
-        for mask, each in zip(masks, kept):
-            segmentation = annotations.segmentations.get(each, height, width)
+        masks = np.zeros((len(indices), height, width), dtype=bool)
+        for mask, annotation in zip(masks, indices):
+            segmentation = annotations.segmentations.get(annotation, height, width)
             mask[:] = coco_mask.decode(segmentation_to_rle(segmentation, height, width))
         target["masks"] = masks
     return target
 
 
 def clip_boxes(boxes, width, height):
-    """The parts of boxes inside of their images, and which of them have an area, bool [n].
+    """Clip boxes to their images, and find those that are not empty then.
 
-    boxes: [n, 4], x, y, width, height in pixels; width, height: of the images, numbers or [n, 1].
-    Returns the parts as x0, y0, x1, y1 float32 [n, 4].
+    boxes: [n, 4], x, y, width, height in pixels; width, height: of the images, scalar or [n, 1].
+    Returns the clipped boxes, float32 [n, 4], x0, y0, x1, y1, and whether they have an area, bool
+    [n].
     """
     boxes = boxes.astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
@@ -273,17 +257,19 @@ def clip_boxes(boxes, width, height):
     return boxes, (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 2] > boxes[:, 0])
 
 
-def make_coco_transforms(image_set, scales=SCALES, eval_size=EVAL_SIZE, max_size=MAX_SIZE):
-    """The augmentation of 'train', or the plain resize of 'val'.
+def make_coco_transforms(
+    image_set: str, scales=SCALES, eval_size: int = EVAL_SIZE, max_size: int = MAX_SIZE
+) -> T.Compose:
+    """Return the augmentation for "train", or the plain resize for "val".
 
-    scales, eval_size: the shorter side in pixels, in training one of several; max_size: about the
-    longest the other one becomes. The crop between two resizes keeps the proportion to the largest
-    scale that it has in the original.
+    scales: shorter sides to choose from in training; eval_size: shorter side in evaluation;
+    max_size: about the longest side; all in pixels. The crop's sizes are the original's times
+    max(scales) / 800.
     """
     if image_set == "train":
 
-        def share(of_800):
-            return round(of_800 * max(scales) / 800)
+        def scale(size):
+            return round(size * max(scales) / 800)
 
         return T.Compose(
             [
@@ -292,8 +278,8 @@ def make_coco_transforms(image_set, scales=SCALES, eval_size=EVAL_SIZE, max_size
                     T.RandomResize(scales, max_size=max_size),
                     T.Compose(
                         [
-                            T.RandomResize([share(400), share(500), share(600)]),
-                            T.RandomSizeCrop(share(384), share(600)),
+                            T.RandomResize([scale(400), scale(500), scale(600)]),
+                            T.RandomSizeCrop(scale(384), scale(600)),
                             T.RandomResize(scales, max_size=max_size),
                         ]
                     ),
@@ -306,27 +292,24 @@ def make_coco_transforms(image_set, scales=SCALES, eval_size=EVAL_SIZE, max_size
     raise ValueError(f"unknown image set {image_set!r}")
 
 
-def build(image_set, args):
-    """Builds COCO 2017, or the user's own data in COCO's format.
+def get_coco_paths(root, image_set):
+    """Return the image folder and the annotation file in COCO's layout."""
+    name = f"{image_set}2017"
+    return Path(root) / name, Path(root) / "annotations" / f"instances_{name}.json"
 
-    COCO 2017 is under `args.coco_path`: train2017/, val2017/, annotations/.
 
-    image_set: 'train' or 'val'. The latter's folders and files are `args.train_images`,
-    `train_ann`, `val_images`, `val_ann`.
+def build(image_set: str, args: Namespace) -> CocoDetection:
+    """Build COCO 2017, or the user's own data in COCO's format. Raises InputError.
 
-    Raises:
-        InputError: see `CocoDetection`.
+    image_set: "train" or "val". COCO 2017 is read from `args.coco_path` (train2017/, val2017/,
+    annotations/), own data from `args.train_images`, `train_ann`, `val_images`, `val_ann`.
     """
     if args.train_ann or args.val_ann:
-        img_folder = getattr(args, f"{image_set}_images")
-        ann_file = getattr(args, f"{image_set}_ann")
+        paths = getattr(args, f"{image_set}_images"), getattr(args, f"{image_set}_ann")
     else:
-        root = Path(args.coco_path)
-        img_folder = root / f"{image_set}2017"
-        ann_file = root / "annotations" / f"instances_{image_set}2017.json"
+        paths = get_coco_paths(args.coco_path, image_set)
     return CocoDetection(
-        img_folder,
-        ann_file,
+        *paths,
         make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
         return_masks=args.masks,
         num_classes=get_num_classes(args),

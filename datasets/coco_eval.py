@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
-from datasets.annotations import category_names
+from datasets.annotations import get_class_names
 from util import dist
 from util.memory import without_garbage_collector
 
@@ -139,7 +139,7 @@ class CocoEvaluator:
             for ann in self.coco_gt.dataset["annotations"]
             if ann["image_id"] in self.predictions and not ann["iscrowd"]
         )
-        names = category_names(self.coco_gt.cats.values())
+        names = get_class_names(self.coco_gt.cats.values())
         rows = []
         for index, class_id in enumerate(params.catIds):
             # [IoU thresholds, recalls]; -1 if there is no box

@@ -1,165 +1,223 @@
-"""Which detections find which objects, in each image: COCO's matching at one IoU.
+"""Match detections to ground truth in each image, and find a detector's mistakes.
 
-The detections, the highest score first, take the free object with the highest IoU; what covers a
-crowd counts as nothing.
+It is COCO's matching at one IoU: detections, by descending score, take the free object with the
+highest IoU; detections on crowds are ignored.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-IOU = 0.5
-MAX_DETECTIONS = 100  # of a class in an image, as COCO's evaluation takes
+IOU = 0.5  # threshold of a match
+BACKGROUND_IOU = 0.1  # TIDE's threshold: below it a detection has nothing to do with an object
+PREDICTED = ("scores", "labels", "boxes")
+MAX_DETECTIONS = 100  # per class and image, as in COCO's evaluation
+# The kinds of mistakes, by TIDE (https://arxiv.org/abs/2008.08115), and what they say.
+MISTAKES = {
+    "missed": "an object that is not detected, not even with a localization error",
+    "class": f"a detection with IoU {IOU} or more with an object of another class",
+    "localization": f"a detection with IoU {BACKGROUND_IOU} to {IOU} with an object of its class",
+    "duplicate": f"a detection with IoU {IOU} or more with an object that has another detection",
+    "background": "any other detection",
+}
 
 
 class Matches(NamedTuple):
-    """The detections of all images, in the order of the image ids; those on crowds are left out.
+    """The detections of all images, sorted by image id, without those on crowds.
 
-    scores: float32 [n]; labels: int64 [n], category ids; hits: bool [n]; objects: dictionary
-    category id -> number of objects without crowds.
+    scores: float32 [n]; labels: int64 [n], category ids; is_true_positive: bool [n]; num_objects:
+    dictionary category id -> number of objects without crowds.
     """
 
     scores: np.ndarray
     labels: np.ndarray
-    hits: np.ndarray
-    objects: dict
+    is_true_positive: np.ndarray
+    num_objects: dict
 
 
-def match(coco_gt, predictions):
-    """Matches predictions (image id -> scores, labels, boxes x0, y0, x1, y1) with coco_gt."""
-    scores, labels, hits = [], [], []
-    objects = dict.fromkeys(sorted(coco_gt.cats), 0)
+def match_detections(coco_gt, predictions):
+    """Match detections to objects of their class. Returns Matches.
+
+    coco_gt: pycocotools' COCO; predictions: dictionary image id -> scores, labels, boxes x0, y0,
+    x1, y1.
+    """
+    num_objects = dict.fromkeys(sorted(coco_gt.cats), 0)
+    parts = [(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, bool))]
     for image_id, prediction in sorted(predictions.items()):
-        truth = objects_of(coco_gt, image_id)
-        for label in truth.labels[~truth.crowds].tolist():
-            objects[label] += 1
-        kept = strongest(prediction["scores"], prediction["labels"])
-        of_image = {
-            name: np.asarray(prediction[name])[kept] for name in ("scores", "labels", "boxes")
-        }
-        overlaps = overlap(of_image["boxes"], truth.boxes, truth.crowds)
-        overlaps[of_image["labels"][:, None] != truth.labels] = 0
-        owners = assign(overlaps, truth.crowds)
-        on_crowd = np.array([owner >= 0 and truth.crowds[owner] for owner in owners], bool)
-        known = np.isin(of_image["labels"], list(objects))
-        counted = known & ~on_crowd
-        scores.append(of_image["scores"][counted])
-        labels.append(of_image["labels"][counted].astype(np.int64))
-        hits.append((owners >= 0)[counted])
-    if not scores:
-        return Matches(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, bool), objects)
-    return Matches(np.concatenate(scores), np.concatenate(labels), np.concatenate(hits), objects)
+        objects = get_ground_truth(coco_gt, image_id)
+        for label in objects.labels[~objects.crowds].tolist():
+            num_objects[label] += 1
+        top = select_top_detections(prediction["scores"], prediction["labels"])
+        scores, labels, boxes = (np.asarray(prediction[key])[top] for key in PREDICTED)
+        ious = compute_ious(boxes, objects)
+        matched = assign(np.where(labels[:, None] == objects.labels, ious, 0), objects.crowds)
+        keep = np.isin(labels, list(num_objects)) & ~is_crowd(matched, objects)
+        parts.append((scores[keep], labels[keep].astype(np.int64), (matched >= 0)[keep]))
+    return Matches(*map(np.concatenate, zip(*parts)), num_objects)
 
 
-class Objects(NamedTuple):
-    """boxes: float64 [n, 4], x0, y0, x1, y1; labels: int64 [n]; crowds: bool [n]."""
+class GroundTruth(NamedTuple):
+    """The objects of an image, crowds last.
+
+    boxes: float64 [m, 4], x0, y0, x1, y1; labels: int64 [m]; crowds: bool [m].
+    """
 
     boxes: np.ndarray
     labels: np.ndarray
     crowds: np.ndarray
 
 
-def objects_of(coco_gt, image_id):
-    """The annotated objects of an image, crowds last."""
+def get_ground_truth(coco_gt, image_id):
     anns = sorted(coco_gt.imgToAnns[image_id], key=lambda ann: ann["iscrowd"])
     boxes = np.array([ann["bbox"] for ann in anns], float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    return Objects(
+    return GroundTruth(
         boxes,
         np.array([ann["category_id"] for ann in anns], np.int64),
         np.array([ann["iscrowd"] for ann in anns], bool),
     )
 
 
-def strongest(scores, labels):
-    """The indices of an image's detections, best first, without those beyond MAX_DETECTIONS."""
+def select_top_detections(scores, labels):
+    """Return the indices of an image's best MAX_DETECTIONS of each class, by descending score."""
     order = np.argsort(-np.asarray(scores), kind="stable")
     if len(order) <= MAX_DETECTIONS:
         return order
-    rank = {}
-    kept = []
+    counts, top = {}, []
     for index in order:
-        rank[labels[index]] = rank.get(labels[index], 0) + 1
-        if rank[labels[index]] <= MAX_DETECTIONS:
-            kept.append(index)
-    return np.array(kept)
+        counts[labels[index]] = counts.get(labels[index], 0) + 1
+        if counts[labels[index]] <= MAX_DETECTIONS:
+            top.append(index)
+    return np.array(top)
 
 
-def overlap(boxes, objects, crowds):
-    """IoU [n, m] of boxes and objects, x0, y0, x1, y1; with a crowd: the box's part inside it."""
+def compute_ious(boxes, objects):
+    """Compute the IoU [n, m] of boxes and GroundTruth; for crowds the box's part inside them."""
     boxes = np.asarray(boxes, float)
-    low = np.maximum(boxes[:, None, :2], objects[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], objects[None, :, 2:])
+    low = np.maximum(boxes[:, None, :2], objects.boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], objects.boxes[None, :, 2:])
     inter = np.prod(np.clip(high - low, 0, None), axis=2)
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)[:, None]
-    other = np.prod(objects[:, 2:] - objects[:, :2], axis=1)[None]
-    union = np.where(crowds, area, area + other - inter)
+    object_area = np.prod(objects.boxes[:, 2:] - objects.boxes[:, :2], axis=1)[None]
+    union = np.where(objects.crowds, area, area + object_area - inter)
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
-def assign(overlaps, crowds):
-    """The object that each detection takes, -1 for none: int64 [n].
+def assign(ious, crowds):
+    """Assign an object to each detection: int64 [n], -1 for none.
 
-    overlaps: [n, m], detections with the highest score first; crowds: bool [m], crowds last, which
-    several detections may take.
+    ious: [n, m], detections by descending score; crowds: bool [m], crowds last, which several
+    detections may take.
     """
-    owners = np.full(len(overlaps), -1)
-    free = np.ones(len(crowds), bool)
-    for index in np.flatnonzero((overlaps >= IOU).any(1)):
-        of_index = np.where(free, overlaps[index], 0)
-        for part in (~crowds, crowds):
-            candidates = np.where(part, of_index, 0)
-            # Of equal ones the last, as COCO's evaluation.
+    matched = np.full(len(ious), -1)
+    is_free = np.ones(len(crowds), bool)
+    for index in np.flatnonzero((ious >= IOU).any(1)):
+        for group in (~crowds, crowds):
+            candidates = np.where(group & is_free, ious[index], 0)
+            # Of equal ones the last, as in COCO's evaluation.
             best = len(candidates) - 1 - candidates[::-1].argmax()
             if candidates[best] >= IOU:
-                owners[index] = best
-                free[best] = crowds[best]
+                matched[index] = best
+                is_free[best] = crowds[best]
                 break
-    return owners
+    return matched
 
 
-class Pairs(NamedTuple):
-    """An image's detections and its objects, and which belong together, whatever their classes.
+def is_crowd(matched, objects):
+    """Return which of the matched objects are crowds, bool [n]. matched: int64 [n], -1 for none."""
+    return np.append(objects.crowds, False)[matched]
 
-    labels: int64 [n], category ids; scores: float32 [n], falling; boxes: float32 [n, 4]; objects:
-    the Objects; overlaps: float64 [n, m], their IoU; owners: int64 [n], the object that each
-    detection is counted for, -1 for none.
+
+class ImageMatches(NamedTuple):
+    """An image's detections matched to objects of their class, or else of any class.
+
+    labels: int64 [n], category ids; scores: float32 [n], descending; boxes: float32 [n, 4], x0, y0,
+    x1, y1; objects: GroundTruth; ious: float64 [n, m]; matched: int64 [n], the object of each
+    detection, -1 for none.
     """
 
     labels: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
-    objects: Objects
-    overlaps: np.ndarray
-    owners: np.ndarray
+    objects: GroundTruth
+    ious: np.ndarray
+    matched: np.ndarray
 
     @property
-    def missed(self):
-        """The objects that nothing is counted for, without crowds: bool [m]."""
-        missed = ~self.objects.crowds
-        missed[self.owners[self.owners >= 0]] = False
-        return missed
+    def is_missed(self):
+        """Objects without a detection, crowds excluded: bool [m]."""
+        is_missed = ~self.objects.crowds
+        is_missed[self.matched[self.matched >= 0]] = False
+        return is_missed
 
 
-def pair_up(coco_gt, image_id, prediction, threshold):
-    """The Pairs of an image: a detection takes an object of its own class first, then any.
+def match_image(coco_gt, image_id, prediction, threshold):
+    """Match an image's detections to objects of their class first, then of any class.
 
     The package supervision does the same for its confusion matrix, but in the order of IoU instead
     of scores; Ultralytics takes the best object of any class first.
 
-    prediction: scores, labels, boxes; threshold: detections that score less, or whose class coco_gt
-    does not have, are left out. A crowd takes detections of its own class only.
+    prediction: scores, labels, boxes; threshold: lowest score. Detections of classes that coco_gt
+    lacks are left out. A crowd takes detections of its class only. Returns ImageMatches.
     """
-    objects = objects_of(coco_gt, image_id)
-    scores, labels, boxes = (np.asarray(prediction[key]) for key in ("scores", "labels", "boxes"))
-    kept = np.argsort(-scores, kind="stable")
-    kept = kept[(scores[kept] >= threshold) & np.isin(labels[kept], list(coco_gt.cats))]
-    scores, labels, boxes = scores[kept], labels[kept], boxes[kept]
-    overlaps = overlap(boxes, objects.boxes, objects.crowds)
-    same_class = labels[:, None] == objects.labels
-    owners = assign(np.where(same_class, overlaps, 0), objects.crowds)
-    taken = objects.crowds.copy()
-    taken[owners[owners >= 0]] = True
-    rest = np.flatnonzero(owners < 0)
-    owners[rest] = assign(np.where(taken, 0, overlaps[rest]), objects.crowds)
-    return Pairs(labels, scores, boxes, objects, overlaps, owners)
+    objects = get_ground_truth(coco_gt, image_id)
+    scores, labels, boxes = (np.asarray(prediction[key]) for key in PREDICTED)
+    keep = np.argsort(-scores, kind="stable")
+    keep = keep[(scores[keep] >= threshold) & np.isin(labels[keep], list(coco_gt.cats))]
+    scores, labels, boxes = scores[keep], labels[keep], boxes[keep]
+    ious = compute_ious(boxes, objects)
+    matched = assign(np.where(labels[:, None] == objects.labels, ious, 0), objects.crowds)
+    is_taken = objects.crowds.copy()
+    is_taken[matched[matched >= 0]] = True
+    rest = np.flatnonzero(matched < 0)
+    matched[rest] = assign(np.where(is_taken, 0, ious[rest]), objects.crowds)
+    return ImageMatches(labels, scores, boxes, objects, ious, matched)
+
+
+class Mistake(NamedTuple):
+    """A mistake of a detector.
+
+    kind: one of MISTAKES; label: category id of the detection, or of the missed object; box: x0,
+    y0, x1, y1 in pixels; score: of the detection, None for a missed object; truth: category id of
+    the object if kind is "class".
+    """
+
+    kind: str
+    label: int
+    box: list
+    score: float | None = None
+    truth: int | None = None
+
+
+def find_mistakes(matches):
+    """Return a list of the mistakes in an image, from its ImageMatches.
+
+    An object with a localization error does not count as missed as well.
+    """
+    objects = matches.objects
+    all_ious = np.where(objects.crowds, 0, matches.ious)
+    is_missed = matches.is_missed
+    mistakes = []
+    for index, (label, match) in enumerate(zip(matches.labels, matches.matched)):
+        truth = None
+        ious = np.where(objects.labels == label, all_ious[index], 0)
+        if match >= 0 and objects.labels[match] == label:
+            continue
+        if match >= 0:
+            kind, truth = "class", int(objects.labels[match])
+        elif (all_ious[index] >= IOU).any():
+            kind = "duplicate"
+        elif (ious >= BACKGROUND_IOU).any():
+            kind = "localization"
+            # It stands for one missed object; further boxes on that object are for none.
+            best = np.where(is_missed, ious, 0).argmax()
+            if ious[best] >= BACKGROUND_IOU:
+                is_missed[best] = False
+        else:
+            kind = "background"
+        box, score = matches.boxes[index].tolist(), float(matches.scores[index])
+        mistakes.append(Mistake(kind, int(label), box, score, truth))
+    for index in np.flatnonzero(is_missed):
+        label, box = int(objects.labels[index]), objects.boxes[index].tolist()
+        mistakes.append(Mistake("missed", label, box))
+    return mistakes

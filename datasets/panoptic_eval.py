@@ -20,7 +20,7 @@ class PanopticEvaluator:
 
     Args:
         ground_truth: a function that returns a dictionary as in COCO's panoptic JSON, such as
-            `CocoPanoptic.ground_truth`; the main process calls it in `summarize`.
+            `CocoPanoptic.get_ground_truth`; the main process calls it in `summarize`.
         ann_folder: folder of its PNGs.
         output_dir: folder for the predictions, created if missing; None: a temporary one.
 

@@ -1,14 +1,14 @@
-"""Coloured shapes on a grey ground: a data set that is drawn from a seed, as a COCO folder.
+"""Coloured shapes on a grey background: a synthetic dataset, generated as a COCO folder.
 
-A small DETR learns it from scratch within minutes on a CPU (`python main.py --demo`), so that
-anybody can tell a working installation from a broken one. Afterwards it is an ordinary COCO folder,
-which `--dataset_file coco` reads too.
+A small DETR learns it from scratch within minutes on a CPU (`python main.py --demo`), which shows
+that an installation works. `--dataset_file coco` reads the folder, too.
 """
 
 import colorsys
 import json
 import shutil
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +17,33 @@ from tqdm import tqdm
 
 import datasets.transforms as T
 from datasets.classes import get_num_classes
-from datasets.coco import NORMALIZE, CocoDetection
+from datasets.coco import NORMALIZE, CocoDetection, get_coco_paths
 from util.download import user_cache
 from util.errors import InputError
 from util.files import exclusive
 
 CLASSES = ("circle", "rectangle", "triangle")  # category ids 1, 2, 3
-SEED = 0  # of the drawings; --seed changes the training, not the data
-MIN_SIDE, MAX_SIDE = 1 / 6, 0.6  # width and height of a shape, of the image's side
+SEED = 0  # of the images; --seed changes the training only
+MIN_SIDE, MAX_SIDE = 1 / 6, 0.6  # width and height of a shape, as a fraction of the image's side
 MAX_SHAPES = 5
-MAX_OVERLAP = 0.2  # of the smaller shape's area
-NOISE = 4  # standard deviation of grey levels, of 255
-SUPERSAMPLING = 4  # edges are drawn this many times finer than the image
+MAX_OVERLAP = 0.2  # as a fraction of the smaller shape's area
+NOISE_STD = 4  # standard deviation of the noise, in grey levels of 0..255
+SUPERSAMPLING = 4  # antialiasing: edges are drawn at this multiple of the resolution
 NAME = "shapes"
 
 
-def build(image_set, args):
-    """Builds the shapes in `args.coco_path` or the user's cache, drawn where they are missing.
+def build(image_set: str, args: Namespace) -> CocoDetection:
+    """Build the shapes in `args.coco_path` or the user's cache; generate them if they are missing.
 
-    Raises:
-        InputError: the folder cannot be written, or holds other things than these shapes.
+    image_set: "train" or "val". Raises InputError if the folder cannot be written or has other
+    content.
     """
     counts = {"train": args.shapes_train, "val": args.shapes_val}
     name = f"{NAME}-{args.shapes_size}px-{args.shapes_train}-{args.shapes_val}"
     root = Path(args.coco_path) if args.coco_path else user_cache() / name
     write_shapes(root, counts, args.shapes_size)
     return CocoDetection(
-        root / f"{image_set}2017",
-        root / "annotations" / f"instances_{image_set}2017.json",
+        *get_coco_paths(root, image_set),
         make_shapes_transforms(image_set),
         return_masks=args.masks,
         num_classes=get_num_classes(args),
@@ -55,17 +54,18 @@ def build(image_set, args):
 
 
 def make_shapes_transforms(image_set):
-    """A flip in training, no resizing: the images are small on purpose."""
+    """Return the transforms: a flip in training, no resizing, because the images are small."""
     return T.Compose([T.RandomHorizontalFlip(), NORMALIZE]) if image_set == "train" else NORMALIZE
 
 
 def write_shapes(root, counts, size, seed=SEED):
-    """Draws the data set into the folder root, in COCO's layout, unless it is there already.
+    """Generate the dataset in the folder root, in COCO's layout, unless it is there.
 
-    counts: {"train": n, "val": n}, images of each part; size: side of the images in pixels. The
-    folder appears complete or not at all, and of several processes one draws while the others wait.
-    Raises InputError where root holds something else or cannot be written.
+    counts: {"train": n, "val": n}, images of each set; size: image side in pixels. The folder
+    appears complete or not at all, and of several processes one writes it while the others wait.
+    Raises InputError if root has other content or cannot be written.
     """
+    # Compared with what the folder says: a change makes all users generate their images again.
     info = {
         "description": "coloured shapes, drawn by datasets/shapes.py",
         "size": size,
@@ -82,47 +82,47 @@ def write_shapes(root, counts, size, seed=SEED):
             f"{root}: the shapes cannot be written there ({error.strerror}); give another folder "
             "with --coco_path"
         ) from error
-    if _info(root) != info:
+    if _read_info(root) != info:
         raise InputError(
-            f"{root}: holds something else than the {sum(counts.values())} shape images of {size} "
+            f"{root}: has other content than the {sum(counts.values())} shape images of {size} "
             "pixels that the flags ask for; give another --coco_path, or use --dataset_file coco "
             "to read it"
         )
 
 
-def draw_image(size, seed, part, index):
-    """One image of the data set, always the same for the same arguments.
+def draw_image(size, seed, set_index, index):
+    """Draw image `index` of the training (set_index 0) or validation set (1), deterministically.
 
     Returns (image, shapes): uint8 [size, size, 3], and a list of (class index in CLASSES, polygon
-    float64 [k, 2] in pixels from the top left corner), those behind first.
+    float64 [k, 2] in pixels from the top left corner), from back to front.
     """
-    rng = np.random.default_rng([seed, part, index])
-    image = _background(size, rng)
-    shapes, drawn = [], []
+    rng = np.random.default_rng([seed, set_index, index])
+    image = _make_background(size, rng)
+    shapes, masks = [], []
     for _ in range(rng.integers(1, MAX_SHAPES + 1)):
         for _ in range(20):
             kind = int(rng.integers(len(CLASSES)))
-            polygon = _polygon(CLASSES[kind], size, rng)
-            cover = _cover(polygon, size)
+            polygon = _sample_polygon(CLASSES[kind], size, rng)
+            mask = _draw_mask(polygon, size)
             if all(
-                (cover * other).sum() <= MAX_OVERLAP * min(cover.sum(), other.sum())
-                for other in drawn
+                (mask * other).sum() <= MAX_OVERLAP * min(mask.sum(), other.sum())
+                for other in masks
             ):
                 break
         else:
-            continue  # no room left for it
+            continue  # no room found for it
         colour = 255 * np.array(
             colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.75, 1), rng.uniform(0.6, 1))
         )
-        image += cover[:, :, None] * (colour - image)
+        image += mask[:, :, None] * (colour - image)
         shapes.append((kind, polygon))
-        drawn.append(cover)
-    image += rng.normal(0, NOISE, (size, size, 1))
+        masks.append(mask)
+    image += rng.normal(0, NOISE_STD, (size, size, 1))
     return np.clip(image.round(), 0, 255).astype(np.uint8), shapes
 
 
-def _background(size, rng):
-    """A grey gradient in a random direction, float64 [size, size, 3]."""
+def _make_background(size, rng):
+    """Make a grey gradient in a random direction, float64 [size, size, 3]."""
     start, end = rng.uniform(50, 200, 2)
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
@@ -132,8 +132,8 @@ def _background(size, rng):
     )
 
 
-def _polygon(name, size, rng):
-    """Corners of a shape somewhere in the image."""
+def _sample_polygon(name, size, rng):
+    """Sample the vertices of a shape with a random size and position, float64 [k, 2]."""
     width, height = rng.uniform(MIN_SIDE * size, MAX_SIDE * size, 2)
     if name == "circle":
         height = width
@@ -147,8 +147,8 @@ def _polygon(name, size, rng):
     return corner + corners * [width, height]
 
 
-def _cover(polygon, size):
-    """How much of each pixel the polygon covers, float64 [size, size] in 0..1."""
+def _draw_mask(polygon, size):
+    """Draw a polygon with antialiasing: the part of each pixel in it, float64 [size, size]."""
     fine = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
     ImageDraw.Draw(fine).polygon(
         [tuple(point) for point in polygon * SUPERSAMPLING - 0.5], fill=255
@@ -156,7 +156,7 @@ def _cover(polygon, size):
     return np.asarray(fine.reduce(SUPERSAMPLING), np.float64) / 255
 
 
-def _annotation(kind, polygon):
+def _make_annotation(kind, polygon):
     x, y = polygon.T
     area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
     return {
@@ -169,37 +169,26 @@ def _annotation(kind, polygon):
 
 
 def _write_folder(root, counts, size, seed, info):
-    print(f"drawing {sum(counts.values()):,} images into {root}", flush=True)
-    building = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+    total = sum(counts.values())
+    print(f"generating {total:,} images in {root}", flush=True)
+    temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
-        (building / "annotations").mkdir()
-        with tqdm(
-            total=sum(counts.values()), desc="drawing", unit="image", disable=None
-        ) as progress:
-            for part, (image_set, count) in enumerate(counts.items()):
-                folder = building / f"{image_set}2017"
+        (temporary / "annotations").mkdir()
+        with tqdm(total=total, desc="generating", unit="image", disable=None) as progress:
+            for set_index, (image_set, count) in enumerate(counts.items()):
+                folder, ann_file = get_coco_paths(temporary, image_set)
                 folder.mkdir()
                 images, annotations = [], []
-                for index in range(count):
-                    image, shapes = draw_image(size, seed, part, index)
-                    image_id = index + 1
+                for image_id in range(1, count + 1):
+                    image, shapes = draw_image(size, seed, set_index, image_id - 1)
+                    name = f"{image_id:012}.png"
+                    Image.fromarray(image).save(folder / name)
                     images.append(
-                        {
-                            "id": image_id,
-                            "file_name": f"{image_id:012}.png",
-                            "width": size,
-                            "height": size,
-                        }
+                        {"id": image_id, "file_name": name, "width": size, "height": size}
                     )
-                    Image.fromarray(image).save(folder / images[-1]["file_name"])
                     for shape in shapes:
-                        annotations.append(
-                            {
-                                "id": len(annotations) + 1,
-                                "image_id": image_id,
-                                **_annotation(*shape),
-                            }
-                        )
+                        ids = {"id": len(annotations) + 1, "image_id": image_id}
+                        annotations.append({**ids, **_make_annotation(*shape)})
                     progress.update()
                 content = {
                     "info": info,
@@ -207,20 +196,17 @@ def _write_folder(root, counts, size, seed, info):
                     "annotations": annotations,
                     "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)],
                 }
-                (building / "annotations" / f"instances_{image_set}2017.json").write_text(
-                    json.dumps(content)
-                )
-        building.chmod(0o755)
-        building.rename(root)
+                ann_file.write_text(json.dumps(content))
+        temporary.chmod(0o755)
+        temporary.rename(root)
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _info(root):
-    """What the folder says about itself, None where it is no data set."""
+def _read_info(root):
+    """Return the info entry of a dataset's annotation file, or None if there is none."""
+    _, ann_file = get_coco_paths(root, "val")
     try:
-        return json.loads((root / "annotations" / "instances_val2017.json").read_bytes()).get(
-            "info"
-        )
+        return json.loads(ann_file.read_bytes()).get("info")
     except (OSError, ValueError, AttributeError):
         return None

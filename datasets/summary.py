@@ -1,83 +1,81 @@
-"""What a data set holds, in a few lines that show mistakes before a training does."""
+"""Print a summary of a dataset, which shows errors in its annotations before training."""
 
 import math
 
 import numpy as np
 
-LISTED = 10  # the most and the least frequent classes
-# Of the classes of sizes, pixels; COCO calls below 32 small and from 96 large.
-SIZE_EDGES = (16, 32, 64, 128, 256, 512)
+MAX_LISTED = 10  # most frequent classes that are listed, and least frequent ones
+SIZE_EDGES = (16, 32, 64, 128, 256, 512)  # pixels; in COCO small is below 32, large 96 or more
 
 
 def print_summary(name, dataset, num_queries):
-    """Prints the numbers of images, boxes and classes, boxes per image, and how large they are.
+    """Print the number of images, boxes and classes, boxes per image, and the size of boxes.
 
-    name: what the data set is for; dataset: CocoDetection, without its crowds, which are not
-    trained on, or CocoPanoptic.
+    name: "training data" or "validation data"; dataset: CocoDetection, of which crowds are not
+    counted, or CocoPanoptic.
     """
-    owners, labels, areas = dataset.list_boxes()
-    counts = np.bincount(owners, minlength=len(dataset))
+    image_indices, labels, areas = dataset.list_boxes()
+    counts = np.bincount(image_indices, minlength=len(dataset))
     print(
         f"{name}: {len(counts):,} images, {len(labels):,} boxes of {len(dataset.classes)} classes, "
-        f"{(counts == 0).sum():,} images without a box"
+        f"{(counts == 0).sum():,} images without boxes"
     )
     print_classes(dataset.classes, labels)
     print(
-        f"  boxes per image: median {np.median(counts):.0f}, 95% of the images have at most "
-        f"{np.percentile(counts, 95):.0f}, most {counts.max()}; --num_queries {num_queries}"
+        f"  boxes per image: median {np.median(counts):.0f}, 95th percentile "
+        f"{np.percentile(counts, 95):.0f}, maximum {counts.max()}; --num_queries {num_queries}"
     )
     print_sizes(np.sqrt(areas[~np.isnan(areas)]))
-    if many := (counts > num_queries).sum():
+    if num_crowded := (counts > num_queries).sum():
         print(
-            f"  warning: {many:,} images have more boxes than --num_queries {num_queries}, and "
-            "only that many can be found in an image: give a larger one"
+            f"  warning: {num_crowded:,} images have more boxes than --num_queries {num_queries}, "
+            "the most that can be detected in an image: give a larger one"
         )
     if len(labels) == 0:
-        print("  warning: there is not a single box to learn from or to find")
+        print("  warning: there are no boxes; check the annotations")
 
 
 def print_classes(classes, labels):
-    """The number of boxes of each class, or with many classes of the most and the least frequent.
+    """Print the number of boxes of each class, or of the most and least frequent of many.
 
-    classes: a dictionary category id -> name; labels: the category ids of all boxes.
+    classes: dictionary category id -> name; labels: category ids of all boxes.
     """
-    found, counts = np.unique(labels, return_counts=True)
-    per_class = dict(zip(found.tolist(), counts.tolist()))
+    ids, counts = np.unique(labels, return_counts=True)
+    count_by_id = dict(zip(ids.tolist(), counts.tolist()))
     rows = sorted(
-        ((class_name, per_class.get(class_id, 0)) for class_id, class_name in classes.items()),
+        ((class_name, count_by_id.get(class_id, 0)) for class_id, class_name in classes.items()),
         key=lambda row: -row[1],
     )
     present = [row for row in rows if row[1]]
-    if len(present) <= 2 * LISTED:
+    if len(present) <= 2 * MAX_LISTED:
         listed = ", ".join(f"{class_name} {count:,}" for class_name, count in present)
-        print(f"  boxes of each class: {listed or 'none'}")
+        print(f"  boxes per class: {listed or 'none'}")
     else:
-        print_table(f"boxes of the {LISTED} most frequent classes", present[:LISTED])
-        between = present[LISTED:-LISTED]
+        print_table(f"boxes of the {MAX_LISTED} most frequent classes", present[:MAX_LISTED])
+        between = present[MAX_LISTED:-MAX_LISTED]
         print(f"  {sum(count for _, count in between):,} boxes of {len(between)} classes between")
-        print_table(f"boxes of the {LISTED} rarest classes", present[-LISTED:])
+        print_table(f"boxes of the {MAX_LISTED} least frequent classes", present[-MAX_LISTED:])
     if missing := [class_name for class_name, count in rows if not count]:
-        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
-        print(f"  classes without a box: {', '.join(missing[:LISTED])}{more}")
+        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+        print(f"  classes without boxes: {', '.join(missing[:MAX_LISTED])}{more}")
 
 
 def print_table(title, rows):
-    """rows: of names and numbers."""
     print(f"  {title}:")
     for class_name, count in rows:
         print(f"    {class_name:<20} {count:>11,}")
 
 
 def print_sizes(sizes):
-    """A histogram of the boxes' sides, the square roots of their areas, in pixels of the images."""
+    """Print a histogram of box sizes, the square roots of their areas in pixels."""
     counts = np.bincount(np.digitize(sizes, SIZE_EDGES), minlength=len(SIZE_EDGES) + 1)
     labels = [
         f"below {SIZE_EDGES[0]}",
         *(f"{low}-{high}" for low, high in zip(SIZE_EDGES, SIZE_EDGES[1:])),
         f"{SIZE_EDGES[-1]} or more",
     ]
-    print("  side of the boxes, pixels (square root of the area):")
+    print("  box size in pixels (square root of the area):")
     for label, count in zip(labels, counts):
         if count:
-            share = count / len(sizes)
-            print(f"    {label:>11}  {math.ceil(40 * share) * '#':<40} {share:4.0%}")
+            fraction = count / len(sizes)
+            print(f"    {label:>11}  {math.ceil(40 * fraction) * '#':<40} {fraction:4.0%}")

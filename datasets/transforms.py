@@ -1,14 +1,13 @@
-"""Transforms and data augmentation for an image together with its boxes and masks.
+"""Transforms and data augmentation for images with boxes and masks.
 
-Until `ToTensor` the image is a PIL image in RGB; after it a float32 array [3, H, W]. The target is
-a dictionary of NumPy arrays: boxes float32 [n, 4] as x0, y0, x1, y1 in pixels (`Normalize` turns
+Images are PIL images in RGB before `ToTensor`, and float32 [3, H, W] after it. Targets are
+dictionaries of NumPy arrays: boxes float32 [n, 4] as x0, y0, x1, y1 in pixels (`Normalize` turns
 them into cx, cy, w, h in 0..1), labels int64 [n], area float32 [n] in pixels, iscrowd int64 [n],
-size int64 [2] (height, width) and, if asked for, masks bool [n, H, W]. No transform changes the
-target it is given.
+size int64 [2] (height, width) and optionally masks bool [n, H, W]. Transforms do not modify the
+target they are given.
 
-Every transform is called as `t(image, target, rng)`. All randomness is drawn from `rng`, a
-`random.Random`, in the order in which the original draws, so that the same draws give the same
-result.
+Transforms are called as `t(image, target, rng)`. They draw from `rng`, a `random.Random`, in the
+same order as the original, so that equal draws give equal results.
 
 Source: `datasets/transforms.py` of the original.
 """
@@ -18,17 +17,14 @@ from PIL import Image
 
 from util.nearest import nearest_index
 
-# The original's sizes in pixels: shorter side in training and in evaluation, limit of the longer.
+# The original's sizes in pixels: shorter sides in training and in evaluation, longest side.
 SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 EVAL_SIZE = 800
 MAX_SIZE = 1333
 
 
 def crop(image, target, region):
-    """Cuts out `region` = (top, left, height, width) in pixels.
-
-    Objects without any area left are dropped.
-    """
+    """Crop to `region` = (top, left, height, width) in pixels; drop objects without area in it."""
     top, left, height, width = region
     image = image.crop((left, top, left + width, top + height))
 
@@ -48,7 +44,7 @@ def crop(image, target, region):
 
 
 def hflip(image, target):
-    """Mirrors left and right."""
+    """Flip horizontally."""
     x0, y0, x1, y1 = target["boxes"].T
     width = np.float32(image.width)
     target = dict(target, boxes=np.stack([width - x1, y0, width - x0, y1], axis=1))
@@ -57,8 +53,8 @@ def hflip(image, target):
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), target
 
 
-def resized_shape(width, height, size, max_size=None):
-    """(height, width) after resizing: shorter side `size`, longer side at most about `max_size`."""
+def get_resized_shape(width, height, size, max_size=None):
+    """Return (height, width) with a shorter side of `size`, or a longer one of about `max_size`."""
     short, long = min(width, height), max(width, height)
     if max_size is not None and long / short * size > max_size:
         size = int(round(max_size * short / long))
@@ -70,9 +66,9 @@ def resized_shape(width, height, size, max_size=None):
 
 
 def resize(image, target, size, max_size=None):
-    """Resizes as `resized_shape` says: the image bilinearly, masks by the nearest pixel."""
+    """Resize to `get_resized_shape`: the image bilinearly, masks by the nearest pixel."""
     old_width, old_height = image.size
-    height, width = resized_shape(old_width, old_height, size, max_size)
+    height, width = get_resized_shape(old_width, old_height, size, max_size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
 
     ratio_x, ratio_y = width / old_width, height / old_height
@@ -86,19 +82,17 @@ def resize(image, target, size, max_size=None):
 
 
 class RandomHorizontalFlip:
-    """Mirrors with probability `p`."""
+    """Flip horizontally with probability `p`."""
 
     def __init__(self, p=0.5):
         self.p = p
 
     def __call__(self, image, target, rng):
-        if rng.random() < self.p:
-            return hflip(image, target)
-        return image, target
+        return hflip(image, target) if rng.random() < self.p else (image, target)
 
 
 class RandomResize:
-    """Resizes the shorter side to one of `sizes` pixels, the longer side limited by `max_size`."""
+    """Resize the shorter side to one of `sizes`; `max_size` limits the longer side (pixels)."""
 
     def __init__(self, sizes, max_size=None):
         self.sizes = sizes
@@ -109,7 +103,7 @@ class RandomResize:
 
 
 class RandomSizeCrop:
-    """Cuts out a random region, of `min_size` to `max_size` pixels or the image's own side."""
+    """Crop a random region with sides of `min_size` to `max_size` pixels, or the image's side."""
 
     def __init__(self, min_size, max_size):
         self.min_size = min_size
@@ -118,7 +112,7 @@ class RandomSizeCrop:
     def __call__(self, image, target, rng):
         width = rng.randint(self.min_size, min(image.width, self.max_size))
         height = rng.randint(self.min_size, min(image.height, self.max_size))
-        if (width, height) == image.size:  # torchvision draws no position here
+        if (width, height) == image.size:  # torchvision draws no position then
             return crop(image, target, (0, 0, height, width))
         top = rng.randint(0, image.height - height)
         left = rng.randint(0, image.width - width)
@@ -126,7 +120,7 @@ class RandomSizeCrop:
 
 
 class RandomSelect:
-    """Applies `transforms1` with probability `p`, else `transforms2`."""
+    """Apply `transforms1` with probability `p`, else `transforms2`."""
 
     def __init__(self, transforms1, transforms2, p=0.5):
         self.transforms1 = transforms1
@@ -134,12 +128,12 @@ class RandomSelect:
         self.p = p
 
     def __call__(self, image, target, rng):
-        chosen = self.transforms1 if rng.random() < self.p else self.transforms2
-        return chosen(image, target, rng)
+        transform = self.transforms1 if rng.random() < self.p else self.transforms2
+        return transform(image, target, rng)
 
 
 class ToTensor:
-    """PIL image -> float32 [3, H, W] in 0..1."""
+    """Convert a PIL image to float32 [3, H, W] in 0..1."""
 
     def __call__(self, image, target, rng):
         array = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
@@ -148,7 +142,7 @@ class ToTensor:
 
 
 class Normalize:
-    """Image to zero mean and unit deviation by channel; boxes to cx, cy, w, h in 0..1."""
+    """Normalise the image by channel, and convert boxes to cx, cy, w, h in 0..1."""
 
     def __init__(self, mean, std):
         self.mean = np.float32(mean).reshape(3, 1, 1)
@@ -164,7 +158,7 @@ class Normalize:
 
 
 class Compose:
-    """Applies `transforms` one after the other."""
+    """Apply `transforms` one after the other."""
 
     def __init__(self, transforms):
         self.transforms = transforms

@@ -1,4 +1,4 @@
-"""Training annotations that are kept in the user's cache: the same items, and never old ones."""
+"""The cache of training annotations: the same items, and never stale ones."""
 
 import json
 import multiprocessing
@@ -18,7 +18,7 @@ from util.errors import InputError
 
 @pytest.fixture
 def coco(tmp_path, monkeypatch):
-    """A small data set that is kept: (images, annotation file). The cache is in tmp_path."""
+    """A small dataset that is cached, in tmp_path: (image folder, annotation file)."""
     monkeypatch.setattr(datasets.annotation_cache, "MIN_BYTES", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = tiny.make_coco(tmp_path / "coco")
@@ -27,7 +27,7 @@ def coco(tmp_path, monkeypatch):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Counts how often an annotation file is read and checked."""
+    """The list of calls that read and check an annotation file."""
     reads, read_coco = [], datasets.annotation_cache.read_coco
 
     def counting(*args):
@@ -51,12 +51,12 @@ def edit(coco, change):
     coco[1].write_text(json.dumps(data))
 
 
-def kept_files(tmp_path):
+def list_cache(tmp_path):
     return sorted((tmp_path / "cache" / "detr-jittor" / "annotations").iterdir())
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_a_second_start_reads_what_is_kept(coco, reads, masks, capsys):
+def test_a_second_start_reads_the_cache(coco, reads, masks, capsys):
     def complicate(data):
         size = data["images"][0]["height"], data["images"][0]["width"]
         square = np.zeros(size, np.uint8, order="F")
@@ -75,11 +75,11 @@ def test_a_second_start_reads_what_is_kept(coco, reads, masks, capsys):
 
     edit(coco, complicate)
     first = build(coco, masks)
-    items, said = [first[index] for index in range(3)], capsys.readouterr().out
-    assert "filled in area of 1" in said
+    items, printed = [first[index] for index in range(3)], capsys.readouterr().out
+    assert "filled in area of 1" in printed
     again = build(coco, masks)
     assert len(reads) == 1
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == printed
     assert_same([again[index] for index in range(3)], items)
     assert again.classes == first.classes == {1: "猫", 90: "class 90"}
     assert [len(target["labels"]) for _, target in items] == [2, 2, 2]
@@ -108,16 +108,16 @@ def test_images_without_annotations(coco, reads):
     assert len(reads) == 1
 
 
-def test_another_content_of_the_same_size_and_time_is_read_again(coco, reads, tmp_path):
+def test_other_content_of_the_same_size_and_time_is_read_again(coco, reads, tmp_path):
     build(coco)
-    before, times = kept_files(tmp_path), coco[1].stat()
+    before, times = list_cache(tmp_path), coco[1].stat()
     text = coco[1].read_text()
     coco[1].write_text(text.replace('"category_id": 90', '"category_id": 1 ', 1))
     os.utime(coco[1], ns=(times.st_atime_ns, times.st_mtime_ns))
     assert coco[1].stat().st_size == times.st_size
     assert build(coco)[0][1]["labels"].tolist() == [1, 1]
     assert len(reads) == 2
-    assert len(kept_files(tmp_path)) == 1 and kept_files(tmp_path) != before, "the old one is gone"
+    assert len(list_cache(tmp_path)) == 1 and list_cache(tmp_path) != before, "the old one is gone"
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_another_content_of_the_same_size_and_time_is_read_again(coco, reads, tm
         lambda content: b"x" * len(content),
     ],
 )
-def test_a_damaged_file_is_made_anew(coco, reads, tmp_path, damage):
+def test_a_damaged_cache_is_written_again(coco, reads, tmp_path, damage):
     items = [build(coco)[index] for index in range(3)]
-    (path,) = kept_files(tmp_path)
+    (path,) = list_cache(tmp_path)
     intact = path.read_bytes()
     path.write_bytes(damage(intact))
     again = build(coco)
@@ -140,7 +140,7 @@ def test_a_damaged_file_is_made_anew(coco, reads, tmp_path, damage):
     assert_same([again[index] for index in range(3)], items)
 
 
-def test_faults_since_then_are_found(coco):
+def test_errors_that_arise_later_are_found(coco):
     build(coco)
     with pytest.raises(InputError, match="annotation 2 of image 1: category_id 90 is not in 0..49"):
         build(coco, num_classes=50)
@@ -150,7 +150,7 @@ def test_faults_since_then_are_found(coco):
     assert len(build(coco, skip=True)) == 2
 
 
-def test_faults_are_reported_at_every_start(coco, capsys, tmp_path):
+def test_errors_are_reported_at_every_start(coco, capsys, tmp_path):
     edit(coco, lambda data: data["annotations"][0].update(bbox=[1, 2, -3, 4]))
     for _ in range(2):
         assert len(build(coco, skip=True)[0][1]["labels"]) == 1
@@ -163,7 +163,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(coco, reads, tmp_path, c
     (tmp_path / "cache").write_text("a file")
     for _ in range(2):
         assert len(build(coco)[0][1]["labels"]) == 2
-        assert "the annotations will be read again at the next start: " in capsys.readouterr().out
+        assert "the annotations are not cached and will be read" in capsys.readouterr().out
     assert len(reads) == 2
 
 
@@ -175,7 +175,7 @@ def test_a_full_disk_costs_time_only(coco, reads, tmp_path, capsys, monkeypatch)
     for _ in range(2):
         assert len(build(coco)[0][1]["labels"]) == 2
         assert "No space left on device" in capsys.readouterr().out
-    assert len(reads) == 2 and kept_files(tmp_path) == []
+    assert len(reads) == 2 and list_cache(tmp_path) == []
 
 
 def _start(coco, barrier, results):
@@ -183,7 +183,7 @@ def _start(coco, barrier, results):
     results.put([build(coco)[index][1]["boxes"].tolist() for index in range(3)])
 
 
-def test_processes_that_start_at_once(coco, tmp_path):
+def test_processes_that_start_together(coco, tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(4), context.Queue()
     processes = [context.Process(target=_start, args=(coco, barrier, results)) for _ in range(4)]
@@ -193,4 +193,4 @@ def test_processes_that_start_at_once(coco, tmp_path):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert all(each == boxes[0] for each in boxes) and len(kept_files(tmp_path)) == 1
+    assert all(each == boxes[0] for each in boxes) and len(list_cache(tmp_path)) == 1

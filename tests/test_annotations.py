@@ -1,8 +1,12 @@
-"""Annotation files with faults: each is named, or its samples are left out."""
+"""Annotation files with errors: each is named in one line, or its sample is skipped."""
+
+import errno
+from pathlib import Path
 
 import pytest
-from hostile_data import PLAIN, entry, make_images, read_items
+from hostile_data import GOOD, PLAIN, entry, make_images, read_items
 
+from datasets.annotations import read_annotation_file
 from util.errors import InputError
 
 
@@ -11,62 +15,121 @@ def folder(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("hostile"))
 
 
-FAULTS = [
+def rle(counts):
+    return entry("annotations", segmentation={"size": [20, 30], "counts": counts})
+
+
+NAN, INF = float("nan"), float("inf")
+BAD_SEGMENTATION = "annotation 77 of image 1: segmentation is neither polygons"
+BAD_BOX = "annotation 77 of image 1: bbox"
+ERRORS = [
+    (entry("images", file_name="gone.jpg"), "gone.jpg: no such image; 1 of the 3 images"),
+    (entry("images", file_name="nowhere/gone.jpg"), "nowhere/gone.jpg: no such image"),
+    (entry("images", file_name=None), "image 77: has no file_name"),
     (
         entry("images", file_name="/etc/passwd"),
-        "image 77: file_name '/etc/passwd' leaves the images' folder",
+        "image 77: file_name '/etc/passwd' is outside the image folder",
     ),
     (
         entry("images", file_name="../secret.png"),
-        "image 77: file_name '../secret.png' leaves the images' folder",
+        "image 77: file_name '../secret.png' is outside the image folder",
     ),
+    (entry("images", height=None), "image 77: has no width and height"),
     (entry("images", width=0, height=0), "image 77: width and height [0, 0] are not"),
     (
         entry("images", width=10**6, height=10**6),
         "image 77: width and height [1000000, 1000000] are more than",
     ),
-    (entry("images", id="77"), "image '77': image id '77' is not a whole number"),
-    (entry("images", id=77.0), "image id 77.0 is not a whole number"),
-    (entry("images", id=2**64), f"image id {2**64} is not a whole number"),
-    (entry("images", id=1), "image id 1 is there twice"),
-    (entry("annotations", image_id=[1]), "annotation 77 of image [1]: no image with this id"),
-    (entry("annotations", image_id=9), "annotation 77 of image 9: no image with this id"),
-    (entry("annotations", image_id=True), "annotation 77 of image True: no image with this id"),
+    (entry("images", id="77"), "image '77': image id '77' is not a 64-bit integer"),
+    (entry("images", id=77.0), "image id 77.0 is not a 64-bit integer"),
+    (entry("images", id=2**64), f"image id {2**64} is not a 64-bit integer"),
+    (entry("images", id=1), "duplicate image id 1"),
+    (entry("annotations", id=1), "duplicate annotation id 1"),
+    (entry("annotations", image_id=[1]), "annotation 77 of image [1]: no image has this id"),
+    (entry("annotations", image_id=9), "annotation 77 of image 9: no image has this id"),
+    (entry("annotations", image_id=True), "annotation 77 of image True: no image has this id"),
     (entry("annotations", category_id=2), "category 2 is not listed"),
     (entry("annotations", category_id={}), "category {} is not listed"),
+    (entry("annotations", category_id=None), "category None is not listed"),
     (entry("annotations", area="big"), "area 'big' is not a number"),
     (entry("annotations", iscrowd="no"), "iscrowd 'no' is neither"),
+    (entry("annotations", bbox=None), f"{BAD_BOX} None"),
+    (entry("annotations", bbox=[1, 2, 3]), BAD_BOX),
+    (entry("annotations", bbox=5), BAD_BOX),
+    (entry("annotations", bbox=[1, 2, 3, "4"]), BAD_BOX),
+    (entry("annotations", bbox=[1, 2, 3, NAN]), BAD_BOX),
+    (entry("annotations", bbox=[1, INF, 3, 4]), BAD_BOX),
+    (entry("annotations", bbox=[1, 2, -3, 4]), BAD_BOX),
     (entry("annotations", bbox=[10**400, 0, 1, 1]), "is not x, y, width, height"),
-    (entry("annotations", segmentation=[[1, 2, 3, 4, 5]]), "its segmentation is neither"),
-    (
-        entry("annotations", segmentation=[[1, 2, 3, 4, 5, float("nan")]]),
-        "its segmentation is neither",
-    ),
-    (entry("annotations", segmentation=[[0, 0, 1e6, 0] * 1000]), "its segmentation is neither"),
-    (
-        entry("annotations", segmentation={"size": [20, 30], "counts": [700]}),
-        "its segmentation is neither",
-    ),
-    (
-        entry("annotations", segmentation={"size": [20, 30], "counts": [10**12]}),
-        "its segmentation is neither",
-    ),
-    (
-        entry("annotations", segmentation={"size": [20, 30], "counts": "oooooooooo"}),
-        "its segmentation is neither",
-    ),
-    (
-        entry("annotations", segmentation={"size": [20, 30], "counts": "PPYo1"}),
-        "its segmentation is neither",
-    ),
+    (entry("annotations", segmentation=None), "annotation 77 of image 1: has no segmentation"),
+    (entry("annotations", segmentation=[[]]), BAD_SEGMENTATION),
+    (entry("annotations", segmentation=[[1, 2, 3, 4]]), BAD_SEGMENTATION),
+    (entry("annotations", segmentation=[[1, 2, 3, 4, 5]]), BAD_SEGMENTATION),
+    (entry("annotations", segmentation=[[1, 2, 3, 4, 5, 6, 7]]), BAD_SEGMENTATION),
+    (entry("annotations", segmentation=[[1, 2, 3, 4, 5, NAN]]), BAD_SEGMENTATION),
+    (entry("annotations", segmentation=[[0, 0, 1e6, 0] * 1000]), BAD_SEGMENTATION),
+    (entry("annotations", segmentation=[1, 2, 3, 4, 5, 6]), BAD_SEGMENTATION),
+    (entry("annotations", segmentation="polygon"), BAD_SEGMENTATION),
+    (entry("annotations", segmentation={"size": [1, 1], "counts": "0"}), BAD_SEGMENTATION),
+    (entry("annotations", segmentation={"size": [20, 30]}), BAD_SEGMENTATION),
+    (rle([700]), BAD_SEGMENTATION),
+    (rle([10**12]), BAD_SEGMENTATION),
+    (rle("oooooooooo"), BAD_SEGMENTATION),
+    (rle("PPYo1"), BAD_SEGMENTATION),
 ]
 
 
-@pytest.mark.parametrize("data, message", FAULTS, ids=[message for _, message in FAULTS])
-def test_a_fault_is_named_or_skipped(folder, capsys, data, message):
+@pytest.mark.parametrize("data, message", ERRORS)
+def test_an_error_is_named_or_its_sample_skipped(folder, capsys, data, message):
     with pytest.raises(InputError) as error:
         read_items(folder, data, True, False, PLAIN)
     assert message in str(error.value) and "annotations.json" in str(error.value)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
     assert read_items(folder, data, True, True, PLAIN) == 2
     printed = capsys.readouterr().out
     assert "left out 1 bad images and annotations:" in printed and message in printed
+
+
+def test_only_masks_need_segmentations_and_sizes(folder):
+    data = entry("annotations", segmentation=None)
+    data["images"] = entry("images", height=None)["images"]
+    assert read_items(folder, data, False, False, PLAIN) == 3
+
+
+def without(key):
+    return {name: value for name, value in GOOD.items() if name != key}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ({**GOOD, "images": []}, "lists no images"),
+        ({**GOOD, "images": {"1": 2}}, "'images' has to be a list"),
+        (without("images"), "'images' has to be a list"),
+        (without("annotations"), "'annotations' has to be a list"),
+        (without("categories"), "'categories' has to be a list"),
+        ([1, 2], "'images' has to be a list"),
+    ],
+)
+def test_a_file_without_the_three_lists_is_refused(folder, data, message, skip):
+    with pytest.raises(InputError, match=f"annotations.json: {message}"):
+        read_items(folder, data, False, skip, PLAIN)
+
+
+@pytest.mark.parametrize("content", [b'{"images": [', b"", b"\xff\xfe\x00junk"])
+def test_a_file_that_is_no_json_is_refused(tmp_path, content):
+    path = tmp_path / "all.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="all.json: invalid JSON"):
+        read_annotation_file(path)
+
+
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "all.json").touch()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"\.json: cannot be read \(Permission denied\)"):
+        read_annotation_file(tmp_path / "all.json")

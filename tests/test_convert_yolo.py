@@ -1,4 +1,4 @@
-"""YOLO data sets as COCO's, in the layouts that tools export."""
+"""YOLO datasets converted to COCO's format, in the layouts that tools export."""
 
 import json
 import os
@@ -9,20 +9,26 @@ from pathlib import Path
 import pytest
 from exports import CLASSES, save_images
 from PIL import Image
-from yolo_voc import NAMES, assert_converted, labelimg_yolo, roboflow, ultralytics
+from yolo_voc import (
+    NAMES,
+    assert_converted,
+    load,
+    write_labelimg,
+    write_roboflow,
+    write_ultralytics,
+)
 
-from datasets.annotations import load_coco
 from datasets.convert.yolo import convert_yolo
 from util.errors import InputError
 
-NUMBERED = dict(enumerate(CLASSES))
+INDEXED = dict(enumerate(CLASSES))
 
 
 @pytest.mark.parametrize("polygons", [False, True])
 def test_yolo_of_ultralytics(tmp_path, polygons):
-    written = convert_yolo(ultralytics(tmp_path, polygons), tmp_path)
-    assert list(written) == ["train", "val"]
-    assert_converted(written, NUMBERED)
+    splits = convert_yolo(write_ultralytics(tmp_path, polygons), tmp_path)
+    assert list(splits) == ["train", "val"]
+    assert_converted(splits, INDEXED)
     data = json.loads((tmp_path / "train.json").read_text())
     ann = data["annotations"][0]
     assert ann["area"] == pytest.approx(ann["bbox"][2] * ann["bbox"][3], abs=0.1)
@@ -30,76 +36,77 @@ def test_yolo_of_ultralytics(tmp_path, polygons):
 
 
 def test_yolo_of_roboflow(tmp_path):
-    written = convert_yolo(roboflow(tmp_path), tmp_path / "out")
-    assert list(written) == ["train", "val", "test"]
-    del written["test"]
-    assert_converted(written, NUMBERED)
+    splits = convert_yolo(write_roboflow(tmp_path), tmp_path / "out")
+    assert list(splits) == ["train", "val", "test"]
+    del splits["test"]
+    assert_converted(splits, INDEXED)
 
 
 def test_yolo_of_labelimg(tmp_path):
-    assert_converted(convert_yolo(labelimg_yolo(tmp_path / "in"), tmp_path / "out"), NUMBERED)
+    assert_converted(convert_yolo(write_labelimg(tmp_path / "in"), tmp_path / "out"), INDEXED)
 
 
 def test_yolo_with_a_file_name_that_is_not_utf_8(tmp_path):
-    """The annotation file is UTF-8 all the same, and its images are found."""
-    source = labelimg_yolo(tmp_path / "in")
+    """The annotation file is UTF-8 nevertheless, and its images are found."""
+    source = write_labelimg(tmp_path / "in")
     name = os.fsdecode(b"caf\xe9")
     for path in [*source.rglob("photo_3.*")]:
         path.rename(path.with_stem(name))
-    for images, file in convert_yolo(source, tmp_path / "out").values():
-        names = {image["file_name"] for image in json.loads(file.read_text("utf-8"))["images"]}
-        assert len(names) == len(NAMES) and f"{name}.png" in names
-        load_coco(images, file, return_masks=False, num_classes=None)
+    split = convert_yolo(source, tmp_path / "out")["train"]
+    split[1].read_text("utf-8")
+    names = {image["file_name"] for image in load(split).imgs.values()}
+    assert len(names) == len(NAMES) and f"{name}.png" in names
 
 
 def test_yolo_with_a_list_of_images(tmp_path):
-    path = ultralytics(tmp_path)
+    path = write_ultralytics(tmp_path)
     lines = "\n".join(f"./images/train/{name}" for name in NAMES)
     (tmp_path / "list.txt").write_text(lines)
     path.write_text(path.read_text().replace("images/train", "list.txt").replace("val:", "no:"))
-    assert_converted(convert_yolo(path, tmp_path / "out"), NUMBERED)
+    assert_converted(convert_yolo(path, tmp_path / "out"), INDEXED)
 
 
 def test_yolo_of_several_folders(tmp_path):
-    """One of them beside the others: the names in the annotation file stay below one folder."""
-    path = ultralytics(tmp_path / "data")
+    """File names are relative to the folder that has them all."""
+    path = write_ultralytics(tmp_path / "data")
     save_images(tmp_path / "extra" / "images", ["more.png"])
     text = path.read_text().replace("train: images/train", "train: [images/train, ../extra/images]")
     path.write_text(text)
-    images, file = convert_yolo(path, tmp_path / "out")["train"]
-    coco = load_coco(images, file, return_masks=False, num_classes=None)
-    names = {image["file_name"] for image in coco.imgs.values()}
-    assert images == tmp_path and "extra/images/more.png" in names and len(names) == len(NAMES) + 1
+    split = convert_yolo(path, tmp_path / "out")["train"]
+    names = {image["file_name"] for image in load(split).imgs.values()}
+    assert split[0] == tmp_path and len(names) == len(NAMES) + 1
+    assert "extra/images/more.png" in names
 
 
-def test_a_test_set_that_is_not_there_is_left_out(tmp_path, capsys):
+def test_a_missing_test_set_is_skipped(tmp_path, capsys):
     """Roboflow and Ultralytics name one in every data.yaml."""
-    root = roboflow(tmp_path / "in")
+    root = write_roboflow(tmp_path / "in")
     shutil.rmtree(root / "test")
     assert list(convert_yolo(root, tmp_path / "out")) == ["train", "val"]
-    assert "../test/images is no folder or list of images: no test set" in capsys.readouterr().out
+    message = "../test/images is not a folder or list of images: skipping the test set"
+    assert message in capsys.readouterr().out
     shutil.rmtree(root / "valid")
-    with pytest.raises(InputError, match="../valid/images is no folder or list of images"):
+    with pytest.raises(InputError, match="../valid/images is not a folder or list of images"):
         convert_yolo(root, tmp_path / "two")
 
 
-def test_what_is_there_is_not_overwritten(tmp_path):
-    source = labelimg_yolo(tmp_path / "in")
+def test_an_existing_file_is_not_overwritten(tmp_path):
+    source = write_labelimg(tmp_path / "in")
     (tmp_path / "train.json").write_text("mine")
-    with pytest.raises(InputError, match="train.json: is there already; remove it"):
+    with pytest.raises(InputError, match="train.json: exists already; remove it"):
         convert_yolo(source, tmp_path)
     assert (tmp_path / "train.json").read_text() == "mine"
 
 
-def test_a_class_that_is_written_as_a_float(tmp_path):
-    folder = labelimg_yolo(tmp_path / "in")
+def test_a_class_index_may_be_a_float(tmp_path):
+    folder = write_labelimg(tmp_path / "in")
     for label in folder.glob("photo*.txt"):
         lines = label.read_text().splitlines()
         label.write_text("\n".join(f"{line[0]}.0{line[1:]}" for line in lines))
-    assert_converted(convert_yolo(folder, tmp_path / "out"), NUMBERED)
+    assert_converted(convert_yolo(folder, tmp_path / "out"), INDEXED)
 
 
-def test_without_the_package_pyyaml_a_line_says_how_to_get_it(tmp_path, monkeypatch):
+def test_pyyaml_missing(tmp_path, monkeypatch):
     (tmp_path / "data.yaml").write_text("names: [a]")
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(InputError, match="data.yaml: needs the package pyyaml: pip install pyyaml"):
@@ -109,10 +116,10 @@ def test_without_the_package_pyyaml_a_line_says_how_to_get_it(tmp_path, monkeypa
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("names: [a]\ntrain: nowhere\n", "nowhere is no folder or list of images"),
-        ("names: [a]\n", "names no images as train, val or test"),
-        ("train: .\n", "names is no list of the classes"),
-        ("[1, 2]", "names is no list of the classes"),
+        ("names: [a]\ntrain: nowhere\n", "nowhere is not a folder or list of images"),
+        ("names: [a]\n", "has no images for train, val or test"),
+        ("train: .\n", "names is not a list of class names"),
+        ("[1, 2]", "names is not a list of class names"),
         ("a: [", "data.yaml: cannot be read"),
     ],
 )
@@ -125,99 +132,93 @@ def test_a_bad_data_yaml_is_an_input_error(tmp_path, content, message):
 
 
 def test_keypoints_are_refused(tmp_path):
-    path = ultralytics(tmp_path)
+    path = write_ultralytics(tmp_path)
     path.write_text(f"{path.read_text()}kpt_shape: [12, 2]\n")
     with pytest.raises(InputError, match="data.yaml: has kpt_shape: export boxes"):
         convert_yolo(path, tmp_path / "out")
 
 
-def test_text_files_of_windows(tmp_path):
-    folder = labelimg_yolo(tmp_path / "in")
+def test_text_files_from_windows(tmp_path):
+    folder = write_labelimg(tmp_path / "in")
     for path in folder.glob("*.txt"):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert_converted(convert_yolo(folder, tmp_path / "out"), NUMBERED)
+    assert_converted(convert_yolo(folder, tmp_path / "out"), INDEXED)
     (folder / "classes.txt").write_bytes("交通灯\n".encode("gbk"))
     with pytest.raises(InputError, match="classes.txt: cannot be read as UTF-8"):
         convert_yolo(folder, tmp_path / "out")
 
 
-def test_an_empty_line_among_the_classes_has_a_number(tmp_path):
-    folder = labelimg_yolo(tmp_path / "in")
+def test_empty_lines_in_classes_txt_count(tmp_path):
+    folder = write_labelimg(tmp_path / "in")
     (folder / "classes.txt").write_text("cat\n\ntraffic light\ndog\n")
     for label in folder.glob("photo*.txt"):
         lines = label.read_text().splitlines()
         label.write_text("\n".join({"0": "0", "1": "3", "2": "2"}[x[0]] + x[1:] for x in lines))
-    [(_, file)] = convert_yolo(folder, tmp_path / "out").values()
-    data = json.loads(file.read_text())
-    assert {c["id"]: c["name"] for c in data["categories"]} == {
-        0: "cat",
-        2: "traffic light",
-        3: "dog",
-    }
+    coco = load(convert_yolo(folder, tmp_path / "out")["train"])
+    names = {class_id: category["name"] for class_id, category in coco.cats.items()}
+    assert names == {0: "cat", 2: "traffic light", 3: "dog"}
 
 
 def test_absolute_and_relative_paths_in_one_list(tmp_path, monkeypatch):
-    path = ultralytics(tmp_path / "in")
+    path = write_ultralytics(tmp_path / "in")
     text = path.read_text().replace(f"path: {tmp_path}/in", "path: .")
     path.write_text(text.replace("train: images/train", f"train: ['{tmp_path}/in/images/train']"))
     monkeypatch.chdir(tmp_path / "in")
     relative = Path("data.yaml")
     relative.write_text(relative.read_text().replace("train'", "train', images/val"))
-    written = convert_yolo(relative, tmp_path / "out")
-    assert len(json.loads(written["train"][1].read_text())["images"]) == 2 * len(NAMES)
+    assert len(load(convert_yolo(relative, tmp_path / "out")["train"]).imgs) == 2 * len(NAMES)
+
+
+def write_photo(folder, orientation):
+    """Write a photo with this EXIF orientation, 40x30 as it is stored, and one object."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    folder.mkdir()
+    Image.new("RGB", (40, 30)).save(folder / "a.jpg", exif=exif)
+    (folder / "a.txt").write_text("0 0.5 0.5 1 0.5\n")
+    (folder / "classes.txt").write_text("cat\n")
+    return folder
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4])
-def test_a_photo_whose_orientation_cannot_be_told_is_refused(tmp_path, orientation):
-    """The data set would show it as it is stored, and its boxes somewhere else."""
-    exif = Image.Exif()
-    exif[274] = orientation
-    (tmp_path / "in").mkdir()
-    Image.new("RGB", (40, 30)).save(tmp_path / "in" / "a.jpg", exif=exif)
-    (tmp_path / "in" / "classes.txt").write_text("cat\n")
+def test_a_photo_of_unclear_orientation_is_refused(tmp_path, orientation):
+    """The dataset would load it as it is stored, and its boxes would be somewhere else."""
     with pytest.raises(InputError, match=f"a.jpg: .*EXIF orientation {orientation}.*upright"):
-        convert_yolo(tmp_path / "in", tmp_path)
+        convert_yolo(write_photo(tmp_path / "in", orientation), tmp_path)
 
 
-def test_a_turned_photo_keeps_its_boxes(tmp_path):
-    """YOLO's numbers are parts of the photo as it is shown."""
-    exif = Image.Exif()
-    exif[274] = 6  # turned by a quarter
-    (tmp_path / "in").mkdir()
-    Image.new("RGB", (40, 30)).save(tmp_path / "in" / "a.jpg", exif=exif)
-    (tmp_path / "in" / "a.txt").write_text("0 0.5 0.5 1 0.5\n")
-    (tmp_path / "in" / "classes.txt").write_text("cat\n")
-    convert_yolo(tmp_path / "in", tmp_path)
+def test_boxes_of_a_rotated_photo_refer_to_the_upright_image(tmp_path):
+    convert_yolo(write_photo(tmp_path / "in", 6), tmp_path)
     data = json.loads((tmp_path / "train.json").read_text())
     assert (data["images"][0]["width"], data["images"][0]["height"]) == (30, 40)
     assert data["annotations"][0]["bbox"] == [0, 10, 30, 20]
 
 
 @pytest.mark.parametrize(
-    "line, fault",
+    "line, message",
     [
         ("0 0.5 0.5 0.1", "has 3 numbers after the class"),
         ("0 0.1 0.1 0.2 0.2 0.3", "has 5 numbers after the class"),
         ("9 0.5 0.5 0.1 0.1", "class 9 is not in the list of names"),
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5 is not in the list of names"),
-        ("cat 0.5 0.5 0.1 0.1", "holds something else than numbers"),
+        ("cat 0.5 0.5 0.1 0.1", "has something else than numbers"),
         ("0 1.5 0.5 0.1 0.1", "has numbers outside 0..1"),
         ("0 nan 0.5 0.1 0.1", "has numbers outside 0..1"),
     ],
 )
-def test_a_bad_line_is_named_and_nothing_is_written(tmp_path, line, fault):
-    folder = labelimg_yolo(tmp_path / "in")
+def test_a_bad_line_is_named_and_nothing_is_written(tmp_path, line, message):
+    folder = write_labelimg(tmp_path / "in")
     label = sorted(folder.glob("photo*.txt"))[0]
     count = len(label.read_text().splitlines())
     label.write_text(label.read_text() + line + "\n")
-    with pytest.raises(InputError, match=f"{label.name}, line {count + 1}: {fault}"):
+    with pytest.raises(InputError, match=f"{label.name}, line {count + 1}: {message}"):
         convert_yolo(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_many_bad_lines_are_one_message(tmp_path):
-    folder = labelimg_yolo(tmp_path / "in")
+    folder = write_labelimg(tmp_path / "in")
     for label in folder.glob("photo*.txt"):
         label.write_text("0 2 2 2 2\n" * 3)
-    with pytest.raises(InputError, match="line 1: .* line 2: .*; and [0-9]+ more like these"):
+    with pytest.raises(InputError, match="line 1: .* line 2: .*; and [0-9]+ more$"):
         convert_yolo(folder, tmp_path / "out")

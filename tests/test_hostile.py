@@ -1,6 +1,4 @@
-"""Hostile checkpoints: none runs, each is an InputError of one line, in little time and memory (see
-helpers/hostile_files.py).
-"""
+"""Hostile checkpoints: refused in one line, with little time and memory."""
 
 import os
 import tempfile
@@ -15,7 +13,7 @@ from models.weights.checkpoint import load_checkpoint
 from models.weights.training import check_training_state
 from util.errors import InputError
 
-MARK = Path(tempfile.gettempdir()) / f"mark-{os.getpid()}"  # what runs makes this file
+MARK = Path(tempfile.gettempdir()) / f"mark-{os.getpid()}"  # a file that is executed makes this one
 KINDS = files(MARK)
 
 
@@ -40,8 +38,9 @@ def test_the_program_ends_with_one_line_and_little_memory(kind, tmp_path):
     else:
         paths = special(tmp_path).values()
     for path in paths:
-        code, said, seconds, memory = hostile.read(path, tmp_path)
-        assert code == 1 and said.startswith("error: ") and said.rstrip("\n").isprintable(), said
+        code, output, seconds, memory = hostile.read(path, tmp_path)
+        assert code == 1 and output.startswith("error: "), output
+        assert output.rstrip("\n").isprintable(), output
         assert seconds < 10 and memory < 1 and not MARK.exists()
 
 
@@ -62,7 +61,7 @@ TRAINING = {
 
 
 @pytest.mark.parametrize(
-    "place, value",
+    "key, value",
     [
         ("epoch", "0"),
         ("step", None),
@@ -76,7 +75,7 @@ TRAINING = {
         ("optimizer", {"state": [], "groups": [{}]}),
     ],
 )
-def test_a_strange_state_of_training_is_an_input_error(place, value):
+def test_a_damaged_training_state_is_an_input_error(key, value):
     check_training_state(TRAINING, "good.pkl")
-    with pytest.raises(InputError, match=f"bad.pkl: its training state is damaged.*{place}"):
-        check_training_state({**TRAINING, place: value}, "bad.pkl")
+    with pytest.raises(InputError, match=f"bad.pkl: its training state is damaged.*{key}"):
+        check_training_state({**TRAINING, key: value}, "bad.pkl")

@@ -228,7 +228,7 @@ BAD_DATA = {  # name -> (what is done to the folder, what the message says)
     ),
     "bad JSON": (
         lambda coco: truncate(coco / "annotations" / "instances_train2017.json"),
-        r"instances_train2017\.json: not a JSON file",
+        r"instances_train2017\.json: invalid JSON",
     ),
     "missing image": (
         lambda coco: (coco / "val2017" / "000000000002.jpg").unlink(),

@@ -1,6 +1,4 @@
-"""Panoptic data and figures: items, checks, the ground truth against itself, and the whole program
-on it.
-"""
+"""Panoptic data: items, errors in the files, and training on it."""
 
 import json
 
@@ -14,6 +12,7 @@ from datasets import build_dataset
 from datasets.coco_panoptic import masks_to_boxes
 from datasets.summary import print_summary
 from main import main
+from models.weights.checkpoint import load_checkpoint
 from util.errors import InputError
 
 
@@ -25,7 +24,7 @@ def root(tmp_path):
 def test_images_and_annotations_are_paired_by_id(root):
     dataset = build_dataset("val", panoptic_args(root))
     for index, (width, height) in enumerate(tiny.SIZES):
-        target = dataset.target(index, Image.new("RGB", (width, height)))
+        target = dataset.load_target(index, Image.new("RGB", (width, height)))
         assert target["image_id"] == index + 1
         assert target["labels"].tolist() == [3, 199] and target["iscrowd"].tolist() == [0, 0]
         half = width // 2
@@ -46,20 +45,17 @@ def test_items_are_transformed_with_their_masks(root):
 
 
 def test_area_and_iscrowd_may_be_missing(root, capsys):
-    def forget(data):
-        for key in ("area", "iscrowd"):
-            first(data)["segments_info"][0].pop(key)
-
-    edit(forget)(root)
+    for key in ("area", "iscrowd"):
+        edit(root, lambda data: get_first(data)["segments_info"][0].pop(key))
     dataset = build_dataset("val", panoptic_args(root))
-    target = dataset.target(0, Image.new("RGB", tiny.SIZES[0]))
+    target = dataset.load_target(0, Image.new("RGB", tiny.SIZES[0]))
     assert target["area"].tolist() == [200 * 40, 200 * 40] and target["iscrowd"].tolist() == [0, 0]
     print_summary("validation data", dataset, 100)
     printed = capsys.readouterr().out
     assert "8 boxes of 2 classes" in printed and "below 16" not in printed
 
 
-def test_things_are_those_of_the_data(root, monkeypatch):
+def test_things_and_stuff_are_those_of_the_dataset(root, monkeypatch):
     """In the user's own data, stuff may have the id of one of COCO's things."""
     seen = {}
 
@@ -69,26 +65,23 @@ def test_things_are_those_of_the_data(root, monkeypatch):
 
     monkeypatch.setattr("engine.evaluate", evaluate)
     path = root / "annotations" / "panoptic_val2017.json"
-    data = json.loads(path.read_text())
-    data["categories"][1]["id"] = 7
-    for annotation in data["annotations"]:
-        for segment in annotation["segments_info"]:
-            if segment["category_id"] == 199:
-                segment["category_id"] = 7
-    path.write_text(json.dumps(data))
+    path.write_text(
+        path.read_text().replace('_id": 199', '_id": 7').replace('"id": 199', '"id": 7')
+    )
     with pytest.raises(InputError, match="seen"):
         main(panoptic_args(root, "--eval"))
     assert seen["panoptic"].is_thing_map == {3: True, 7: False}
 
 
-def test_the_summary_counts_crowds_which_are_trained_on(root, capsys):
-    edit(lambda data: first(data)["segments_info"][0].update(iscrowd=1))(root)
+def test_the_summary_counts_crowds(root, capsys):
+    """Unlike in other datasets, training uses them."""
+    edit(root, lambda data: get_first(data)["segments_info"][0].update(iscrowd=1))
     print_summary("validation data", build_dataset("val", panoptic_args(root)), 1)
     printed = capsys.readouterr().out
     assert "8 boxes of 2 classes" in printed and "4 images have more boxes than" in printed
 
 
-def test_boxes_of_masks():
+def test_masks_to_boxes():
     masks = np.zeros((3, 5, 7), bool)
     masks[0, 2, 3] = masks[1, 0, 0] = masks[1, 4, 6] = True
     masks[2] = True
@@ -96,106 +89,87 @@ def test_boxes_of_masks():
     assert masks_to_boxes(masks[:0]).shape == (0, 4)
 
 
-def edit(change):
-    def edit(root):
-        path = root / "annotations" / "panoptic_val2017.json"
-        data = json.loads(path.read_text())
-        change(data)
-        path.write_text(json.dumps(data))
-
-    return edit
-
-
-def edit_instances(root, change):
-    path = root / "annotations" / "instances_val2017.json"
+def edit(root, change, name="panoptic"):
+    path = root / "annotations" / f"{name}_val2017.json"
     data = json.loads(path.read_text())
     change(data)
-    kept = {image["id"] for image in data["images"]}
-    data["annotations"] = [ann for ann in data["annotations"] if ann["image_id"] in kept]
     path.write_text(json.dumps(data))
 
 
-def first(data):
-    return next(a for a in data["annotations"] if a["image_id"] == 1)
+def get_first(data):
+    return next(ann for ann in data["annotations"] if ann["image_id"] == 1)
 
 
-def resize_png(root):
-    path = root / "panoptic_val2017" / "000000000000.png"
-    Image.open(path).resize((30, 30)).save(path)
+def remove_instances(data):
+    """Remove image 1 with its annotations."""
+    for key, name in (("images", "id"), ("annotations", "image_id")):
+        data[key] = [entry for entry in data[key] if entry[name] != 1]
 
 
-BAD = {  # name -> (what is done to the folder, what the message says)
-    "no folder": (
+PNG = "panoptic_val2017/000000000000.png"
+DAMAGES = [  # (change of the folder, expected message)
+    (
         lambda root: (root / "panoptic_val2017").rename(root / "x"),
-        r"panoptic_val2017: no such folder",
+        "panoptic_val2017: no such folder",
     ),
-    "no JSON": (
+    (
         lambda root: (root / "annotations" / "panoptic_val2017.json").unlink(),
         r"panoptic_val2017\.json: no such file",
     ),
-    "no instances": (
+    (
         lambda root: (root / "annotations" / "instances_val2017.json").unlink(),
         r"instances_val2017\.json: no such file",
     ),
-    "PNG missing": (
-        lambda root: (root / "panoptic_val2017" / "000000000000.png").unlink(),
-        r"image 1: .*000000000000\.png is missing",
+    (lambda root: (root / PNG).unlink(), f"image 1: .*{PNG} is missing"),
+    (
+        lambda root: Image.open(root / PNG).resize((30, 30)).save(root / PNG),
+        f"{PNG}: PNG is 30x30, but its image is 400x40",
     ),
-    "image without annotation": (
-        edit(lambda data: data["annotations"].remove(first(data))),
-        "image 1 has no annotation",
+    (
+        lambda root: edit(root, remove_instances, "instances"),
+        "annotation of image 1: is not in the file with the instances",
     ),
-    "two annotations": (
-        edit(lambda data: data["annotations"].append(first(data))),
-        "image 1: .*two annotations",
-    ),
-    "no segments_info": (
-        edit(lambda data: first(data).pop("segments_info")),
-        "image 1: has no segments_info",
-    ),
-    "category not listed": (
-        edit(lambda data: first(data)["segments_info"][0].update(category_id=4)),
+]
+BAD_CONTENT = [  # (change of the annotation file, expected message)
+    (lambda data: data["annotations"].remove(get_first(data)), "image 1 has no annotation"),
+    (lambda data: data["annotations"].append(get_first(data)), "image 1: has two annotations"),
+    (lambda data: get_first(data).update(image_id=9), "image 9: no image has this id"),
+    (lambda data: get_first(data).pop("segments_info"), "image 1: has no segments_info"),
+    (
+        lambda data: get_first(data)["segments_info"][0].update(category_id=4),
         "segment 70001: category 4 is not listed",
     ),
-    "category too high": (
-        edit(lambda data: data["categories"].append({"id": 250})),
-        "category id 250 is not in 0..249",
+    (
+        lambda data: data["categories"].append({"id": 250}),
+        "category id 250 is not in 0..249; .*--num_classes",
     ),
-    "category negative": (
-        edit(lambda data: data["categories"].append({"id": -1})),
-        "category id -1 is not in 0..249; .*--num_classes",
-    ),
-    "image not in the instances": (
-        lambda root: edit_instances(root, lambda data: data["images"].pop(0)),
-        "annotation of image 1: the file with the instances has no such image",
-    ),
-    "neither a thing nor stuff": (
-        edit(lambda data: data["categories"][1].pop("isthing")),
-        "category 199: isthing is neither 0 nor 1",
-    ),
-    "no stuff": (
-        edit(lambda data: data["categories"][1].update(isthing=1)),
+    (lambda data: data["categories"].append({"id": -1}), "category id -1 is not in 0..249"),
+    (lambda data: data["categories"][1].pop("isthing"), "category 199: isthing is neither 0 nor 1"),
+    (
+        lambda data: data["categories"][1].update(isthing=1),
         "has no segment of stuff, and panoptic quality needs things and stuff",
     ),
-    "things that are crowds only": (
-        edit(lambda data: [a["segments_info"][0].update(iscrowd=1) for a in data["annotations"]]),
+    (  # all things are crowds
+        lambda data: [a["segments_info"][0].update(iscrowd=1) for a in data["annotations"]],
         "has no segment of things",
     ),
-    "PNG of another size": (
-        resize_png,
-        r"000000000000\.png: is of 30 x 30 pixels and its image of 400 x 40",
+    (
+        lambda data: get_first(data)["segments_info"][0].update(id=5),
+        f"{PNG}: has no pixel of segment 5",
     ),
-    "segment absent in the PNG": (
-        edit(lambda data: first(data)["segments_info"][0].update(id=5)),
-        r"000000000000\.png: holds no pixel of segment 5",
-    ),
-}
+]
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_data_is_named(name, root):
-    damage, message = BAD[name]
+@pytest.mark.parametrize("damage, message", DAMAGES)
+def test_bad_files_are_named(damage, message, root):
     damage(root)
+    with pytest.raises(InputError, match=message):
+        build_dataset("val", panoptic_args(root))[0]
+
+
+@pytest.mark.parametrize("change, message", BAD_CONTENT)
+def test_bad_annotations_are_named(change, message, root):
+    edit(root, change)
     with pytest.raises(InputError, match=message):
         build_dataset("val", panoptic_args(root))[0]
 
@@ -216,57 +190,35 @@ def test_flags_that_do_not_go_together_are_named(flags, message, root):
         main(tiny.arguments("--coco_path", root, *flags))
 
 
-def test_training_and_resuming_with_panoptic_figures(root, tmp_path, capsys):
+def test_training_and_resuming_with_panoptic_metrics(root, tmp_path, capsys):
     pytest.importorskip("panopticapi")
-    flags = ("--output_dir", tmp_path / "out", "--num_workers", 0, "--seed", 47)
+    out = tmp_path / "out"
+    flags = ("--output_dir", out, "--num_workers", 0, "--seed", 47)
     main(panoptic_args(root, *flags, "--epochs", 1))
-    main(
-        panoptic_args(root, *flags, "--epochs", 2, "--resume", tmp_path / "out" / "checkpoint.pkl")
-    )
-    lines = [json.loads(line) for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
+    main(panoptic_args(root, *flags, "--epochs", 2, "--resume", out / "checkpoint.pkl"))
+    lines = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1]
+    losses = {"train_loss_mask", "train_loss_dice"}
     for line in lines:
-        assert {
-            "train_loss_mask",
-            "train_loss_dice",
-            "test_coco_eval_bbox",
-            "test_coco_eval_masks",
-        } <= set(line)
-        assert (
-            set(line["test_PQ_all"])
-            == {"pq", "sq", "rq", "n"}
-            == set(line["test_PQ_th"])
-            == set(line["test_PQ_st"])
-        )
+        assert losses | {"test_coco_eval_bbox", "test_coco_eval_masks"} <= set(line)
+        for part in ("all", "th", "st"):
+            assert set(line[f"test_PQ_{part}"]) == {"pq", "sq", "rq", "n"}
     assert "PQ     SQ     RQ" in capsys.readouterr().out
-    segments = json.loads((tmp_path / "out" / "detections_segm.json").read_text())
-    assert len(segments) == len(tiny.SIZES) * 10 and set(segments[0]["segmentation"]) == {
-        "size",
-        "counts",
-    }
-    pngs = {path.name for path in (tmp_path / "out" / "panoptic_eval").glob("*.png")}
+    segments = json.loads((out / "detections_segm.json").read_text())
+    assert len(segments) == len(tiny.SIZES) * 10
+    assert set(segments[0]["segmentation"]) == {"size", "counts"}
+    pngs = {path.name for path in (out / "panoptic_eval").glob("*.png")}
     assert pngs == {f"{i:012}.png" for i in range(1, 5)}
 
 
 def test_masks_on_top_of_a_trained_box_model(root, tmp_path):
     pytest.importorskip("panopticapi")
-    args = panoptic_args(
-        root, "--epochs 1 --num_workers 0 --seed 47", "--output_dir", tmp_path / "box"
-    )
+    flags = "--epochs 1 --num_workers 0 --seed 47 --output_dir"
+    args = panoptic_args(root, flags, tmp_path / "box")
     args.masks = False
     main(args)
-    main(
-        panoptic_args(
-            root,
-            "--epochs 1 --num_workers 0 --seed 47",
-            "--output_dir",
-            tmp_path / "masks",
-            "--frozen_weights",
-            tmp_path / "box" / "checkpoint.pkl",
-        )
-    )
-    from models.weights.checkpoint import load_checkpoint
-
+    frozen = ("--frozen_weights", tmp_path / "box" / "checkpoint.pkl")
+    main(panoptic_args(root, flags, tmp_path / "masks", *frozen))
     box, masks = (
         load_checkpoint(tmp_path / name / "checkpoint.pkl")["model"] for name in ("box", "masks")
     )

@@ -1,4 +1,4 @@
-"""Curves and tables of runs."""
+"""Plots and tables of runs."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from PIL import Image
 
 from util.errors import InputError
 from util.output import OutputFolder
-from util.plot_utils import plot_curves, read_log, table
+from util.plot_utils import make_table, plot_curves, read_log
 
 LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou")
 
@@ -27,7 +27,7 @@ def line(epoch, ap=0.25, **more):
 
 
 def write(folder, lines):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.txt").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     return folder
 
@@ -52,36 +52,27 @@ def test_curves(epochs, runs, tmp_path):
     with Image.open(tmp_path / "curves.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     assert pixels.shape == (750, 1300, 3)
-    for panel in (
-        pixels[:350, :430],
-        pixels[:350, 430:865],
-        pixels[:350, 865:],
-        pixels[350:680, :430],
-        pixels[350:680, 430:865],
-        pixels[350:680, 865:],
-    ):
-        assert (np.ptp(panel, axis=2) > 100).any(), "every panel has a curve"
+    for row in (pixels[:350], pixels[350:680]):
+        for panel in (row[:, :430], row[:, 430:865], row[:, 865:]):
+            assert (np.ptp(panel, axis=2) > 100).any(), "every panel has a curve"
     colours = {tuple(colour) for colour in pixels[np.ptp(pixels, axis=2) > 100]}
     # Matplotlib's C0, C1, C2.
     for i, colour in enumerate([(31, 119, 180), (255, 127, 14), (44, 160, 44)]):
         assert (colour in colours) == (i < runs)
 
 
-def test_a_log_is_read_in_order_of_its_epochs_and_the_last_entry_of_an_epoch_counts(tmp_path):
+def test_a_log_is_sorted_by_epoch_and_the_last_entry_of_an_epoch_counts(tmp_path):
     folder = write(tmp_path / "run", [line(0), line(2), line(1, 0.5), line(2, 0.7)])
     with open(folder / "log.txt", "a") as file:
-        file.write('{"epoch": 3, "train_lo')  # cut off while it was written
+        file.write('{"epoch": 3, "train_lo')  # was not written to its end
     logs = read_log(folder)
-    assert [(log["epoch"], log["test_coco_eval_bbox"][0]) for log in logs] == [
-        (0, 0.25),
-        (1, 0.5),
-        (2, 0.7),
-    ]
+    found = [(log["epoch"], log["test_coco_eval_bbox"][0]) for log in logs]
+    assert found == [(0, 0.25), (1, 0.5), (2, 0.7)]
     assert read_log(folder / "log.txt") == logs
 
 
 def test_the_last_line_counts_without_a_line_break(tmp_path):
-    """As an editor may leave it: a training that goes on must not lose it."""
+    """An editor may leave it so, and a resumed training must not lose it."""
     folder = write(tmp_path / "run", [line(0), line(1), line(2)])
     log = folder / "log.txt"
     log.write_text(log.read_text().rstrip("\n"))
@@ -98,31 +89,20 @@ def test_curves_without_losses_or_of_zeros(tmp_path, name):
         assert (tmp_path / "curves.png").stat().st_size > 0
 
 
-def test_table_has_last_and_best_figures_and_the_differences():
+def test_table_has_last_and_best_metrics_and_differences():
     runs = {"a": [line(0, 0.3), line(1, 0.2)], "b": [line(0, 0.25)]}
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table(runs).split("\n")]
-    assert rows[0] == [
-        "run",
-        "epochs",
-        "last AP",
-        "best AP",
-        "last AP50",
-        "best AP50",
-        "last AP75",
-        "best AP75",
-    ]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in make_table(runs).split("\n")]
+    header = "run,epochs,last AP,best AP,last AP50,best AP50,last AP75,best AP75"
+    assert rows[0] == header.split(",")
     assert rows[2] == ["a", "2", "0.200", "0.300", "0.400", "0.500", "0.100", "0.200"]
     assert rows[3] == ["b", "1", "0.250", "0.250", "0.450", "0.450", "0.150", "0.150"]
     assert rows[4] == ["b − a", "", "+0.050", "-0.050", "+0.050", "-0.050", "+0.050", "-0.050"]
 
 
 def test_command(tmp_path):
-    for parent in ("x", "y"):
-        (tmp_path / parent).mkdir()
-    first, second = (
-        write(tmp_path / "x" / "run", [line(0)]),
-        write(tmp_path / "y" / "run", [line(0, 0.4)]),
-    )
+    first, second = tmp_path / "x" / "run", tmp_path / "y" / "run"
+    write(first, [line(0)])
+    write(second, [line(0, 0.4)])
     result = run(first, second, "--out", tmp_path / "both.png", "--table")
     assert result.returncode == 0, result.stderr
     assert f"| {second} − {first} |" in result.stdout, "runs of the same name go by their paths"
@@ -133,7 +113,7 @@ def test_command(tmp_path):
     "content, message",
     [
         (None, "log.txt: cannot be read"),
-        ("", "holds no epoch with evaluation yet"),
+        ("", "has no epoch with evaluation yet"),
         ("nonsense\n", "log.txt: line 1 is not that of an epoch"),
         ('{"epoch": 0}\n', "log.txt: line 1 is not that of an epoch"),
         ("[1]\n", "line 1 is not"),
@@ -141,7 +121,7 @@ def test_command(tmp_path):
         (b"\xff\xfe{", "log.txt: cannot be read"),
     ],
 )
-def test_a_log_that_is_none_ends_with_one_line(content, message, tmp_path):
+def test_an_invalid_log_ends_with_one_line(content, message, tmp_path):
     if content is not None:
         content = content if isinstance(content, bytes) else content.encode()
         (tmp_path / "log.txt").write_bytes(content)
@@ -149,13 +129,10 @@ def test_a_log_that_is_none_ends_with_one_line(content, message, tmp_path):
     assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
 
 
-def test_a_picture_that_cannot_be_written_ends_with_one_line(tmp_path):
+def test_an_unwritable_file_ends_with_one_line(tmp_path):
     result = run(write(tmp_path / "run", [line(0)]), "--out", tmp_path / "none" / "curves.png")
-    assert (
-        result.returncode == 1
-        and "curves.png: cannot be written" in result.stderr
-        and "Traceback" not in result.stderr
-    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "curves.png: cannot be written" in result.stderr
 
 
 def test_a_training_refuses_a_folder_whose_log_it_cannot_continue(tmp_path):

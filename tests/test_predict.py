@@ -17,7 +17,7 @@ from processes import REPO
 
 from arguments import parse_args
 from checks import find_images
-from datasets.coco import read_picture
+from datasets.coco import load_image
 from main import main
 from predict import predict, predict_files, save, unique_names
 from util import pictures
@@ -333,5 +333,5 @@ def test_16_bits_are_not_white(tmp_path):
     """Pillow's own conversion, which data sets use because the original does, clips them."""
     values = np.linspace(0, 65535, 300).astype(np.uint16).reshape(15, 20)
     Image.fromarray(values).save(tmp_path / "deep.png")
-    image = np.asarray(read_picture(tmp_path / "deep.png"))
+    image = np.asarray(load_image(tmp_path / "deep.png"))
     np.testing.assert_array_equal(image[:, :, 0], values >> 8)

@@ -1,4 +1,4 @@
-"""The page of an evaluation's report: whole, self-contained, with any number of classes."""
+"""The page of the report: complete, self-contained, for any number of classes."""
 
 import re
 from html.parser import HTMLParser
@@ -6,17 +6,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from test_quality import evaluate, predicted, small_truth
+from test_report import evaluate, make_prediction, make_truth
 
-from datasets.mistakes import KINDS
-from datasets.quality import make_report
-from util import report_page
+from datasets.matching import MISTAKES
+from datasets.report import make_report
 from util.pictures import MISTAKE_COLOURS
-from util.report_page import make_page
+from util.report import charts, make_page
 
 
 class Reader(HTMLParser):
-    """Notes a page's text, tags, and whatever it would load; fails where tags do not match."""
+    """Collect a page's text, tags, and what it would load; fail if tags do not match."""
 
     UNCLOSED = {"meta", "img", "br"}
 
@@ -45,8 +44,8 @@ class Reader(HTMLParser):
 
 
 def make(classes, *detections, objects=((1, 10, 10, 50, 50),)):
-    coco = small_truth(*objects, names=classes)
-    report = make_report(evaluate(coco, {1: predicted(*detections)}))
+    coco = make_truth(*objects, names=classes)
+    report = make_report(evaluate(coco, {1: make_prediction(*detections)}))
     return report, make_page(report, [b"jpeg"] * len(report["worst_images"]))
 
 
@@ -57,41 +56,41 @@ def test_any_number_of_classes(count):
     low = rng.uniform(0, 50, (count, 2))
     boxes = np.concatenate([low, low + rng.uniform(20, 50, (count, 2))], 1)
     objects = [(label, *box) for label, box in enumerate(boxes, 1)]
-    # every tenth class is taken for the next one, but for the first class
+    # Every tenth class is confused with the next one, except the first class.
     labels = [label % count + 1 if label % 10 == 5 else label for label in range(1, count + 1)]
     detections = [(0.5 + 0.001 * i, labels[i], *boxes[i]) for i in range(count)]
     report, page = make(names, *detections, objects=objects)
     reader = Reader(page)
     assert reader.tags.count("svg") == 5
-    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+    svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    for svg in svgs:
         ElementTree.fromstring(svg)
-        assert report_page.INK not in svg
+        assert charts.INK not in svg
     assert all(each.startswith(("data:image/", "#")) for each in reader.loaded)
     assert "<script" not in page and "<link" not in page
     for name in names:
         assert name in reader.text
-    shown = re.findall(r"<svg.*?</svg>", page, re.DOTALL)[-1]
-    assert shown.count(">class ") == 2 * min(count, report_page.MATRIX_CLASSES)
+    assert svgs[-1].count(">class ") == 2 * min(count, charts.MAX_MATRIX_CLASSES)
     if count > 10:
         assert f"--threshold {report['all_classes']['threshold']:.4f}" in reader.text
-        assert ">class 5<" in shown, "a confused class is shown"
+        assert ">class 5<" in svgs[-1], "a confused class is shown"
     assert page == make_page(report, [b"jpeg"] * len(report["worst_images"]))
 
 
-def test_names_are_text_and_nothing_else(recwarn):
+def test_names_are_text_only(recwarn):
     names = ["<b>&", "$x_1$", "_hidden", "狗", '"quoted" ${summary}']
     detections = [(0.9, 2, 10, 10, 50, 50), (0.8, 5, 60, 60, 90, 90)]
     objects = [(label, 10 * label, 10, 50, 50) for label in range(1, 6)]
     _, page = make(names, *detections, objects=objects)
     reader = Reader(page)
-    assert reader.tags.count("b") == 6 + 2, "the figures above and the thresholds"
+    assert reader.tags.count("b") == 6 + 1, "the metrics above and the threshold"
     for name in names:
         # two charts with curves, two sides of the matrix, and the table
         assert reader.text.count(name) >= 5, name
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
-def test_a_file_name_that_is_not_utf_8_is_written_with_an_escape():
+def test_a_file_name_that_is_not_utf_8_is_escaped():
     report, _ = make(["cat"], (0.9, 1, 10, 10, 90, 90))
     report["worst_images"][0]["file_name"] = "caf\udce9.jpg"
     page = make_page(report, [b"jpeg"]).encode().decode()
@@ -111,7 +110,7 @@ def test_a_threshold_between_two_close_scores_keeps_them_apart():
     assert "--threshold 0.9985<" in page
 
 
-def test_nothing_there_and_nothing_found():
+def test_without_objects_or_detections():
     for objects, detections in (((), ()), ((), [(0.5, 1, 0, 0, 9, 9)]), ([(1, 0, 0, 9, 9)], ())):
         report, page = make(["cat"], *detections, objects=objects)
         reader = Reader(page)
@@ -121,4 +120,4 @@ def test_nothing_there_and_nothing_found():
 
 
 def test_every_kind_of_mistake_has_a_colour():
-    assert list(MISTAKE_COLOURS) == list(KINDS)
+    assert list(MISTAKE_COLOURS) == list(MISTAKES)

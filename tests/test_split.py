@@ -1,4 +1,4 @@
-"""One annotation file as two."""
+"""Splitting an annotation file."""
 
 import json
 
@@ -8,28 +8,31 @@ import pytest
 from datasets.convert.split import split_coco
 from util.errors import InputError
 
+IMAGES = [{"id": i, "file_name": f"{i}.jpg"} for i in range(10)]
 
-def test_a_split_keeps_every_class_in_proportion(tmp_path):
+
+def write(folder, images=IMAGES, annotations=(), categories=()):
+    path = folder / "all.json"
+    data = {"images": images, "annotations": list(annotations), "categories": list(categories)}
+    path.write_text(json.dumps({"info": {"year": 1}, **data}))
+    return path
+
+
+def test_a_split_keeps_the_proportions_of_classes(tmp_path):
     rng = np.random.default_rng(0)
     images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(1000)]
     annotations = []
     for image in images:
         for class_id in range(1, 6):
             if rng.random() < 0.5**class_id:
-                annotations.append({"id": len(annotations) + 1, "image_id": image["id"],
-                                    "category_id": class_id, "bbox": [0, 0, 1, 1]})  # fmt: skip
-    source = tmp_path / "all.json"
-    data = {
-        "info": {"year": 1},
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": i, "name": str(i)} for i in range(1, 6)],
-    }
-    source.write_text(json.dumps(data))
+                ids = {"image_id": image["id"], "category_id": class_id}
+                annotations.append({"id": len(annotations) + 1, "bbox": [0, 0, 1, 1], **ids})
+    categories = [{"id": i, "name": str(i)} for i in range(1, 6)]
+    source = write(tmp_path, images, annotations, categories)
     train, val = (json.loads(path.read_text()) for path in split_coco(source, 0.2, 0))
     assert len(val["images"]) == 200 and train["info"] == val["info"] == {"year": 1}
-    for part, key in ((train, "images"), (val, "images")):
-        ids = {image["id"] for image in part[key]}
+    for part in (train, val):
+        ids = {image["id"] for image in part["images"]}
         assert {ann["image_id"] for ann in part["annotations"]} <= ids
     assert len(train["annotations"]) + len(val["annotations"]) == len(annotations)
     for class_id in range(1, 6):
@@ -45,36 +48,30 @@ def test_a_split_keeps_every_class_in_proportion(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "share, message",
+    "fraction, message",
     [
         (0.0001, "--val 0.0001: leaves one part without images"),
-        (-0.1, "--val -0.1: is not a share between 0 and 1"),
-        (1, "--val 1: is not a share"),
-        (float("nan"), "--val nan: is not a share"),
+        (-0.1, "--val -0.1: give a fraction between 0 and 1"),
+        (1, "--val 1: give a fraction"),
+        (float("nan"), "--val nan: give a fraction"),
     ],
 )
-def test_a_share_that_is_none(tmp_path, share, message):
-    source = tmp_path / "all.json"
-    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(10)]
-    source.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+def test_an_impossible_fraction_is_an_error(tmp_path, fraction, message):
+    source = write(tmp_path)
     with pytest.raises(InputError, match=message):
-        split_coco(source, share, 0)
+        split_coco(source, fraction, 0)
     assert list(tmp_path.iterdir()) == [source]
 
 
 def test_an_image_without_id_is_named(tmp_path):
-    source = tmp_path / "all.json"
-    images = [{"id": 1, "file_name": "1.jpg"}, {"file_name": "2.jpg"}]
-    source.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
-    with pytest.raises(InputError, match="all.json: image id None is not a whole number"):
+    source = write(tmp_path, [*IMAGES, {"file_name": "2.jpg"}])
+    with pytest.raises(InputError, match="all.json: image id None is not a 64-bit integer"):
         split_coco(source, 0.2, 0)
 
 
-def test_a_users_file_is_not_overwritten(tmp_path):
-    source, users = tmp_path / "instances.json", tmp_path / "instances_val.json"
-    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(10)]
-    source.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
-    users.write_text("mine")
-    with pytest.raises(InputError, match="instances_val.json: is there already; remove it"):
+def test_an_existing_file_is_not_overwritten(tmp_path):
+    source, existing = write(tmp_path), tmp_path / "all_val.json"
+    existing.write_text("mine")
+    with pytest.raises(InputError, match="all_val.json: exists already; remove it"):
         split_coco(source, 0.2, 0)
-    assert users.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
+    assert existing.read_text() == "mine" and len(list(tmp_path.iterdir())) == 2

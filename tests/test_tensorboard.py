@@ -1,4 +1,4 @@
-"""--tensorboard: what it writes, and that nothing needs the package without the flag."""
+"""--tensorboard: what it writes and needs, and that nothing imports the package without it."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import tiny
 from PIL import Image
 
 from checks import check_args
-from util.best import COCO_FIGURES
+from util.best import COCO_METRICS
 from util.errors import InputError
 
 
@@ -21,7 +21,7 @@ def run(coco, output, *flags):
 
 
 def read(folder):
-    """(tag -> {epoch: value}, epochs of the pictures), as TensorBoard shows them."""
+    """Return (tag -> {epoch: value}, epoch -> JPEG) as TensorBoard shows them."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder), {"scalars": 0, "images": 0})
     events.Reload()
@@ -29,11 +29,10 @@ def read(folder):
     scalars = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in tags["scalars"]}
     for tag in scalars:
         assert len(scalars[tag]) == len(events.Scalars(tag)), "each epoch once"
-    pictures = {e.step: e.encoded_image_string for e in events.Images("predictions")}
-    return scalars, pictures
+    return scalars, {e.step: e.encoded_image_string for e in events.Images("predictions")}
 
 
-def test_it_shows_what_the_log_has_also_after_a_resume(coco, tmp_path):
+def test_it_shows_what_log_txt_has_also_after_resuming(coco, tmp_path):
     pytest.importorskip("tensorboard")
     run(coco, tmp_path, "--epochs 2 --eval_interval 2 --tensorboard")
     log = (tmp_path / "log.txt").read_text()
@@ -42,18 +41,15 @@ def test_it_shows_what_the_log_has_also_after_a_resume(coco, tmp_path):
     resume = ["--resume", tmp_path / "checkpoint.pkl"]
     run(coco, tmp_path, "--epochs 4 --tensorboard", *resume)
     lines = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
-    scalars, pictures = read(tmp_path / "tensorboard")
+    scalars, images = read(tmp_path / "tensorboard")
     for name in ("loss", "loss_ce", "loss_bbox_0", "lr"):
         expected = {line["epoch"]: line[f"train_{name}"] for line in lines}
         assert scalars[f"train/{name}"] == pytest.approx(expected, rel=1e-6)
-    assert list(scalars["test/AP"]) == [1, 3] and set(pictures) == {1, 3}
-    for place, name in enumerate(COCO_FIGURES):
-        assert scalars[f"test/{name}"][3] == pytest.approx(lines[3]["test_coco_eval_bbox"][place])
-    with (
-        Image.open(tmp_path / "predictions.png") as png,
-        Image.open(io.BytesIO(pictures[3])) as seen,
-    ):
-        difference = np.asarray(png.convert("RGB")).astype(int) - np.asarray(seen)
+    assert list(scalars["test/AP"]) == [1, 3] and set(images) == {1, 3}
+    for index, name in enumerate(COCO_METRICS):
+        assert scalars[f"test/{name}"][3] == pytest.approx(lines[3]["test_coco_eval_bbox"][index])
+    png, jpeg = Image.open(tmp_path / "predictions.png"), Image.open(io.BytesIO(images[3]))
+    difference = np.asarray(png.convert("RGB")).astype(int) - np.asarray(jpeg)
     assert np.abs(difference).mean() < 3
 
     run(coco, tmp_path, "--epochs 1 --tensorboard --overwrite")
@@ -62,7 +58,7 @@ def test_it_shows_what_the_log_has_also_after_a_resume(coco, tmp_path):
 
 def test_masks_and_panoptic_quality_have_tags_of_their_own():
     pytest.importorskip("tensorboard")
-    from util.tensorboard_log import scalars_of
+    from util.tensorboard_log import get_scalars
 
     line = {
         "train_lr": 0.1,
@@ -71,18 +67,18 @@ def test_masks_and_panoptic_quality_have_tags_of_their_own():
         "epoch": 3,
         "n_parameters": 7,
     }
-    found = scalars_of(line)
-    assert found["train/lr"] == 0.1 and found["test_masks/AR100"] == 0.5
-    assert found["test/PQ_all_sq"] == 2 and len(found) == 1 + 12 + 4
+    scalars = get_scalars(line)
+    assert scalars["train/lr"] == 0.1 and scalars["test_masks/AR100"] == 0.5
+    assert scalars["test/PQ_all_sq"] == 2 and len(scalars) == 1 + 12 + 4
 
 
-def test_without_the_flag_nothing_imports_it(coco, tmp_path, monkeypatch):
+def test_without_the_flag_nothing_imports_the_package(coco, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # an import of it fails
     run(coco, tmp_path, "--epochs 1")
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_a_folder_that_cannot_be_made_ends_the_run_before_the_training(coco, tmp_path):
+def test_a_folder_that_cannot_be_created_ends_the_run_before_training(coco, tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "tensorboard").write_text("a file of the user's")
     with pytest.raises(InputError, match="tensorboard: is a file, but this program needs"):

@@ -1,16 +1,16 @@
-"""Which epoch of a training is the best so far, by one of the evaluation's figures."""
+"""The best epoch of a training so far, by one of the validation metrics."""
 
-# The 12 figures of COCO in their order; AR1 is the recall with one detection in each image.
-COCO_FIGURES = (
+# COCO's 12 metrics in their order; AR1 is the recall with one detection per image.
+COCO_METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
 )
-# --best -> where the figure is in what `engine.evaluate` returns
-FIGURES = {
-    "AP": ("coco_eval_bbox", COCO_FIGURES.index("AP")),
-    "AP50": ("coco_eval_bbox", COCO_FIGURES.index("AP50")),
-    "AP75": ("coco_eval_bbox", COCO_FIGURES.index("AP75")),
-    "segm_AP": ("coco_eval_masks", COCO_FIGURES.index("AP")),
+# --best -> where the metric is in the stats of `engine.evaluate`
+METRICS = {
+    "AP": ("coco_eval_bbox", COCO_METRICS.index("AP")),
+    "AP50": ("coco_eval_bbox", COCO_METRICS.index("AP50")),
+    "AP75": ("coco_eval_bbox", COCO_METRICS.index("AP75")),
+    "segm_AP": ("coco_eval_masks", COCO_METRICS.index("AP")),
     "PQ": ("PQ_all", "pq"),
 }
 
@@ -18,8 +18,8 @@ FIGURES = {
 class Best:
     """The best epoch so far.
 
-    figure: one of FIGURES. value, epoch: the highest one and its epoch, None before the first
-    evaluation; waited: evaluations since then.
+    figure: the metric, one of METRICS; value, epoch: the highest value and its epoch, None before
+    the first evaluation; waited: evaluations since then.
     """
 
     def __init__(self, figure):
@@ -28,14 +28,14 @@ class Best:
         self.waited = 0
 
     def find(self, stats):
-        """The figure in an evaluation's results."""
-        key, place = FIGURES[self.figure]
-        return stats[key][place]
+        """Return the metric's value in the stats of an evaluation."""
+        key, index = METRICS[self.figure]
+        return stats[key][index]
 
     def update(self, epoch, value):
-        """Takes an evaluation into account. Returns whether it is the best one so far.
+        """Take an evaluation into account. Return True if it is the best so far.
 
-        Of the best epoch itself, too, which is evaluated again where its checkpoint is resumed.
+        Also for the best epoch itself, which is evaluated again if its checkpoint is resumed.
         """
         if self.value is not None and epoch != self.epoch and value <= self.value:
             self.waited += 1
@@ -47,6 +47,6 @@ class Best:
         return dict(vars(self))
 
     def load_state_dict(self, state):
-        """Continues with what `state_dict` returned, unless that is of another figure."""
+        """Continue from what `state_dict` returned, unless that is of another metric."""
         if state["figure"] == self.figure:
             vars(self).update(state)

@@ -8,9 +8,9 @@ from pathlib import Path
 from util import dist, launch
 from util.files import make_folder, replacing, training_files
 from util.jittor_file import write_jittor_file
-from util.pictures import GRID, draw_mistakes, jpeg_of, plot_predictions
+from util.pictures import GRID, draw_mistakes, encode_jpeg, plot_predictions
 from util.plot_utils import plot_curves, read_log
-from util.report_page import make_page
+from util.report import make_page
 
 
 class OutputFolder:
@@ -59,7 +59,7 @@ class OutputFolder:
         """Write detections in COCO's result format, metrics, predictions.png and the report.
 
         evaluator: CocoEvaluator; report: a function that returns the evaluator's report, see
-        `datasets.quality.make_report`; names: files for pycocotools' precision and recall arrays.
+        `datasets.report.make_report`; names: files for pycocotools' precision and recall arrays.
         """
         if not self.active:
             return
@@ -73,7 +73,9 @@ class OutputFolder:
             write_jittor_file(accumulated, self.path / name)
         some = chain.from_iterable(islice(filter(None, evaluator.results("bbox")), math.prod(GRID)))
         with replacing(self.path / "predictions.png") as file:
-            plot_predictions(evaluator.coco_gt, dataset.read_by_id, some, dataset.classes, file)
+            plot_predictions(
+                evaluator.coco_gt, dataset.read_image_by_id, some, dataset.classes, file
+            )
         self._save_report(report(evaluator), dataset, evaluator.coco_gt)
 
     def _save_report(self, report, dataset, coco_gt):
@@ -81,9 +83,9 @@ class OutputFolder:
         pictures = []
         for image in report["worst_images"]:
             annotations = coco_gt.imgToAnns[image["image_id"]]
-            picture = dataset.read_by_id(image["image_id"])
+            picture = dataset.read_image_by_id(image["image_id"])
             picture = draw_mistakes(picture, annotations, image["mistakes"], names)
-            pictures.append(jpeg_of(picture))
+            pictures.append(encode_jpeg(picture))
         page = make_page(report, pictures)
         make_folder(self.path / "report")
         for name, text in (("report.json", json.dumps(report)), ("report.html", page)):

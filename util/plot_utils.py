@@ -1,4 +1,4 @@
-"""Curves and tables of training runs, from their log.txt (this project's or the original's):
+"""Plot and tabulate runs from their log.txt, this project's or the original's:
 
     python -m util.plot_utils RUN_DIR [RUN_DIR…] [--out FILE.png] [--table]
 
@@ -17,9 +17,9 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from util.best import COCO_FIGURES
+from util.best import COCO_METRICS
 from util.errors import InputError
-from util.pictures import font_file
+from util.pictures import find_font
 
 LOSSES = {
     "loss": "loss, weighted sum of all layers",
@@ -27,21 +27,21 @@ LOSSES = {
     "loss_bbox": "loss_bbox, last layer",
     "loss_giou": "loss_giou, last layer",
 }
-IN_TABLE = ("AP", "AP50", "AP75")
+TABLE_METRICS = ("AP", "AP50", "AP75")
 
 
 def read_log(run):
-    """The lines of a run, a folder with log.txt or such a file, sorted by epoch.
+    """Return the lines of log.txt, sorted by epoch. run: a folder with log.txt, or such a file.
 
-    Epochs without evaluation have no `test_…`. A last line that was cut off while it was written is
-    left out. Raises InputError.
+    Epochs without evaluation have no `test_…`. A last line that was not written to its end is left
+    out. Raises InputError.
     """
     path = Path(run) / "log.txt" if Path(run).is_dir() else Path(run)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); give a folder that a training wrote"
+            f"{path}: cannot be read ({error}); give the output folder of a training"
         ) from error
     logs = {}
     for number, line in enumerate(lines, 1):
@@ -58,18 +58,18 @@ def read_log(run):
     return [logs[epoch] for epoch in sorted(logs)]
 
 
-def evaluated(logs):
-    """The lines of epochs with evaluation."""
+def select_evaluated(logs):
+    """Return the lines of epochs with evaluation."""
     return [log for log in logs if "test_coco_eval_bbox" in log]
 
 
-def coco_figure(log, name):
-    """One of COCO_FIGURES in a line of an epoch with evaluation."""
-    return log["test_coco_eval_bbox"][COCO_FIGURES.index(name)]
+def get_metric(log, name):
+    """Return one of COCO_METRICS from a line of an epoch with evaluation."""
+    return log["test_coco_eval_bbox"][COCO_METRICS.index(name)]
 
 
 def plot_curves(runs, path):
-    """Draws losses, AP and AP50 over the epochs.
+    """Plot losses, AP and AP50 over the epochs.
 
     runs: name -> what `read_log` returns, one colour for each; path: a path or a binary file.
     """
@@ -77,81 +77,66 @@ def plot_curves(runs, path):
     panels = figure.subplots(2, 3).ravel()
     last = max(logs[-1]["epoch"] for logs in runs.values())
     first = min(logs[0]["epoch"] for logs in runs.values())
-    style = {"marker": "." if last - first < 60 else ""}
+    marker = "." if last - first < 60 else ""
+
+    def plot(axes, logs, get_value, style):
+        epochs = [log["epoch"] for log in logs]
+        axes.plot(epochs, [get_value(log) for log in logs], style, marker=marker)
+
+    def name_axes(axes, title, unit):
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.set_xlim(first - 0.5, last + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+
     for axes, (name, title) in zip(panels, LOSSES.items()):
         for i, logs in enumerate(runs.values()):
-            for part, line, lines in (("train", "-", logs), ("test", "--", evaluated(logs))):
-                axes.plot(
-                    [log["epoch"] for log in lines],
-                    [log.get(f"{part}_{name}") for log in lines],
-                    f"C{i}{line}",
-                    **style,
-                )
+            plot(axes, logs, lambda log: log.get(f"train_{name}"), f"C{i}-")
+            plot(axes, select_evaluated(logs), lambda log: log.get(f"test_{name}"), f"C{i}--")
         if 0 < axes.dataLim.ymax < float("inf"):
             axes.set_ylim(0, 1.05 * axes.dataLim.ymax)
-        _name_axes(axes, title, "loss, no unit", first, last)
+        name_axes(axes, title, "loss, no unit")
     for axes, name in zip(panels[len(LOSSES) :], ("AP", "AP50")):
         for i, logs in enumerate(runs.values()):
-            axes.plot(
-                [log["epoch"] for log in evaluated(logs)],
-                [coco_figure(log, name) for log in evaluated(logs)],
-                f"C{i}--",
-                **style,
-            )
+            plot(axes, select_evaluated(logs), lambda log: get_metric(log, name), f"C{i}--")
         axes.set_ylim(0, 1)
-        _name_axes(axes, f"COCO box {name}, validation", f"{name}, from 0 to 1", first, last)
+        name_axes(axes, f"COCO box {name}, validation", f"{name}, from 0 to 1")
     lines = [Line2D([], [], color=f"C{i}", linewidth=3) for i in range(len(runs))]
     lines += [Line2D([], [], color="black", linestyle=style) for style in ("-", "--")]
     names = [*runs, "training", "validation"]
-    font = FontProperties(fname=font_file("".join(names)))
+    font = FontProperties(fname=find_font("".join(names)))
     figure.legend(lines, names, loc="outside lower center", ncols=4, prop=font)
-    with warnings.catch_warnings():  # where no font has the characters of a name
+    with warnings.catch_warnings():  # if no font has the characters of a name
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(path, dpi=100, format="png")
 
 
-def _name_axes(axes, title, unit, first, last):
-    axes.set_title(title)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(unit)
-    axes.set_xlim(first - 0.5, last + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+def make_table(runs):
+    """Return a Markdown table of each run's epochs, last and best AP, AP50 and AP75.
 
-
-def table(runs):
-    """A Markdown table of each run's epochs, last and best AP, AP50 and AP75.
-
-    From the second run on with the difference from the first.
+    From the second run on it has the difference from the first, too.
     """
-    lines = [
-        "| run | epochs | "
-        + " | ".join(f"{kind} {name}" for name in IN_TABLE for kind in ("last", "best"))
-        + " |",
-        "| --- | --- |" + " --- |" * (2 * len(IN_TABLE)),
-    ]
+    columns = [f"{kind} {name}" for name in TABLE_METRICS for kind in ("last", "best")]
+    rows = [["run", "epochs", *columns], ["---"] * (2 + len(columns))]
     values = {}
     for name, logs in runs.items():
-        figures = [[coco_figure(log, name) for log in evaluated(logs)] for name in IN_TABLE]
-        values[name] = [value for figure in figures for value in (figure[-1], max(figure))]
-        lines.append(
-            f"| {name} | {len(logs)} | "
-            + " | ".join(f"{value:.3f}" for value in values[name])
-            + " |"
-        )
-    first = next(iter(runs))
-    for name in list(runs)[1:]:
+        evaluated = select_evaluated(logs)
+        history = [[get_metric(log, metric) for log in evaluated] for metric in TABLE_METRICS]
+        values[name] = [value for each in history for value in (each[-1], max(each))]
+        rows.append([name, len(logs), *(f"{value:.3f}" for value in values[name])])
+    first, *others = runs
+    for name in others:
         differences = [a - b for a, b in zip(values[name], values[first])]
-        lines.append(
-            f"| {name} − {first} | | " + " | ".join(f"{value:+.3f}" for value in differences) + " |"
-        )
-    return "\n".join(lines)
+        rows.append([f"{name} − {first}", "", *(f"{value:+.3f}" for value in differences)])
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="folder with log.txt")
-    parser.add_argument("--out", help="picture to draw, PNG")
+    parser.add_argument("--out", help="PNG file to write")
     parser.add_argument("--table", action="store_true", help="print a Markdown table")
     args = parser.parse_args()
     if not (args.out or args.table):
@@ -160,10 +145,10 @@ def main():
     names = names if len(set(names)) == len(names) else args.runs
     runs = dict(zip(names, map(read_log, args.runs)))
     for name, logs in runs.items():
-        if not evaluated(logs):
-            raise InputError(f"{name}: its log.txt holds no epoch with evaluation yet")
+        if not select_evaluated(logs):
+            raise InputError(f"{name}: its log.txt has no epoch with evaluation yet")
     if args.table:
-        print(table(runs))
+        print(make_table(runs))
     if args.out:
         try:
             plot_curves(runs, args.out)

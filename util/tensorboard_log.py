@@ -1,4 +1,4 @@
-"""The log of a training for TensorBoard. The package tensorboard is imported here alone."""
+"""The log of a training for TensorBoard. Only this file imports the package tensorboard."""
 
 import time
 
@@ -7,14 +7,14 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from util.best import COCO_FIGURES
-from util.pictures import jpeg_of
+from util.best import COCO_METRICS
+from util.pictures import encode_jpeg
 
 
 class TensorBoardLog:
-    """Writes an event file into a folder (Path).
+    """Write an event file into a folder (Path).
 
-    first_epoch: what earlier event files of the folder have from this epoch on is not shown.
+    first_epoch: TensorBoard hides what earlier event files of the folder have from this epoch on.
     """
 
     def __init__(self, folder, first_epoch):
@@ -22,17 +22,14 @@ class TensorBoardLog:
         start = SessionLog(status=SessionLog.START)
         self.writer.add_event(Event(wall_time=time.time(), step=first_epoch, session_log=start))
 
-    def add_epoch(self, line, picture=None):
-        """Adds an epoch.
-
-        line: that of log.txt, a dictionary; picture: the path of predictions.png, or None.
-        """
+    def add_epoch(self, line, predictions=None):
+        """Add an epoch. line: that of log.txt; predictions: path of predictions.png, or None."""
         values = [
-            Summary.Value(tag=tag, simple_value=value) for tag, value in scalars_of(line).items()
+            Summary.Value(tag=tag, simple_value=value) for tag, value in get_scalars(line).items()
         ]
-        if picture is not None:
+        if predictions is not None:
             # A PNG of photos would be megabytes in each epoch.
-            jpeg = jpeg_of(Image.open(picture).convert("RGB"))
+            jpeg = encode_jpeg(Image.open(predictions).convert("RGB"))
             image = Summary.Image(encoded_image_string=jpeg, colorspace=3)
             values.append(Summary.Value(tag="predictions", image=image))
         summary = Summary(value=values)
@@ -40,8 +37,8 @@ class TensorBoardLog:
         self.writer.flush()
 
 
-def scalars_of(line):
-    """The numbers of a line of log.txt: tag -> float: train/loss, test/AP, test_masks/AP, …."""
+def get_scalars(line):
+    """Return the scalars of a line of log.txt, tag -> float: train/loss, test/AP, test_masks/AP."""
     scalars = {}
     for name, value in line.items():
         part, _, rest = name.partition("_")
@@ -49,8 +46,8 @@ def scalars_of(line):
             continue
         if rest.startswith("coco_eval_"):
             group = "test_masks" if rest.endswith("masks") else "test"
-            scalars.update({f"{group}/{key}": number for key, number in zip(COCO_FIGURES, value)})
-        elif isinstance(value, dict):  # of PQ
+            scalars.update({f"{group}/{key}": number for key, number in zip(COCO_METRICS, value)})
+        elif isinstance(value, dict):  # PQ
             scalars.update({f"{part}/{rest}_{key}": number for key, number in value.items()})
         else:
             scalars[f"{part}/{rest}"] = value

@@ -1,1 +1,1 @@
-"""Data sets in other formats, as COCO's annotation files."""
+"""Convert YOLO and Pascal VOC datasets to COCO annotation files."""

@@ -1,4 +1,4 @@
-"""`python -m datasets.convert {yolo,voc,split} …`: data sets in other formats as COCO's."""
+"""`python -m datasets.convert {yolo,voc,split} …`: convert datasets to COCO files, or split one."""
 
 import argparse
 import shlex
@@ -15,50 +15,52 @@ from .yolo import convert_yolo
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m datasets.convert",
-        description="Write COCO annotation files for data sets in other formats.",
+        description="Convert datasets to COCO annotation files, or split such a file.",
     )
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind, what in (
-        ("yolo", "data.yaml, or a folder of Ultralytics, Roboflow or LabelImg"),
-        ("voc", "a folder with Pascal VOC's XML files"),
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("yolo", "data.yaml, or a dataset folder of Ultralytics, Roboflow or LabelImg"),
+        ("voc", "folder with Pascal VOC XML files"),
     ):
-        sub = kinds.add_parser(kind, help=what)
-        sub.add_argument("source", type=Path, help=what)
-        sub.add_argument("out", type=Path, help="the folder for the annotation files")
-    sub = kinds.add_parser("split", help="a COCO annotation file in two, to train and to validate")
-    sub.add_argument("source", type=Path, help="a COCO annotation file")
-    sub.add_argument("--val", type=float, default=0.2, help="share of the images, default 0.2")
-    sub.add_argument("--seed", type=int, default=0, help="which images; default 0")
-    options = parser.parse_args()
+        command = commands.add_parser(name, help=text)
+        command.add_argument("source", type=Path, help=text)
+        command.add_argument("out", type=Path, help="folder for the annotation files")
+    command = commands.add_parser("split", help="split a COCO file into training and validation")
+    command.add_argument("source", type=Path, help="COCO annotation file")
+    command.add_argument(
+        "--val", type=float, default=0.2, help="fraction of images for validation, default 0.2"
+    )
+    command.add_argument("--seed", type=int, default=0, help="random seed of the split, default 0")
+    args = parser.parse_args()
     try:
-        if options.kind == "split":
-            split_coco(options.source, options.val, options.seed)
+        if args.command == "split":
+            split_coco(args.source, args.val, args.seed)
         else:
-            convert = {"yolo": convert_yolo, "voc": convert_voc}[options.kind]
-            print_flags(convert(options.source, options.out))
+            convert = {"yolo": convert_yolo, "voc": convert_voc}[args.command]
+            print_training_command(convert(args.source, args.out))
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
-def print_flags(written):
-    """Prints the flags that main.py takes for what was written.
+def print_training_command(splits):
+    """Print the command that trains on converted files.
 
-    written: dictionary set -> (folder of the images, annotation file).
+    splits: dictionary split -> (image folder, annotation file).
     """
-    if "train" in written and "val" not in written:
-        images, file = written["train"]
+    if "train" in splits and "val" not in splits:
+        images, file = splits["train"]
         print(
             "no images for validation: split them with "
             + shlex.join(["python", "-m", "datasets.convert", "split", str(file)])
         )
         parts = {name: file.with_name(f"{file.stem}_{name}.json") for name in ("train", "val")}
-        written = {name: (images, part) for name, part in parts.items()}
+        splits = {name: (images, part) for name, part in parts.items()}
     words = ["python", "main.py"]
     for name in ("train", "val"):
-        if name in written:
-            images, file = written[name]
+        if name in splits:
+            images, file = splits[name]
             words += [f"--{name}_images", str(images), f"--{name}_ann", str(file)]
-    if "train" in written:
+    if "train" in splits:
         print(f"train with: {shlex.join(words)}")
 
 

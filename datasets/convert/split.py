@@ -1,63 +1,66 @@
-"""A COCO annotation file in two parts, for training and validation."""
+"""Split a COCO annotation file into training and validation."""
 
 import json
 import random
 from collections import Counter, defaultdict
+from pathlib import Path
 
-from datasets.annotations import id_fault, read_json
+from datasets.annotations import find_id_error, read_annotation_file
 from util.errors import InputError
 from util.files import replacing
 
-from .coco_json import check_are_new
+from .coco_json import check_not_existing
 
 
-def split_coco(source, share, seed):
-    """Writes SOURCE_train.json and SOURCE_val.json beside source (Path); returns their paths.
+def split_coco(source: Path, val_fraction: float, seed: int) -> list[Path]:
+    """Write SOURCE_train.json and SOURCE_val.json beside source; return their paths.
 
-    share: of the images that are for validation; seed: what the choice derives from. Images are
-    dealt out class by class, the rarest first, so that both parts have each class in about the same
+    val_fraction: fraction of the images for validation; seed: random seed. Each image belongs to
+    its rarest class, and each class is split, so that both files have classes in about the same
     proportion. Raises InputError.
     """
-    if not 0 < share < 1:
-        raise InputError(f"--val {share}: is not a share between 0 and 1; give one")
+    if not 0 < val_fraction < 1:
+        raise InputError(f"--val {val_fraction}: give a fraction between 0 and 1")
     paths = {name: source.with_name(f"{source.stem}_{name}.json") for name in ("train", "val")}
-    check_are_new(paths.values())
-    data = read_json(source)
+    check_not_existing(paths.values())
+    data = read_annotation_file(source)
     if len(data["images"]) < 2:
-        raise InputError(f"{source}: has {len(data['images'])} images; a split needs two at least")
+        raise InputError(f"{source}: has {len(data['images'])} images; a split needs at least two")
     ids = set()
     for image in data["images"]:
-        if fault := id_fault(image.get("id"), ids, "image"):
-            raise InputError(f"{source}: {fault}")
-    classes = defaultdict(set)  # image id -> its classes
+        if error := find_id_error(image.get("id"), ids, "image"):
+            raise InputError(f"{source}: {error}")
+    classes = defaultdict(set)  # image id -> category ids
     for ann in data["annotations"]:
         classes[ann.get("image_id")].add(ann.get("category_id"))
-    counts = Counter(class_id for of_image in classes.values() for class_id in of_image)
-    groups = defaultdict(list)  # an image belongs to its rarest class
+    counts = Counter(class_id for image_classes in classes.values() for class_id in image_classes)
+
+    def get_rarity(class_id):
+        return counts[class_id], str(class_id)
+
+    groups = defaultdict(list)  # rarest class -> images
     for image in data["images"]:
-        of_image = classes.get(image.get("id"), ())
-        groups[min(of_image, key=lambda c: (counts[c], str(c)), default=None)].append(image)
-    rng, chosen, owed = random.Random(seed), set(), 0.0
-    for class_id in sorted(groups, key=lambda c: (counts[c], str(c))):
+        groups[min(classes.get(image["id"], ()), key=get_rarity, default=None)].append(image)
+    rng, val_ids, carry = random.Random(seed), set(), 0.0
+    for class_id in sorted(groups, key=get_rarity):
         group = groups[class_id]
         rng.shuffle(group)
-        owed += share * len(group)
-        take = min(round(owed), len(group))
-        owed -= take
-        chosen |= {image["id"] for image in group[:take]}
-    if not 0 < len(chosen) < len(data["images"]):
-        raise InputError(f"--val {share}: leaves one part without images; give another share")
+        carry += val_fraction * len(group)
+        num_val = min(round(carry), len(group))
+        carry -= num_val
+        val_ids |= {image["id"] for image in group[:num_val]}
+    if not 0 < len(val_ids) < len(data["images"]):
+        raise InputError(
+            f"--val {val_fraction}: leaves one part without images; give another fraction"
+        )
     for name, path in paths.items():
-        part = {
-            **data,
-            "images": [i for i in data["images"] if (i["id"] in chosen) == (name == "val")],
-            "annotations": [
-                ann
-                for ann in data["annotations"]
-                if (ann.get("image_id") in chosen) == (name == "val")
-            ],
-        }
+        is_val = name == "val"
+        images = [image for image in data["images"] if (image["id"] in val_ids) == is_val]
+        annotations = [
+            ann for ann in data["annotations"] if (ann.get("image_id") in val_ids) == is_val
+        ]
         with replacing(path) as file:
+            part = {**data, "images": images, "annotations": annotations}
             file.write(json.dumps(part).encode())
-        print(f"{path}: {len(part['images'])} images, {len(part['annotations'])} boxes")
+        print(f"{path}: {len(images)} images, {len(annotations)} boxes")
     return list(paths.values())

@@ -1,7 +1,7 @@
-"""YOLO folders as COCO annotation files: of Ultralytics and Roboflow (data.yaml), and of LabelImg.
+"""Convert YOLO datasets (Ultralytics, Roboflow, LabelImg) to COCO files.
 
-A label file has a line for each object: the class's number, then the box's centre and size, or the
-corners of a polygon, as parts of the image's width and height.
+Label files have a line for each object: class index, then cx, cy, w, h of the box or the corners of
+a polygon, relative to the image's width and height.
 """
 
 import os
@@ -9,58 +9,55 @@ from pathlib import Path
 
 from util.errors import InputError
 
-from .coco_json import CocoJson, images_below, write_sets
+from .coco_json import CocoWriter, find_images, write_splits
 
-SETS = ("train", "val", "test")
-TOLERANCE = 1e-3  # by which a box may leave the image, as rounding in files does
+SPLITS = ("train", "val", "test")
+TOLERANCE = 1e-3  # for coordinates outside 0..1, from rounding in label files
 
 
-def convert_yolo(source, out):
-    """Writes OUT/train.json and so on, for each set of images that source has.
+def convert_yolo(source: str | Path, out: str | Path) -> dict[str, tuple[Path, Path]]:
+    """Convert a YOLO dataset: write OUT/train.json and so on, a file for each split.
 
-    source: a data.yaml, or the folder of one, or a folder of LabelImg with images, labels and
-    classes.txt, which is one set; out: folder.
+    source: a data.yaml, or its folder, or a folder of LabelImg with images, labels and classes.txt,
+    which is one split.
 
-    Returns a dictionary set -> (folder of the images, annotation file). Raises InputError.
+    Returns a dictionary split -> (image folder, annotation file). Raises InputError.
     """
     source = Path(source)
     if source.is_dir() and (source / "data.yaml").is_file():
         source = source / "data.yaml"
-    if source.is_dir():
-        classes, sets = read_labelimg(source)
-    else:
-        classes, sets = read_data_yaml(source)
-    files = {name: CocoJson(classes) for name in sets}
-    # Names in a COCO file are below one folder, and without `..`.
-    sets = {name: [Path(os.path.abspath(path)) for path in paths] for name, paths in sets.items()}
-    roots = {name: Path(os.path.commonpath([p.parent for p in sets[name]])) for name in sets}
-    for name, paths in sets.items():
+    classes, splits = read_labelimg(source) if source.is_dir() else read_data_yaml(source)
+    writers = {}
+    for name, paths in splits.items():
+        # Names in a COCO file are relative to one folder, and without `..`.
+        paths = [Path(os.path.abspath(path)) for path in paths]
+        root = Path(os.path.commonpath([path.parent for path in paths]))
+        writers[name] = CocoWriter(classes, root)
         for path in paths:
-            add_image(files[name], path, roots[name], classes)
-    written = write_sets(files, out)
-    return {name: (roots[name], path) for name, path in written.items()}
+            add_image(writers[name], path, classes)
+    return write_splits(writers, out)
 
 
 def read_labelimg(folder):
-    """The classes (number -> name), and one set with all images, of a folder with classes.txt."""
+    """Read a LabelImg folder. Returns the classes, index -> name, and one split of all images."""
     path = folder / "classes.txt"
     if not path.is_file():
-        raise InputError(f"{folder}: has no data.yaml and no classes.txt; add the one that it has")
+        raise InputError(f"{folder}: has neither data.yaml nor classes.txt; add one of them")
     names = [line.strip() for line in read_lines(path)]
-    classes = {number: name for number, name in enumerate(names) if name}
-    return classes, {"train": images_below(folder)}
+    classes = {index: name for index, name in enumerate(names) if name}
+    return classes, {"train": find_images(folder)}
 
 
 def read_lines(path):
-    """The lines of a text file. Raises InputError where it is not UTF-8 or cannot be read."""
+    """Return the lines of a text file. Raises InputError if it cannot be read as UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()  # Windows marks UTF-8 so
+        return path.read_text(encoding="utf-8-sig").splitlines()  # as Windows marks UTF-8
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 ({error}); save it as UTF-8") from error
 
 
 def read_data_yaml(path):
-    """The classes (number -> name), and the paths of the images of each set."""
+    """Read a data.yaml. Returns the classes, index -> name, and the image paths of each split."""
     try:
         import yaml
     except ImportError as error:
@@ -68,49 +65,50 @@ def read_data_yaml(path):
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        message = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read ({message}); correct it") from error
     if isinstance(data, dict) and data.get("kpt_shape"):
         raise InputError(f"{path}: has kpt_shape: export boxes or polygons instead of keypoints")
     names = data.get("names") if isinstance(data, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or any(type(i) is not int for i in names):
-        raise InputError(f"{path}: names is no list of the classes; add it")
-    sets = {}
-    for name in SETS:
-        entries = data.get(name) or []
+        raise InputError(f"{path}: names is not a list of class names; add them")
+    splits = {}
+    for split in SPLITS:
+        entries = data.get(split) or []
         entries = entries if isinstance(entries, list) else [entries]
-        places = {entry: find_place(entry, data, path) for entry in entries}
-        missing = [entry for entry, place in places.items() if place is None]
-        if missing and name == "test":  # tools name it where there is none
-            print(f"{path}: {missing[0]} is no folder or list of images: no test set is written")
+        paths = {entry: resolve_entry(entry, data, path) for entry in entries}
+        missing = [entry for entry, found in paths.items() if found is None]
+        if missing and split == "test":  # tools name it even if there is none
+            print(f"{path}: {missing[0]} is not a folder or list of images: skipping the test set")
         elif missing:
-            raise InputError(f"{path}: {missing[0]} is no folder or list of images; correct it")
-        elif paths := [image for place in places.values() for image in images_of(place)]:
-            sets[name] = paths
-    if not sets:
-        raise InputError(f"{path}: names no images as train, val or test; add them")
-    return {number: str(name) for number, name in names.items()}, sets
+            raise InputError(f"{path}: {missing[0]} is not a folder or list of images; correct it")
+        elif images := [image for found in paths.values() for image in list_images(found)]:
+            splits[split] = images
+    if not splits:
+        raise InputError(f"{path}: has no images for train, val or test; add them")
+    return {index: str(name) for index, name in names.items()}, splits
 
 
-def find_place(entry, data, yaml_path):
-    """The folder or text file that an entry of data.yaml stands for, or None."""
+def resolve_entry(entry, data, yaml_path):
+    """Return the folder or text file that an entry of data.yaml names, or None."""
     root = yaml_path.parent / str(data.get("path") or "")
     # Roboflow writes `../train/images` for a folder beside data.yaml.
-    places = root / entry, root / str(entry).removeprefix("../"), yaml_path.parent / entry
-    return next((place for place in places if place.exists()), None)
+    paths = root / entry, root / str(entry).removeprefix("../"), yaml_path.parent / entry
+    return next((path for path in paths if path.exists()), None)
 
 
-def images_of(place):
-    """The images of a folder, or of a text file with their paths."""
-    if place.is_dir():
-        return images_below(place)
-    lines = map(str.strip, read_lines(place))
-    return [place.parent / line for line in lines if line]
+def list_images(path):
+    """Return the images of a folder, or the paths in a text file."""
+    if path.is_dir():
+        return find_images(path)
+    lines = map(str.strip, read_lines(path))
+    return [path.parent / line for line in lines if line]
 
 
-def label_file(image):
-    """The label file of an image: in `labels` where it is in `images`, or beside it."""
+def get_label_path(image):
+    """Return the label file of an image: in `labels` instead of `images`, or beside the image."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
         last = len(parts) - 2 - parts[-2::-1].index("images")
@@ -120,47 +118,51 @@ def label_file(image):
     return image.with_suffix(".txt")
 
 
-def add_image(file, path, root, classes):
-    """Adds an image and its objects to a CocoJson. One without a label file has no objects."""
-    added = file.add_image(path, root)
-    labels = label_file(path)
+def add_image(writer, path, classes):
+    """Add an image and its objects to a CocoWriter. Without a label file it has no objects."""
+    added = writer.add_image(path)
+    labels = get_label_path(path)
     if added is None or not labels.is_file():
         return
     image_id, width, height = added
     try:
         lines = read_lines(labels)
     except InputError as error:
-        file.faults.append(str(error))
+        writer.errors.append(str(error))
         return
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        found = parse_line(line, classes)
-        if isinstance(found, str):
-            file.faults.append(f"{labels}, line {number}: {found}")
+        parsed = parse_line(line, classes)
+        if isinstance(parsed, str):
+            writer.errors.append(f"{labels}, line {number}: {parsed}")
             continue
-        class_id, sides = found
-        if len(sides) == 4:
-            cx, cy, w, h = sides
+        class_id, values = parsed
+        if len(values) == 4:
+            cx, cy, w, h = values
             box = (cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height
-            file.add(image_id, class_id, box)
+            writer.add_annotation(image_id, class_id, box)
         else:
-            xs, ys = [x * width for x in sides[::2]], [y * height for y in sides[1::2]]
+            xs, ys = [x * width for x in values[::2]], [y * height for y in values[1::2]]
             box = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-            file.add(image_id, class_id, box, [side for pair in zip(xs, ys) for side in pair])
+            polygon = [value for point in zip(xs, ys) for value in point]
+            writer.add_annotation(image_id, class_id, box, polygon)
 
 
 def parse_line(line, classes):
-    """(class's number, numbers) of a line of a label file, or what is wrong with it."""
+    """Return (class index, coordinates) of a line of a label file, or an error message."""
     words = line.split()
     try:
-        class_id, *sides = map(float, words)
+        class_id, *values = map(float, words)
     except ValueError:
-        return "holds something else than numbers; correct or remove it"
+        return "has something else than numbers; correct or remove it"
     if class_id not in classes:
         return f"class {words[0]} is not in the list of names; add it, or correct the line"
-    if len(sides) != 4 and (len(sides) < 6 or len(sides) % 2):
-        return f"has {len(sides)} numbers after the class instead of 4 or those of a polygon"
-    if not all(-TOLERANCE <= side <= 1 + TOLERANCE for side in sides):  # NaN is not, either
-        return "has numbers outside 0..1; give parts of the image's width and height"
-    return int(class_id), sides
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        return (
+            f"has {len(values)} numbers after the class; give 4 for a box, or an even number of 6 "
+            "or more for a polygon"
+        )
+    if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in values):  # rejects NaN, too
+        return "has numbers outside 0..1; divide them by the image's width and height"
+    return int(class_id), values

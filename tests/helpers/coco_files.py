@@ -1,4 +1,4 @@
-"""A folder of COCO's layout with every kind of image and annotation."""
+"""A folder in COCO's layout with every kind of image and annotation."""
 
 import json
 import types
@@ -10,26 +10,26 @@ from pycocotools import mask as coco_mask
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 
 
-def picture(width, height):
-    """An RGB image whose every pixel differs, so that a shift or a swap of channels shows."""
+def make_image(width, height):
+    """Make an RGB image of different pixels, so that a shift or a swap of channels shows."""
     rng = np.random.default_rng([width, height])
     ramp = np.add.outer(np.linspace(0, 150, height), np.linspace(0, 60, width))[..., None]
     return Image.fromarray((ramp + rng.uniform(0, 45, (height, width, 3))).astype(np.uint8))
 
 
-def rotated(width, height):
-    """EXIF data that asks a viewer to turn the image by 90 degrees."""
+def rotate_exif():
+    """Return EXIF data that asks a viewer to rotate the image by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return {"exif": exif}
+    return exif
 
 
-def deep(width, height):
-    """A 16-bit grey image."""
+def make_deep(width, height):
+    """Make a 16-bit grey image."""
     return Image.fromarray(np.arange(width * height, dtype=np.uint16).reshape(height, width) * 7)
 
 
-# file name, width, height, how the picture is turned into what is saved, options of `save`
+# file name, width, height, how the image is made or converted, options of `save`
 IMAGES = [
     ("rgb.jpg", 97, 61, None, {}),
     ("tall.jpg", 50, 301, None, {}),
@@ -44,15 +44,13 @@ IMAGES = [
     ("cmyk.jpg", 70, 53, "CMYK", {}),
     ("rgba.png", 71, 55, "RGBA", {}),
     ("bits.png", 72, 57, "1", {}),
-    ("deep.png", 73, 59, deep, {}),
-    ("rotated.jpg", 74, 43, None, rotated(74, 43)),
+    ("deep.png", 73, 59, make_deep, {}),
+    ("rotated.jpg", 74, 43, None, {"exif": rotate_exif()}),
 ]
 
 
-def annotations_of(width, height):
-    """Boxes of every kind for an image: inside, one pixel, over the edges, of no area, outside, and
-    a crowd.
-    """
+def make_annotations(width, height):
+    """Make an image's boxes: inside, one pixel, over the edges, empty, outside, and a crowd."""
     boxes = [
         [width * 0.2, height * 0.3, width * 0.5, height * 0.4],
         [width // 2, height // 2, 1, 1],
@@ -89,9 +87,7 @@ def annotations_of(width, height):
 
 
 def make_coco(root):
-    """Writes IMAGES with annotations as train2017 and val2017 under `root`; every fifth image has
-    no annotation.
-    """
+    """Write IMAGES with annotations as train2017 and val2017; every fifth image has none."""
     data = {
         "images": [],
         "annotations": [],
@@ -99,15 +95,14 @@ def make_coco(root):
     }
     for number, (name, width, height, convert, options) in enumerate(IMAGES):
         image_id = 1000 - 7 * number  # not in the order of the file
-        image = (
-            convert(width, height) if callable(convert) else picture(width, height).convert(convert)
-        )
+        image = make_image(width, height)
+        image = convert(width, height) if callable(convert) else image.convert(convert)
         for folder in ("train2017", "val2017"):
             path = root / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path, **options)
         data["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
-        for ann in annotations_of(width, height) if number % 5 != 3 else []:
+        for ann in make_annotations(width, height) if number % 5 != 3 else []:
             count = len(data["annotations"])
             data["annotations"].append(
                 dict(ann, id=count + 1, image_id=image_id, category_id=(1, 17, 90)[count % 3])

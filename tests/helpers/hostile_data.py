@@ -15,20 +15,18 @@ from datasets.coco import NORMALIZE, CocoDetection
 from util.errors import InputError
 
 SIZE = (30, 20)
-
-
 PLAIN = T.Compose([T.RandomHorizontalFlip(), NORMALIZE])
 
 
-def picture(form, mode="RGB", size=SIZE, **options):
+def encode(file_format, mode="RGB", size=SIZE):
     file = io.BytesIO()
-    Image.effect_noise(size, 50).convert(mode).save(file, form, **options)
+    Image.effect_noise(size, 50).convert(mode).save(file, file_format)
     return file.getvalue()
 
 
-def bomb(side):
-    """A PNG of a few bytes whose header claims side x side pixels."""
-    content = bytearray(picture("PNG", "L", (1, 1)))
+def make_bomb(side):
+    """Return a PNG of a few bytes whose header claims side x side pixels."""
+    content = bytearray(encode("PNG", "L", (1, 1)))
     content[16:24] = side.to_bytes(4, "big") * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     return bytes(content)
@@ -40,46 +38,42 @@ EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 (mark) (w) file closefile
 showpage
 """
-
-
-PICTURES = {
-    "good.jpg": picture("JPEG"),
-    "cmyk.jpg": picture("JPEG", "CMYK"),
-    "grey.png": picture("PNG", "L"),
-    "palette.gif": picture("GIF", "P"),
-    "bits.tif": picture("TIFF", "1"),
-    "good.webp": picture("WEBP"),
-    "good.bmp": picture("BMP"),
-    "good.ppm": picture("PPM"),
-    "flat.png": picture("PNG", size=(300, 1)),
-    "flat2.png": picture("PNG", size=(1, 90)),
-    "pixel.png": picture("PNG", size=(1, 1)),
+GOOD_IMAGES = {
+    "good.jpg": encode("JPEG"),
+    "cmyk.jpg": encode("JPEG", "CMYK"),
+    "grey.png": encode("PNG", "L"),
+    "palette.gif": encode("GIF", "P"),
+    "bits.tif": encode("TIFF", "1"),
+    "good.webp": encode("WEBP"),
+    "good.bmp": encode("BMP"),
+    "good.ppm": encode("PPM"),
+    "flat.png": encode("PNG", size=(300, 1)),
+    "flat2.png": encode("PNG", size=(1, 90)),
+    "pixel.png": encode("PNG", size=(1, 1)),
 }
-
-
-HOSTILE_PICTURES = {
+HOSTILE_IMAGES = {
     "empty.jpg": b"",
     "text.jpg": b"<html>",
-    "bomb.png": bomb(2**31 - 1),
-    "bomb2.png": bomb(50_000),
-    "zero.png": bomb(0),
-    "cut.jpg": PICTURES["good.jpg"][:300],
+    "bomb.png": make_bomb(2**31 - 1),
+    "bomb2.png": make_bomb(50_000),
+    "zero.png": make_bomb(0),
+    "cut.jpg": GOOD_IMAGES["good.jpg"][:300],
     "postscript.jpg": EPS,
 }
 
 
 def make_images(root):
-    """Writes good and hostile pictures into root / "images". Returns root."""
+    """Write good and hostile images into root / "images". Return root."""
     (root / "images" / "sub").mkdir(parents=True)
-    (root / "secret.png").write_bytes(PICTURES["grey.png"])
+    (root / "secret.png").write_bytes(GOOD_IMAGES["grey.png"])
     os.mkfifo(root / "images" / "fifo.png")
-    for name, content in {**PICTURES, **HOSTILE_PICTURES}.items():
+    for name, content in {**GOOD_IMAGES, **HOSTILE_IMAGES}.items():
         (root / "images" / name).write_bytes(content)
     return root
 
 
 def read_items(folder, data, masks, skip, transforms, annotations="annotations.json"):
-    """Builds the data set and loads every item; checks what comes. Returns how many items came."""
+    """Build the dataset, load and check every item. Return the number of items."""
     (folder / annotations).write_text(json.dumps(data))
     dataset = CocoDetection(
         folder / "images", folder / annotations, transforms, masks, 4, skip_bad_samples=skip
@@ -102,9 +96,8 @@ def check_item(image, target, masks):
     assert tuple(target["size"]) == image.shape[1:]
     assert target["boxes"].shape == (n, 4) and np.isfinite(target["boxes"]).all()
     assert n == 0 or (target["boxes"].min() >= 0 and target["boxes"].max() <= 1)
-    assert (
-        target["labels"].shape == target["area"].shape == (n,) and np.isfinite(target["area"]).all()
-    )
+    assert target["labels"].shape == target["area"].shape == (n,)
+    assert np.isfinite(target["area"]).all()
     assert not n or set(target["labels"]) <= {0, 1, 2, 3}
     assert not masks or target["masks"].shape == (n, *image.shape[1:])
 
@@ -129,6 +122,7 @@ GOOD = {
 
 
 def entry(key, **values):
-    """GOOD with one more image or annotation, the values changed."""
+    """Return GOOD with one more image or annotation with these values; None removes a key."""
     new = {**GOOD[key][0], "id": 77, **values}
+    new = {name: value for name, value in new.items() if value is not None}
     return {**GOOD, key: [*GOOD[key], new]}

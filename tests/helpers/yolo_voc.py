@@ -11,26 +11,26 @@ IMAGES = objects(7)
 NAMES = [f"photo_{number}.png" for number in range(len(IMAGES))]
 
 
-def yolo_lines(boxes, as_polygon=False):
+def make_yolo_lines(boxes, as_polygon=False):
     for kind, (x, y, w, h) in boxes:
         if as_polygon:
             corners = (x, y), (x + w, y), (x + w, y + h), (x, y + h)
-            sides = [side for cx, cy in corners for side in (cx / WIDTH, cy / HEIGHT)]
+            values = [value for cx, cy in corners for value in (cx / WIDTH, cy / HEIGHT)]
         else:
-            sides = [(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT]
-        yield " ".join([str(kind), *(f"{side:.6f}" for side in sides)])
+            values = [(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT]
+        yield " ".join([str(kind), *(f"{value:.6f}" for value in values)])
 
 
 def write_labels(folder, polygons=False):
     folder.mkdir(parents=True, exist_ok=True)
     for name, boxes in zip(NAMES, IMAGES):
         if boxes:  # tools write no file, or an empty one, for an image without objects
-            lines = yolo_lines(boxes, polygons)
+            lines = make_yolo_lines(boxes, polygons)
             (folder / name).with_suffix(".txt").write_text("\n".join(lines) + "\n")
 
 
-def ultralytics(root, polygons=False):
-    """images/ and labels/ with train and val; data.yaml with `path` and a dictionary of names."""
+def write_ultralytics(root, polygons=False):
+    """Write images/ and labels/ with train and val; data.yaml has `path` and a dictionary names."""
     pytest.importorskip("yaml")
     for name in ("train", "val"):
         save_images(root / "images" / name, NAMES)
@@ -42,8 +42,8 @@ def ultralytics(root, polygons=False):
     return root / "data.yaml"
 
 
-def roboflow(root):
-    """train/ and valid/, each with images/ and labels/; paths in data.yaml begin with ../"""
+def write_roboflow(root):
+    """Write train/ and valid/, each with images/ and labels/; paths in data.yaml begin with ../"""
     pytest.importorskip("yaml")
     for name in ("train", "valid"):
         save_images(root / name / "images", NAMES)
@@ -56,15 +56,15 @@ def roboflow(root):
     return root
 
 
-def labelimg_yolo(root):
-    """Images, labels and classes.txt in one folder."""
+def write_labelimg(root):
+    """Write images, labels and classes.txt in one folder."""
     save_images(root, NAMES)
     write_labels(root)
     (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     return root
 
 
-def voc_xml(name, boxes):
+def make_voc_xml(name, boxes):
     parts = "".join(
         f"<object><name>{CLASSES[kind]}</name><pose>Unspecified</pose><truncated>0</truncated>"
         f"<difficult>{int(index == 1)}</difficult><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
@@ -77,40 +77,44 @@ def voc_xml(name, boxes):
     )
 
 
-def voc2012(root):
+def write_voc2012(root):
     save_images(root / "JPEGImages", NAMES)
     (root / "Annotations").mkdir()
-    (root / "ImageSets" / "Main").mkdir(parents=True)
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
     stems = [name.removesuffix(".png") for name in NAMES]
     for name, stem, boxes in zip(NAMES, stems, IMAGES):
-        (root / "Annotations" / f"{stem}.xml").write_text(voc_xml(name, boxes))
-    (root / "ImageSets" / "Main" / "train.txt").write_text("\n".join(stems) + "\n")
-    (root / "ImageSets" / "Main" / "val.txt").write_text("\n".join(stems) + "\n")
-    (root / "ImageSets" / "Main" / "cat_train.txt").write_text(f"{stems[0]}  1\n")
+        (root / "Annotations" / f"{stem}.xml").write_text(make_voc_xml(name, boxes))
+    for split in ("train", "val"):
+        (lists / f"{split}.txt").write_text("\n".join(stems) + "\n")
+    (lists / "cat_train.txt").write_text(f"{stems[0]}  1\n")
     return root
 
 
-def roboflow_voc(root):
+def write_roboflow_voc(root):
     for name in ("train", "valid"):
         save_images(root / name, NAMES)
         for image, boxes in zip(NAMES, IMAGES):
-            (root / name / image).with_suffix(".xml").write_text(voc_xml(image, boxes))
+            (root / name / image).with_suffix(".xml").write_text(make_voc_xml(image, boxes))
     return root
 
 
-def assert_converted(written, names, crowds=False):
-    """Each set has all images and objects, as load_coco reads them."""
-    for images, file in written.values():
-        coco = load_coco(images, file, return_masks=False, num_classes=None)
+def load(split):
+    """Load a converted split: (image folder, annotation file)."""
+    return load_coco(*split, return_masks=False, num_classes=None)
+
+
+def assert_converted(splits, names, crowds=False):
+    """Check that each split has all images and objects."""
+    for coco in map(load, splits.values()):
         assert {i: cat["name"] for i, cat in coco.cats.items()} == names
-        by_name = {image["file_name"]: i for i, image in coco.imgs.items()}
-        assert sorted(by_name) == NAMES
+        ids = {image["file_name"]: i for i, image in coco.imgs.items()}
+        assert sorted(ids) == NAMES
         for name, boxes in zip(NAMES, IMAGES):
-            found = coco.imgToAnns[by_name[name]]
+            found = coco.imgToAnns[ids[name]]
             assert [names[ann["category_id"]] for ann in found] == [CLASSES[k] for k, _ in boxes]
             expected = np.array([box for _, box in boxes], float).reshape(-1, 4)
-            np.testing.assert_allclose(
-                np.array([ann["bbox"] for ann in found]).reshape(-1, 4), expected, atol=2e-3
-            )
+            converted = np.array([ann["bbox"] for ann in found]).reshape(-1, 4)
+            np.testing.assert_allclose(converted, expected, atol=2e-3)
             difficult = [int(crowds and index == 1) for index in range(len(boxes))]
             assert [ann["iscrowd"] for ann in found] == difficult

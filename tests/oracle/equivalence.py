@@ -25,8 +25,8 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 from tests.helpers.processes import ENVIRONMENT, REPO
-from util.best import COCO_FIGURES
-from util.plot_utils import evaluated, read_log
+from util.best import COCO_METRICS
+from util.plot_utils import read_log, select_evaluated
 
 from .conftest import HERE, ORACLE_PYTHON
 from .equivalence_report import write_report
@@ -169,7 +169,7 @@ def find_free_port():
 def read_figures(folder):
     """Return the figures to compare from the log.txt of a run: name -> float."""
     logs = read_log(folder)
-    last = evaluated(logs)
+    last = select_evaluated(logs)
     figures = {}
     if "test_PQ_all" in last[0]:
         figures = {name: np.mean([log["test_PQ_all"][name.lower()] for log in last]) for name in PQ}
@@ -177,7 +177,7 @@ def read_figures(folder):
     stats = np.mean([log[f"test_coco_eval_{kind}"] for log in last], axis=0)
     return {
         **figures,
-        **dict(zip(COCO_FIGURES[:3], stats)),
+        **dict(zip(COCO_METRICS[:3], stats)),
         "loss on the validation set": np.mean([log["test_loss"] for log in last]),
         "loss of the first epoch": logs[0]["train_loss"],
     }

@@ -24,7 +24,7 @@ IDS = {"star": 1, "triangle": 2, "circle": 5, "rectangle": 9}
 FLAGS = "--demo --dataset_file coco --img_scales 96 --eval_size 96 --max_size 96".split()
 
 
-def polygon(kind, size, rng, original=shapes._polygon):
+def polygon(kind, size, rng, original=shapes._sample_polygon):
     """Return a polygon as shapes.py does, or a star whose inner radius is 0.4 of the outer one."""
     if kind != "star":
         return original(kind, size, rng)
@@ -38,7 +38,7 @@ def polygon(kind, size, rng, original=shapes._polygon):
 
 def write(folder, counts, size=96):
     """Write the images as train/, val/, train.json and val.json, which is not COCO's layout."""
-    shapes.CLASSES, shapes._polygon = (*shapes.CLASSES, "star"), polygon
+    shapes.CLASSES, shapes._sample_polygon = (*shapes.CLASSES, "star"), polygon
     categories = [{"id": i, "name": name} for name, i in IDS.items()]
     for part, (image_set, count) in enumerate(counts.items()):
         (folder / image_set).mkdir(parents=True)
@@ -49,7 +49,7 @@ def write(folder, counts, size=96):
             Image.fromarray(image).save(folder / image_set / name)
             data["images"].append({"id": index, "file_name": name, "width": size, "height": size})
             for kind, outline in drawn:
-                annotation = shapes._annotation(kind, outline)
+                annotation = shapes._make_annotation(kind, outline)
                 annotation.update(image_id=index, category_id=IDS[shapes.CLASSES[kind]])
                 data["annotations"].append({**annotation, "id": len(data["annotations"]) + 1})
         (folder / f"{image_set}.json").write_text(json.dumps(data))
