@@ -194,7 +194,7 @@ def resume_command(args):
     # A given flag overrides the checkpoint's even if it is the default.
     given = [name for name in args.given if name not in changes]
     command = full_command(argparse.Namespace(**{**vars(args), **changes}), given)
-    return f"resume with {launch.launcher()}{command}"
+    return f"resume with {launch.get_launch_prefix()}{command}"
 
 
 # ---- flags that a checkpoint decides

@@ -14,7 +14,7 @@ from datasets.coco import IMAGE_SUFFIXES, MAX_ASPECT_RATIO
 from models.architecture import BASIC_BLOCK_BACKBONES, get_max_learned_side
 from util import launch
 from util.errors import InputError
-from util.files import claim, files_below, training_files
+from util.files import find_training_files, list_files, lock_output_folder
 
 # Names, lowest and highest value. The highest is far beyond use: it keeps a typing error from
 # taking the machine down.
@@ -53,7 +53,7 @@ def check_args(args):
         find_images(args.predict, args.output_dir)
     if args.output_dir and launch.is_main_process():
         folder = Path(args.output_dir)
-        claim(folder)
+        lock_output_folder(folder)
         check_output_dir(args, folder)
     check_paths(args)
 
@@ -251,7 +251,7 @@ def check_paths(args):
 
 def check_output_dir(args, folder):
     """Check that no training in the output folder (Path) would be lost."""
-    training = training_files(folder)
+    training = find_training_files(folder)
     if not training:
         return
     if args.overwrite:
@@ -288,7 +288,7 @@ def find_images(paths, output_dir):
                 )
             matches = [
                 file
-                for file in files_below(Path(path))
+                for file in list_files(Path(path))
                 if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
             ]
         elif Path(path).exists():

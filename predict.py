@@ -20,12 +20,12 @@ from models.attention import record_attention
 from models.detr import PostProcess
 from models.segmentation import PostProcessSegm
 from util.backend import jt
-from util.errors import InputError, printable
-from util.files import replacing
+from util.errors import InputError, escape_unprintable
+from util.files import atomic_write
 from util.pictures import draw_attention, draw_detections, find_unreadable_names
 from util.step_memory import StepMemory
 
-# Bytes of a file name before _detections.jpg: file systems take 255, and `replacing` adds some
+# Bytes of a file name before _detections.jpg: file systems take 255, and `atomic_write` adds some
 # while it writes.
 MAX_STEM = 200
 
@@ -141,9 +141,9 @@ def predict_files(model, args, names):
             except Exception as error:  # reported here and at the end
                 reason = str(error)
                 if not isinstance(error, InputError):
-                    reason = printable(f"{type(error).__name__}: {error}")[:500]
+                    reason = escape_unprintable(f"{type(error).__name__}: {error}")[:500]
                 failures.append(reason if str(path) in reason else f"{path}: {reason}")
-                bar.write(printable(f"left out: {failures[-1]}"))
+                bar.write(escape_unprintable(f"left out: {failures[-1]}"))
                 continue
             finally:
                 memory.tidy()
@@ -153,10 +153,10 @@ def predict_files(model, args, names):
             segments += masks
             text = describe(detections)
             seconds = f"{time.time() - start:.2f} s"
-            bar.write(printable(f"{path}: {text}; {seconds}; {target}_detections.jpg"))
+            bar.write(escape_unprintable(f"{path}: {text}; {seconds}; {target}_detections.jpg"))
     results = {"bbox": boxes, "segm": segments} if args.masks else {"bbox": boxes}
     for name, content in results.items():
-        with replacing(folder / f"detections_{name}.json") as file:
+        with atomic_write(folder / f"detections_{name}.json") as file:
             file.write(json.dumps(content).encode())
     succeeded = len(files) - len(failures)
     print(
@@ -186,7 +186,7 @@ def unique_names(files):
 
 
 def save(picture, path):
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         picture.save(file, format="JPEG", quality=92)
 
 

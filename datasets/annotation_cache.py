@@ -10,9 +10,9 @@ import hashlib
 from datasets.annotation_arrays import Annotations, CocoArrays, Images, flatten, unflatten
 from datasets.annotations import FileIndex, read_coco
 from util.array_file import read_arrays, write_arrays
-from util.download import user_cache
+from util.download import get_user_cache
 from util.errors import InputError
-from util.files import exclusive
+from util.files import lock_folder
 from util.memory import return_freed_memory, without_garbage_collector
 
 VERSION = 1  # raise it with every change of the arrays or of the checks
@@ -54,7 +54,7 @@ def _get_cache_path(ann_file, return_masks):
             content_hash.update(block)
     variant = "masks" if return_masks else "boxes"
     name = f"{path_hash}-{variant}-{VERSION}-{content_hash.hexdigest()[:32]}.arrays"
-    return user_cache() / "annotations" / name
+    return get_user_cache() / "annotations" / name
 
 
 def _read_cache(path, img_folder, num_classes):
@@ -81,7 +81,7 @@ def _write_cache(path, arrays):
     extra = {"classes": list(arrays.classes.items()), "notes": arrays.notes}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(path.parent):
+        with lock_folder(path.parent):
             path_hash, variant, *_ = path.name.split("-")
             for earlier in path.parent.glob(f"{path_hash}-{variant}-*.arrays"):
                 earlier.unlink()

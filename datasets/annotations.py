@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from datasets.segmentations import is_segmentation, segmentation_to_rle
-from util.errors import InputError, printable
+from util.errors import InputError, escape_unprintable
 from util.memory import without_garbage_collector
 
 MAX_BOX_COORDINATE = 1e7  # pixels
@@ -187,7 +187,9 @@ def select_annotations(data, listed, ann_file, return_masks, num_classes, bad_sa
 def get_class_names(categories):
     """Return a dictionary category id -> name of checked categories."""
     return {
-        category["id"]: printable(str(category.get("name", f"class {category['id']}")).strip())
+        category["id"]: escape_unprintable(
+            str(category.get("name", f"class {category['id']}")).strip()
+        )
         for category in categories
     }
 

@@ -18,7 +18,7 @@ from util.backend import jt
 from util.errors import InputError
 from util.memory import return_freed_memory
 from util.misc import NestedTensor, nested_tensor_from_arrays
-from util.signals import children_ignore, die_with_parent
+from util.signals import block_signals_in_children, die_with_parent
 
 
 class DataLoader:
@@ -219,7 +219,7 @@ class BatchWorkers(jt.dataset.Dataset):
         # their garbage collector from touching, and so copying, the objects that exist now.
         return_freed_memory()
         gc.freeze()
-        with children_ignore():
+        with block_signals_in_children():
             self._init_workers(np.arange(len(order.starts)))
         gc.unfreeze()
         # Kill the workers, whatever they are doing. Also at exit, where Python would wait for

@@ -12,7 +12,7 @@ import numpy as np
 from datasets.coco import read_image
 from datasets.coco_panoptic import rgb2id
 from util import dist, launch
-from util.files import make_folder, replacing, writing
+from util.files import atomic_write, convert_write_errors, make_folder
 
 
 class PanopticEvaluator:
@@ -49,7 +49,7 @@ class PanopticEvaluator:
             return
         for prediction in predictions:
             path = self.output_dir / prediction["file_name"]
-            with writing(path):
+            with convert_write_errors(path):
                 path.write_bytes(prediction["png_string"])
             self.predictions.append(
                 {key: value for key, value in prediction.items() if key != "png_string"}
@@ -68,7 +68,7 @@ class PanopticEvaluator:
         from panopticapi.evaluation import pq_compute  # an optional package
 
         path = self.output_dir / "predictions.json"
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(json.dumps({"annotations": self.predictions}).encode())
         ground_truth = self.ground_truth()
         predicted = {prediction["image_id"] for prediction in self.predictions}

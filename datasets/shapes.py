@@ -18,9 +18,9 @@ from tqdm import tqdm
 import datasets.transforms as T
 from datasets.classes import get_num_classes
 from datasets.coco import NORMALIZE, CocoDetection, get_coco_paths
-from util.download import user_cache
+from util.download import get_user_cache
 from util.errors import InputError
-from util.files import exclusive
+from util.files import lock_folder
 
 CLASSES = ("circle", "rectangle", "triangle")  # category ids 1, 2, 3
 SEED = 0  # of the images; --seed changes the training only
@@ -40,7 +40,7 @@ def build(image_set: str, args: Namespace) -> CocoDetection:
     """
     counts = {"train": args.shapes_train, "val": args.shapes_val}
     name = f"{NAME}-{args.shapes_size}px-{args.shapes_train}-{args.shapes_val}"
-    root = Path(args.coco_path) if args.coco_path else user_cache() / name
+    root = Path(args.coco_path) if args.coco_path else get_user_cache() / name
     write_shapes(root, counts, args.shapes_size)
     return CocoDetection(
         *get_coco_paths(root, image_set),
@@ -74,7 +74,7 @@ def write_shapes(root, counts, size, seed=SEED):
     }
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(root.parent):
+        with lock_folder(root.parent):
             if not (root.is_dir() and any(root.iterdir())):
                 _write_folder(root, counts, size, seed, info)
     except OSError as error:

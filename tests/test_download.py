@@ -13,7 +13,7 @@ from file_server import Server
 from processes import run_python
 
 from util import download as module
-from util.download import download, user_cache
+from util.download import download, get_user_cache
 from util.errors import InputError
 
 CONTENT = bytes(range(256)) * 5000
@@ -215,6 +215,6 @@ def test_certificates_are_verified_although_jittor_disables_that(server, tmp_pat
 
 def test_the_user_cache_follows_xdg(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert user_cache() == Path("/somewhere/detr-jittor")
+    assert get_user_cache() == Path("/somewhere/detr-jittor")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert user_cache() == Path(os.path.expanduser("~/.cache/detr-jittor"))
+    assert get_user_cache() == Path(os.path.expanduser("~/.cache/detr-jittor"))

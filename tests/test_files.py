@@ -10,13 +10,20 @@ import pytest
 from processes import REPO
 
 from util.errors import InputError
-from util.files import PARTIAL, claim, files_below, make_folder, replacing, training_files
+from util.files import (
+    PARTIAL,
+    atomic_write,
+    find_training_files,
+    list_files,
+    lock_output_folder,
+    make_folder,
+)
 
 CLAIM = """
 import sys
 from pathlib import Path
-from util.files import claim
-claim(Path(sys.argv[1]))
+from util.files import lock_output_folder
+lock_output_folder(Path(sys.argv[1]))
 print("claimed", flush=True)
 input()
 """
@@ -25,7 +32,7 @@ input()
 def test_the_file_is_replaced_when_the_block_ends(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"after")
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == b"after"
@@ -35,7 +42,7 @@ def test_the_file_is_replaced_when_the_block_ends(tmp_path):
 def test_an_exception_leaves_only_the_earlier_file(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"before"
@@ -44,7 +51,7 @@ def test_an_exception_leaves_only_the_earlier_file(tmp_path):
 
 def test_an_unwritable_folder_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere/file: cannot be written \(No such file"):
-        with replacing(tmp_path / "nowhere" / "file") as file:
+        with atomic_write(tmp_path / "nowhere" / "file") as file:
             file.write(b"")
 
 
@@ -55,7 +62,7 @@ def test_claim_makes_the_folder_and_removes_leftovers_of_a_killed_run(tmp_path):
     users = [folder / ".checkpoint.pkl.part", folder / "notes", folder / f"notes{PARTIAL}"]
     for path in leftovers + users:
         path.touch()
-    claim(folder)
+    lock_output_folder(folder)
     assert not any(path.exists() for path in leftovers)
     assert all(path.exists() for path in users), "only its own names are removed"
 
@@ -64,7 +71,7 @@ def test_claim_makes_the_folder_and_removes_leftovers_of_a_killed_run(tmp_path):
 def test_a_file_with_the_name_of_an_output_folder_is_an_error(tmp_path, name):
     (tmp_path / name).write_text("notes")
     with pytest.raises(InputError, match=f"{name}: is a file, but this program needs"):
-        claim(tmp_path)
+        lock_output_folder(tmp_path)
     with pytest.raises(InputError, match=f"{name}: cannot be created"):
         make_folder(tmp_path / name)
 
@@ -79,12 +86,12 @@ def test_a_drive_that_cannot_sync_folders_is_no_error(tmp_path, monkeypatch):
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with replacing(tmp_path / "file") as file:
+    with atomic_write(tmp_path / "file") as file:
         file.write(b"content")
     assert (tmp_path / "file").read_bytes() == b"content"
     monkeypatch.setattr(os, "fsync", lambda handle: fsync(handle, errno.EIO))
     with pytest.raises(InputError, match="file: cannot be written"):
-        with replacing(tmp_path / "file") as file:
+        with atomic_write(tmp_path / "file") as file:
             file.write(b"more")
 
 
@@ -95,9 +102,9 @@ def test_a_process_holds_its_folder_until_it_ends(tmp_path):
     ) as process:
         assert process.stdout.readline() == b"claimed\n"
         with pytest.raises(InputError, match="is in use by another run"):
-            claim(tmp_path)
+            lock_output_folder(tmp_path)
         process.kill()
-    claim(tmp_path)
+    lock_output_folder(tmp_path)
 
 
 TRAINING = """
@@ -113,12 +120,12 @@ def test_training_files_are_recognised_by_name(tmp_path):
     (tmp_path / "eval").mkdir()
     for name in TRAINING + OTHERS:
         (tmp_path / name).touch()
-    assert training_files(tmp_path) == sorted(tmp_path / name for name in TRAINING)
+    assert find_training_files(tmp_path) == sorted(tmp_path / name for name in TRAINING)
 
 
 def test_a_folder_is_no_training_file(tmp_path):
     (tmp_path / "log.txt").mkdir()
-    assert training_files(tmp_path) == []
+    assert find_training_files(tmp_path) == []
 
 
 def test_linked_files_are_found_once(tmp_path):
@@ -127,5 +134,5 @@ def test_linked_files_are_found_once(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "a" / "deep" / "cycle").symlink_to(tmp_path / "a")
-    found = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path / "a")]
+    found = [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path / "a")]
     assert found == ["a/1.txt", "a/deep/2.txt", "a/link/3.txt"]

@@ -287,8 +287,8 @@ def test_overwrite_removes_the_training_before(coco, whole, tmp_path):
 
 def test_one_run_at_a_time_in_a_folder(coco, tmp_path):
     source = (
-        "import sys; from pathlib import Path; from util.files import claim; "
-        "claim(Path(sys.argv[1])); print(flush=True); input()"
+        "import sys; from pathlib import Path; from util.files import lock_output_folder; "
+        "lock_output_folder(Path(sys.argv[1])); print(flush=True); input()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", source, tmp_path],

@@ -11,7 +11,7 @@ import mmap
 
 import numpy as np
 
-from util.files import replacing
+from util.files import atomic_write
 
 MAGIC = b"ARRAYS 1"
 HASH_START = len(MAGIC) + 32
@@ -36,7 +36,7 @@ def write_arrays(path, arrays, extra):
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         for part in [MAGIC, digest.digest(), *parts]:
             file.write(part)
 

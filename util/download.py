@@ -33,7 +33,7 @@ class NoSuchFile(InputError):
     """The server does not have the file (HTTP 404)."""
 
 
-def user_cache():
+def get_user_cache():
     """Return the folder (Path) for downloads, `detr-jittor` in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "detr-jittor"
 

@@ -11,10 +11,10 @@ class InputError(Exception):
     """
 
     def __str__(self):
-        return printable(super().__str__())
+        return escape_unprintable(super().__str__())
 
 
-def printable(text):
+def escape_unprintable(text):
     """Return text with control characters escaped, which a hostile file's names may contain."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from util.errors import InputError
 
-PARTIAL = ".detr-jittor.part"  # suffix of the hidden files that `replacing` writes
+PARTIAL = ".detr-jittor.part"  # suffix of the hidden files that `atomic_write` writes
 OUTPUT_FOLDERS = (".", "eval", "panoptic_eval", "report", "tensorboard")  # below --output_dir
 # What a training writes there, except images and reports, which the next training replaces.
 TRAINING_FILE = re.compile(
@@ -19,7 +19,7 @@ TRAINING_FILE = re.compile(
 
 
 @contextmanager
-def replacing(path):
+def atomic_write(path):
     """Yield a binary file that replaces path if the block succeeds, and is deleted if it raises.
 
     It is a hidden file beside path and synced before it is renamed, so that an earlier file
@@ -28,7 +28,7 @@ def replacing(path):
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{PARTIAL}")
-    with writing(path):
+    with convert_write_errors(path):
         try:
             with open(partial, "wb") as file:
                 yield file
@@ -41,7 +41,7 @@ def replacing(path):
 
 
 @contextmanager
-def writing(path):
+def convert_write_errors(path):
     """Turn an OSError of the block into an InputError that names path."""
     try:
         yield
@@ -76,7 +76,7 @@ def make_folder(path):
 
 
 @contextmanager
-def exclusive(folder):
+def lock_folder(folder):
     """Hold an exclusive lock on a folder, without a lock file."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -86,11 +86,11 @@ def exclusive(folder):
         os.close(handle)
 
 
-def claim(folder):
+def lock_output_folder(folder):
     """Lock an output folder (Path) for this process; make it if it is missing.
 
-    Removes what `replacing` left when a process was killed. Raises InputError if the folder cannot
-    be written, another run uses it, or a file is in the way of one of OUTPUT_FOLDERS.
+    Removes what a killed process left of `atomic_write`. Raises InputError if the folder cannot be
+    written, another run uses it, or a file is in the way of one of OUTPUT_FOLDERS.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def claim(folder):
             leftover.unlink()
 
 
-def training_files(folder):
+def find_training_files(folder):
     """Return a training's files (Path) in folder (Path): checkpoints, logs, evaluations; sorted."""
     files = [*folder.glob("*"), *folder.glob("eval/*"), *folder.glob("tensorboard/*")]
     return sorted(
@@ -132,7 +132,7 @@ def training_files(folder):
     )
 
 
-def files_below(folder):
+def list_files(folder):
     """Return all files (Path) in a folder (Path) and its subfolders, sorted. Follows links."""
     paths, visited = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):

@@ -10,7 +10,7 @@ import numpy as np
 
 from util import pickles
 from util.errors import InputError
-from util.files import replacing
+from util.files import atomic_write
 
 _MAGIC = b"HCAJSLHD"  # file layout: pickle, SHA-1, magic
 _TRAILER_SIZE = 20 + len(_MAGIC)
@@ -23,7 +23,7 @@ def write_jittor_file(obj, path):
     Raises InputError if the disk is full or the folder cannot be written. A failure leaves an
     earlier file at path unchanged.
     """
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         hashed = _HashedWriter(file)
         _Pickler(hashed, protocol=4).dump(obj)
         file.write(hashed.sha1.digest() + _MAGIC)

@@ -37,7 +37,7 @@ def is_main_process():
     return get_rank() == 0
 
 
-def launcher():
+def get_launch_prefix():
     """Return the part of the command line before `python`; empty for one process."""
     if get_world_size() == 1:
         return ""

@@ -6,7 +6,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from util import dist, launch
-from util.files import make_folder, replacing, training_files
+from util.files import atomic_write, find_training_files, make_folder
 from util.jittor_file import write_jittor_file
 from util.pictures import GRID, draw_mistakes, encode_jpeg, plot_predictions
 from util.plot_utils import plot_curves, read_log
@@ -28,7 +28,7 @@ class OutputFolder:
         if not self.active:
             return
         if overwrite:
-            for old in training_files(self.path):
+            for old in find_training_files(self.path):
                 old.unlink()
         self.logs = read_log(self.path) if (self.path / "log.txt").exists() else []
         if tensorboard:
@@ -64,7 +64,7 @@ class OutputFolder:
         if not self.active:
             return
         for iou_type in evaluator.coco_eval:
-            with replacing(self.path / f"detections_{iou_type}.json") as file:
+            with atomic_write(self.path / f"detections_{iou_type}.json") as file:
                 write_list(filter(None, evaluator.results(iou_type)), file)
         accumulated = evaluator.coco_eval["bbox"].eval
         accumulated = {**accumulated, "params": vars(accumulated["params"])}
@@ -72,7 +72,7 @@ class OutputFolder:
             make_folder((self.path / name).parent)
             write_jittor_file(accumulated, self.path / name)
         some = chain.from_iterable(islice(filter(None, evaluator.results("bbox")), math.prod(GRID)))
-        with replacing(self.path / "predictions.png") as file:
+        with atomic_write(self.path / "predictions.png") as file:
             plot_predictions(
                 evaluator.coco_gt, dataset.read_image_by_id, some, dataset.classes, file
             )
@@ -89,7 +89,7 @@ class OutputFolder:
         page = make_page(report, pictures)
         make_folder(self.path / "report")
         for name, text in (("report.json", json.dumps(report)), ("report.html", page)):
-            with replacing(self.path / "report" / name) as file:
+            with atomic_write(self.path / "report" / name) as file:
                 file.write(text.encode())
 
     def panoptic_folder(self):
@@ -130,12 +130,12 @@ class OutputFolder:
         }
         # Lines of later epochs are from an earlier run that resumed from the same checkpoint.
         self.logs = [old for old in self.logs if old["epoch"] < epoch] + [line]
-        with replacing(self.path / "curves.png") as file:
+        with atomic_write(self.path / "curves.png") as file:
             plot_curves({self.path.resolve().name: self.logs}, file)
         if self.tensorboard:
             self.log_to_tensorboard(line, with_picture=bool(test_stats))
         # Last, because the line means that the epoch is complete.
-        with replacing(self.path / "log.txt") as file:
+        with atomic_write(self.path / "log.txt") as file:
             file.write("".join(json.dumps(line) + "\n" for line in self.logs).encode())
 
     def log_to_tensorboard(self, line, with_picture):

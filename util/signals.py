@@ -78,7 +78,7 @@ os.register_at_fork(after_in_child=_restore_handlers_in_child)
 
 
 @contextmanager
-def children_ignore():
+def block_signals_in_children():
     """Let children forked within the block ignore SIGNALS, which Slurm and terminals send them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -7,7 +7,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from datasets.coco import IMAGE_FORMATS, IMAGE_SUFFIXES
 from util.errors import InputError
-from util.files import files_below, make_folder, replacing
+from util.files import atomic_write, list_files, make_folder
 
 
 class CocoWriter:
@@ -63,7 +63,7 @@ class CocoWriter:
     def write(self, path):
         data = {"images": self.images, "annotations": self.annotations}
         make_folder(path.parent)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(json.dumps({**data, "categories": self.categories}).encode())
         print(
             f"{path}: {len(self.images)} images, {len(self.annotations)} boxes, "
@@ -109,7 +109,7 @@ def find_images(folder):
     """Return the paths of the images in a folder (Path) and below, sorted; InputError for none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one with the images")
-    paths = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = [path for path in list_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
         raise InputError(f"{folder}: has no images; give the folder with the images")
     return paths

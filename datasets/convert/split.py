@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets.annotations import find_id_error, read_annotation_file
 from util.errors import InputError
-from util.files import replacing
+from util.files import atomic_write
 
 from .coco_json import check_not_existing
 
@@ -59,7 +59,7 @@ def split_coco(source: Path, val_fraction: float, seed: int) -> list[Path]:
         annotations = [
             ann for ann in data["annotations"] if (ann.get("image_id") in val_ids) == is_val
         ]
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             part = {**data, "images": images, "annotations": annotations}
             file.write(json.dumps(part).encode())
         print(f"{path}: {len(images)} images, {len(annotations)} boxes")

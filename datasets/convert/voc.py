@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datasets.annotations import MAX_BOX_COORDINATE
 from util.errors import InputError
-from util.files import files_below
+from util.files import list_files
 
 from .coco_json import CocoWriter, find_images, raise_errors, write_splits
 
@@ -123,7 +123,7 @@ def find_splits(source):
 
 
 def find_xml_files(folder):
-    return [path for path in files_below(folder) if path.suffix == ".xml"]
+    return [path for path in list_files(folder) if path.suffix == ".xml"]
 
 
 def parse_xml(path, errors):

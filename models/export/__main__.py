@@ -10,7 +10,7 @@ from models.weights.checkpoint import load_checkpoint
 from models.weights.names import get_class_names
 from models.weights.shapes import check_weights
 from util.errors import InputError
-from util.files import replacing
+from util.files import atomic_write
 
 MIN_OPSET = 17  # the first with LayerNormalization
 
@@ -62,7 +62,7 @@ def export(args):
     classes = get_class_names(checkpoint, args.source)
     model = export_detr(checkpoint["model"], architecture, classes, args.opset, size)
     onnx.checker.check_model(model, full_check=True)
-    with replacing(args.target) as file:
+    with atomic_write(args.target) as file:
         file.write(model.SerializeToString())
 
 

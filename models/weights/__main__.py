@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.architecture import infer_architecture
 from util.errors import InputError
-from util.files import replacing
+from util.files import atomic_write
 
 from .checkpoint import load_checkpoint
 from .huggingface import check_exportable, write_folder
@@ -54,7 +54,7 @@ def convert(source, target, options):
         raise InputError(f"{target}: unknown suffix; give OUT.pth, OUT.safetensors, or a folder")
     checkpoint = load_checkpoint(source)
     if not is_folder and target.suffix in PYTORCH_SUFFIXES:
-        with replacing(target) as file:
+        with atomic_write(target) as file:
             write_torch_file({"model": checkpoint["model"]}, file)
         return
     architecture = infer_architecture(checkpoint, source, options.dilation, options.nheads)
@@ -66,7 +66,7 @@ def convert(source, target, options):
             target, checkpoint["model"], classes, architecture, **get_image_sizes(checkpoint)
         )
     else:
-        with replacing(target) as file:
+        with atomic_write(target) as file:
             write_safetensors(to_huggingface(checkpoint["model"]), file)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from util.download import MAX_BYTES
-from util.errors import InputError, printable
+from util.errors import InputError, escape_unprintable
 from util.jittor_file import read_jittor_file
 
 from .fetch import resolve_source
@@ -91,7 +91,7 @@ def read_class_names(checkpoint, source):
             f"{source}: its classes do not map ids to names; the file is damaged, use another "
             "checkpoint"
         )
-    return {class_id: printable(name) for class_id, name in classes.items()}
+    return {class_id: escape_unprintable(name) for class_id, name in classes.items()}
 
 
 def count_classes(checkpoint):

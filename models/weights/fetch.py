@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from urllib.parse import quote
 
-from util.download import NoSuchFile, check_url, download, fetch, sha256, user_cache
+from util.download import NoSuchFile, check_url, download, fetch, get_user_cache, sha256
 from util.errors import InputError
-from util.files import replacing
+from util.files import atomic_write
 
 from .huggingface import CONFIG, PREPROCESSOR, WEIGHTS, read_index
 
@@ -24,8 +24,8 @@ def resolve_source(source):
     Raises InputError.
     """
     if source.startswith("hf://"):
-        return download_repository(source, user_cache() / "huggingface")
-    return download(source, user_cache()) if "://" in source else Path(source)
+        return download_repository(source, get_user_cache() / "huggingface")
+    return download(source, get_user_cache()) if "://" in source else Path(source)
 
 
 def download_repository(source, folder):
@@ -75,7 +75,7 @@ def _fetch(base, folder, name):
         actual = checksum if len(expected) == 64 else _git_hash(path.read_bytes())
         if actual != expected:
             return expected
-        with replacing(record) as file:
+        with atomic_write(record) as file:
             file.write(f"{checksum}  {name}\n".encode())
         return None
 

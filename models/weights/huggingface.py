@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.architecture import BASIC_BLOCK_BACKBONES, DEPTHS
 from util.errors import InputError
-from util.files import make_folder, replacing
+from util.files import atomic_write, make_folder
 
 from .huggingface_names import to_huggingface
 from .safetensors_file import write_safetensors
@@ -200,7 +200,7 @@ def write_folder(folder, state, classes, architecture, eval_size=800, max_size=1
     images, in pixels. Raises InputError if the folder cannot be written.
     """
     make_folder(folder)
-    with replacing(folder / WEIGHTS[0]) as file:
+    with atomic_write(folder / WEIGHTS[0]) as file:
         write_safetensors(to_huggingface(state), file)
     preprocessor = {
         "image_processor_type": "DetrImageProcessor",
@@ -210,5 +210,5 @@ def write_folder(folder, state, classes, architecture, eval_size=800, max_size=1
     }
     config = make_config(architecture, classes)
     for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
-        with replacing(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write(json.dumps(content, indent=2).encode())

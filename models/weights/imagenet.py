@@ -1,6 +1,6 @@
 """Load weights into the backbone: torchvision's ImageNet weights, or a file."""
 
-from util.download import download, user_cache
+from util.download import download, get_user_cache
 from util.errors import InputError
 
 from .checkpoint import load_checkpoint
@@ -32,7 +32,7 @@ def load_backbone(body, spec, backbone_name):
                 f"backbone_name is {backbone_name}, for which there are no ImageNet weights"
             )
         try:
-            source = download(IMAGENET_WEIGHTS[backbone_name], user_cache())
+            source = download(IMAGENET_WEIGHTS[backbone_name], get_user_cache())
         except InputError as error:
             remedy = "or use --backbone_weights none or --backbone_weights PATH"
             raise InputError(f"{error}, {remedy}") from error

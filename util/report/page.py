@@ -7,7 +7,7 @@ from string import Template
 
 import numpy as np
 
-from util.errors import printable
+from util.errors import escape_unprintable
 from util.pictures import MISTAKE_COLOURS
 
 from . import charts
@@ -119,7 +119,7 @@ def make_mistake_table(mistakes):
 
 def make_figure(image, jpeg):
     source = base64.b64encode(jpeg).decode()
-    name = escape(printable(image["file_name"]))
+    name = escape(escape_unprintable(image["file_name"]))
     text = f"{name}: {count(len(image['mistakes']), 'mistake')}"
     return (
         f'<figure><img src="data:image/jpeg;base64,{source}" alt="{text}">'

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from util.errors import warn
-from util.files import exclusive
+from util.files import lock_folder
 
 # The first lines of Jittor's generated sources.
 HEADER = """
@@ -122,7 +122,7 @@ def use_precompiled_header(flags):
     folder = Path(flags.cache_path) / f"precompiled-{digest}"
     header = folder / "operators.h"
     folder.mkdir(exist_ok=True)
-    with exclusive(folder):
+    with lock_folder(folder):
         if not header.with_name("operators.h.gch").exists() and not _precompile(header, command):
             return
     flags.cc_flags += f' -include "{header}" '
