@@ -90,7 +90,7 @@ def get_args_parser():
     add("--train_ann", metavar="FILE", help="their annotations, a JSON file in COCO's format")
     add("--val_images", metavar="FOLDER", help="your own validation images")
     add("--val_ann", metavar="FILE", help="their annotations")
-    text = "highest category id + 1, if it is not that of the data set"
+    text = "highest category id + 1, if it is not that of the dataset"
     add("--num_classes", type=int, help=text)
     text = "shorter sides of training images, pixels"
     add("--img_scales", default=list(SCALES), nargs="+", type=int, help=text)

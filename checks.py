@@ -181,7 +181,7 @@ def check_predict(args):
 
 
 def check_data(args):
-    """Check which data set is named."""
+    """Check which dataset is named."""
     for name in ("attention", "threshold"):
         if name in args.given:
             raise InputError(f"--{name} is for --predict: give images with it")

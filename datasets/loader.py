@@ -1,6 +1,6 @@
-"""Load batches of a data set in a fixed order, in Jittor's data workers.
+"""Load batches of a dataset in a fixed order, in Jittor's data workers.
 
-Every pass starts its own workers, as PyTorch does by default, so that they see the data set of the
+Every pass starts its own workers, as PyTorch does by default, so that they see the dataset of the
 current epoch and none outlives the pass.
 
 Source: `torch.utils.data.DataLoader`, the samplers and `collate_fn` in the original.
@@ -28,7 +28,7 @@ class DataLoader:
     samples: NestedTensor of NumPy arrays, tensors float32 [B, 3, H, W] and mask bool [B, H, W],
     True on padding.
     targets: list of B target dictionaries (see `datasets.coco.CocoDetection`).
-    If the data set skips bad samples, they are missing from their batch; a batch without any sample
+    If the dataset skips bad samples, they are missing from their batch; a batch without any sample
     left is `(None, [])`. The end of a pass prints how many were left out.
 
     The processes take turns: of the batches of a step, the first `accum_steps` are of process 0,
@@ -41,12 +41,12 @@ class DataLoader:
             raise InputError) and `max_size`, the longer side of its images in pixels, from which
             the workers' memory follows; `set_epoch` sets its `epoch`.
         batch_size: images per batch.
-        shuffle: draw the order of each epoch from `seed` and the epoch; else keep the data set's.
+        shuffle: draw the order of each epoch from `seed` and the epoch; else keep the dataset's.
         drop_last: leave out an incomplete last step.
         num_workers: number of data workers; 0 loads in this process.
 
     Raises:
-        InputError: not even one step; while iterating, what the data set raises, or a worker that
+        InputError: not even one step; while iterating, what the dataset raises, or a worker that
             died.
         RuntimeError: while iterating, another error in a worker.
     """
@@ -75,7 +75,7 @@ class DataLoader:
             steps = f" for each of --accum_steps {accum_steps}" if accum_steps > 1 else ""
             processes = f" for each of {world_size} processes" if world_size > 1 else ""
             raise InputError(
-                f"--batch_size {batch_size}: the data set has only {len(dataset)} images, less "
+                f"--batch_size {batch_size}: the dataset has only {len(dataset)} images, less "
                 f"than one batch{steps}{processes}; use a smaller batch or more images"
             )
 

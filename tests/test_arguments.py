@@ -23,7 +23,7 @@ from util.jittor_file import write_jittor_file
     "flag, value, message",
     [
         ("--batch_size", 0, "--batch_size is 0"),
-        ("--batch_size", 4, "--batch_size 4: the data set has only 3 images"),
+        ("--batch_size", 4, "--batch_size 4: the dataset has only 3 images"),
         ("--epochs", 0, "--epochs is 0"),
         ("--lr_drop", 0, "--lr_drop is 0"),
         ("--num_workers", -1, "--num_workers is -1"),

@@ -198,7 +198,7 @@ def test_the_ground_truth_of_the_data_set_is_the_file_s(coco_path, tmp_path):
 
 
 def test_bad_samples_that_were_skipped_are_not_scored(root, tmp_path):
-    """One is left out by the data set, and one by the loader; area and iscrowd are missing."""
+    """One is left out by the dataset, and one by the loader; area and iscrowd are missing."""
     pytest.importorskip("panopticapi")
 
     def change(annotation, number):

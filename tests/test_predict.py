@@ -330,7 +330,7 @@ def test_files_of_results_are_of_this_run(tmp_path):
 
 
 def test_16_bits_are_not_white(tmp_path):
-    """Pillow's own conversion, which data sets use because the original does, clips them."""
+    """Pillow's own conversion, which datasets use because the original does, clips them."""
     values = np.linspace(0, 65535, 300).astype(np.uint16).reshape(15, 20)
     Image.fromarray(values).save(tmp_path / "deep.png")
     image = np.asarray(load_image(tmp_path / "deep.png"))

@@ -1,4 +1,4 @@
-"""The foundation that models, data sets and main.py share."""
+"""The foundation that models, datasets and main.py share."""
 
 import sys
 

@@ -100,7 +100,7 @@ def check_same(value, what):
 def main_process_first():
     """Run the block in the main process, then in the first one of each machine, then in the others.
 
-    For work that is cached on disk, such as downloads and generated data sets.
+    For work that is cached on disk, such as downloads and generated datasets.
     """
     my_turn = 0 if is_main_process() else 1 if get_local_rank() == 0 else 2
     for turn in range(3):

@@ -68,7 +68,7 @@ EVAL = "`--eval` of 80 images, batch size 2, wall time"
 START = "warm start of `--eval` to the first result"
 LOADER = {
     "images_per_second": "one epoch, 2 workers, batches of 2, images per second",
-    "start": "the data set is ready, s",
+    "start": "the dataset is ready, s",
     "memory": "most memory of the three processes, GB",
 }
 # row -> what one would run instead: name -> title
@@ -131,7 +131,7 @@ def measure(step, options):
 
 
 def measure_data(dataset):
-    """Return the mean seconds per image of one pass over a data set, after 5 warm-up images."""
+    """Return the mean seconds per image of one pass over a dataset, after 5 warm-up images."""
     for i in range(5):
         dataset[i]
     start = time.perf_counter()
@@ -143,7 +143,7 @@ def measure_data(dataset):
 def measure_loader(loader, start):
     """Time one pass over a data loader with batches of 2, after 100 warm-up images.
 
-    start: when building the data set began. Memory is proportional, of this process and its
+    start: when building the dataset began. Memory is proportional, of this process and its
     workers, in GB.
     """
     ready, images, memory = time.time(), 0, []

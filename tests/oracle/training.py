@@ -19,7 +19,7 @@ def save_epoch(path, batches):
     """Save a list of (images, targets).
 
     images: list of float32 [3, h, w], normalised; stored as the uint8 pixels they were made of.
-    targets: dictionaries with labels, boxes and possibly masks, as the data sets return them.
+    targets: dictionaries with labels, boxes and possibly masks, as the datasets return them.
     """
     images = [image for images, _ in batches for image in images]
     targets = [target for _, targets in batches for target in targets]

@@ -1,4 +1,4 @@
-"""Measure time and memory of starting on a data set of COCO's size:
+"""Measure time and memory of starting on a dataset of COCO's size:
 
     python ../shared/tools/make_coco_size.py 118287 /tmp/coco train
     python ../shared/tools/make_coco_size.py 5000 /tmp/coco val
@@ -23,7 +23,7 @@ PERIOD = 5  # seconds between two readings
 
 
 def load(options):
-    """Build the data set and load images in this process; print how long each takes."""
+    """Build the dataset and load images in this process; print how long each takes."""
     from util.startup.prepare import prepare_device
 
     prepare_device("cpu")
