@@ -1,8 +1,8 @@
 """One epoch of training, and evaluation (the original's `engine.py`).
 
-A step of training is in `train_one_epoch` from top to bottom: forward, criterion, backward, clip,
-step. With several processes both functions are collective: every process calls them with its own
-part of the data, and takes the same number of steps.
+A step of training is in `train_one_epoch` from top to bottom: forward, criterion, backward, check
+that the loss is finite, clip, step. With several processes both functions are collective: every
+process calls them with its own part of the data, and takes the same number of steps.
 """
 
 import math
@@ -40,7 +40,8 @@ def train_one_epoch(
 
     Args:
         data_loader: yields for each step a list of (samples, targets), see `datasets.loader`.
-        epoch, seed: all randomness of the epoch derives from these, so a resumed run is exact.
+        epoch, seed: dropout derives from these (as images and their order do in the loader), so a
+            resumed run is exact.
         max_norm: clip the global norm of the gradients to it; 0 does not clip.
         start_step, meters: steps that this epoch has taken before, and the meters' state then.
         after_step: called after each step with the number of steps taken and the MetricLogger.
@@ -68,7 +69,7 @@ def train_one_epoch(
             outputs = model(samples.to_jittor())
             losses = criterion(outputs, targets, num_boxes)
             loss, scalars = weighted_sum(losses, criterion.weight_dict)
-            # Under MPI this averages the gradients over the processes.
+            # Under MPI this also queues the all-reduce of the gradients.
             optimizer.backward(loss if len(batches) == 1 else loss / len(batches))
             if len(batches) > 1:
                 jt.sync_all()  # frees the activations before the next batch allocates its own
@@ -84,8 +85,8 @@ def train_one_epoch(
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)
         optimizer.step()
-        # Jittor is lazy: run the step now. Under MPI it contains the all-reduce of the gradients,
-        # which all processes have to reach before one of them alone reads weights to save them.
+        # Jittor is lazy: run the step now. All processes have to reach its all-reduce before one of
+        # them alone reads weights to save them.
         jt.sync_all()
         memory.tidy()
         metric_logger.update(**scalars, lr=optimizer.param_groups[0]["lr"])

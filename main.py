@@ -38,7 +38,12 @@ def main(args):
     # The import may compile for minutes, so it comes after all that can fail early. It happens in
     # util/backend.py, which everything below needs.
     from datasets import build_dataset, get_coco_api_from_dataset
-    from datasets.classes import check_class_names, count_classes, get_num_classes, merge_classes
+    from datasets.classes import (
+        check_class_names,
+        get_num_classes,
+        infer_num_classes,
+        merge_classes,
+    )
     from datasets.loader import DataLoader
     from datasets.report import make_report
     from datasets.summary import print_summary
@@ -93,7 +98,7 @@ def main(args):
     classes = merge_classes(*filter(None, [dataset_train, dataset_val]))
     num_classes = get_num_classes(args)
     if num_classes is None:
-        num_classes = count_classes(classes, args.val_ann if args.eval else args.train_ann)
+        num_classes = infer_num_classes(classes, args.val_ann if args.eval else args.train_ann)
     if args.resume or args.frozen_weights:
         ann_file = (dataset_train or dataset_val).ann_file
         check_class_names(classes, ann_file, read_class_names(checkpoint, source), source)
@@ -171,16 +176,16 @@ def main(args):
         if is_stopping:
             stop.exit(resume_command(args))
 
-    first = state.epoch if state.train_stats is None else state.epoch + 1
+    first = state.epoch + 1 if state.is_trained else state.epoch
     if first < args.epochs:
         from_step = f", from step {state.step}" if state.step > 0 else ""
         epochs = f"epochs {first} to {args.epochs - 1}{from_step}"
         print(f"training on {len(dataset_train)} images, {epochs}")
     else:
         print(f"all {args.epochs} epochs are trained; --epochs trains more")
-    start_time = time.time()
+    training_start = time.time()
     with stop:
-        if state.train_stats is not None:
+        if state.is_trained:
             logged = output.find_logged_stats(state.epoch, state.train_stats)
             if logged is not None:  # the run was stopped after the evaluation of this epoch
                 if logged:
@@ -188,7 +193,7 @@ def main(args):
                 state.start_epoch(state.epoch + 1)
 
         for epoch in range(state.epoch, args.epochs):
-            if state.train_stats is None:  # else only the evaluation of this epoch is missing
+            if not state.is_trained:  # else a resumed run only has to evaluate this epoch
                 if args.patience and best.waited >= args.patience:
                     print(
                         f"{best.figure} has not improved for {best.waited} evaluations: training "
@@ -223,7 +228,7 @@ def main(args):
             output.log_epoch(state.train_stats, test_stats, epoch, n_parameters)
             stop_if_requested()
             state.start_epoch(epoch + 1)
-    print(f"Training time {timedelta(seconds=int(time.time() - start_time))}")
+    print(f"Training time {timedelta(seconds=int(time.time() - training_start))}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,11 @@ class TrainingState:
         self.classes, self.num_classes, self.num_images = classes, num_classes, num_images
         self.start_epoch(args.start_epoch)
 
+    @property
+    def is_trained(self):
+        """Whether the current epoch is trained, and only its evaluation is missing."""
+        return self.train_stats is not None
+
     def start_epoch(self, epoch):
         self.epoch, self.step, self.meters, self.train_stats = epoch, 0, None, None
 
@@ -47,12 +52,11 @@ class TrainingState:
 
         `epoch` is the last trained epoch; `step` counts the steps taken in the next one.
         """
-        is_trained = self.train_stats is not None
         return {
             "model": model_state(self.model),
             "optimizer": optimizer_state(self.optimizer),
             "lr_scheduler": self.lr_scheduler.state_dict(),
-            "epoch": self.epoch if is_trained else self.epoch - 1,
+            "epoch": self.epoch if self.is_trained else self.epoch - 1,
             "step": self.step,
             "processes": launch.get_world_size(),
             "args": {**vars(self.args), "num_classes": self.num_classes},
@@ -60,7 +64,7 @@ class TrainingState:
             "best": self.best.state_dict(),
             **(
                 {"train_stats": self.train_stats}
-                if is_trained
+                if self.is_trained
                 else {"meters": self.meters, "images": self.num_images}
             ),
         }
