@@ -52,8 +52,7 @@ def get_args_parser():
     add = parser.add_argument_group("transformer").add_argument
     add("--enc_layers", default=6, type=int, help="number of encoder layers")
     add("--dec_layers", default=6, type=int, help="number of decoder layers")
-    text = "hidden size of the feed-forward layers"
-    add("--dim_feedforward", default=2048, type=int, help=text)
+    add("--dim_feedforward", default=2048, type=int, help="hidden size of the feed-forward layers")
     add("--hidden_dim", default=256, type=int, help="embedding size of the transformer")
     add("--dropout", default=0.1, type=float, help="dropout rate in the transformer")
     add("--nheads", default=8, type=int, help="number of attention heads")
@@ -111,8 +110,7 @@ def get_args_parser():
     add("--seed", default=42, type=int, help="random seed")
     text = "checkpoint or weights: a path, https://… or hf://OWNER/NAME[@REVISION]"
     add("--resume", default="", metavar="PATH", help=text)
-    text = "first epoch, if --resume has weights only"
-    add("--start_epoch", default=0, type=int, help=text)
+    add("--start_epoch", default=0, type=int, help="first epoch, if --resume has weights only")
     text = "save checkpoint.pkl every N steps as well; 0: after each epoch only"
     add("--checkpoint_interval", default=0, type=int, metavar="N", help=text)
     text = "evaluate every N epochs and after the last one"
@@ -243,22 +241,20 @@ def apply_checkpoint_args(args, checkpoint, source):
         remedy += ", or load the weights that fit with --finetune"
     changed = []
     for name in names:
-        value = getattr(args, name)
-        if name not in saved or saved[name] == value:
+        value, old = getattr(args, name), saved.get(name)
+        if name not in saved or old == value:
             continue
-        if not has_same_type(saved[name], value):
+        if not has_same_type(old, value):
             raise InputError(
-                f"{source}: its --{name} is {saved[name]!r:.80}; the file is damaged, take another"
+                f"{source}: its --{name} is {old!r:.80}; the file is damaged, take another"
             )
         if name not in args.given:
-            setattr(args, name, saved[name])
+            setattr(args, name, old)
         elif (name in ARCHITECTURE and not args.finetune) or name == "freeze":
             # The optimizer has no state for parameters that were frozen.
-            raise InputError(
-                f"--{name} is {value}, but {source} was trained with {saved[name]}: {remedy}"
-            )
+            raise InputError(f"--{name} is {value}, but {source} was trained with {old}: {remedy}")
         elif continues:
-            print(f"--{name} is {value} from now on; {source} was trained with {saved[name]}")
+            print(f"--{name} is {value} from now on; {source} was trained with {old}")
             changed.append(name)
     num_classes = count_classes(checkpoint)
     if args.resume and num_classes and num_classes != get_num_classes(args):

@@ -71,14 +71,12 @@ def check_flags(args):
 
 
 def check_ranges(args):
-    for names, lowest, highest in RANGES:
+    for names, low, high in RANGES:
         for name in names.split():
             value = getattr(args, name)
             for number in value if isinstance(value, list) else [value]:
-                if number is not None and not lowest <= number <= highest:  # NaN is not, either
-                    raise InputError(
-                        f"--{name} is {number}: give a number from {lowest} to {highest}"
-                    )
+                if number is not None and not low <= number <= high:  # NaN is not, either
+                    raise InputError(f"--{name} is {number}: give a number from {low} to {high}")
     if args.img_scales == []:
         raise InputError("--img_scales is empty: give at least one number")
     if args.dropout == 1:
@@ -133,9 +131,7 @@ def check_weights(args):
     if args.freeze and not source:
         raise InputError("--freeze would keep random weights: give trained ones with --finetune")
     if not source and args.backbone == "tiny" and args.backbone_norm == "frozen":
-        raise InputError(
-            "--backbone tiny has no trained weights to freeze: use --backbone_norm batch"
-        )
+        raise InputError("--backbone tiny has no weights to freeze: use --backbone_norm batch")
     if args.backbone_norm != "frozen" and args.lr_backbone == 0:
         raise InputError(
             f"--backbone_norm {args.backbone_norm} trains the backbone: use --lr_backbone above 0"
@@ -204,9 +200,8 @@ def check_data(args):
         if sizes := [n for n in ("img_scales", "eval_size", "max_size") if n in args.given]:
             raise InputError(f"--{sizes[0]} does not change the shapes: use --shapes_size")
         if args.num_classes is not None and args.num_classes < NUM_CLASSES["shapes"]:
-            raise InputError(
-                f"--num_classes is {args.num_classes}: the shapes need {NUM_CLASSES['shapes']}"
-            )
+            needed = NUM_CLASSES["shapes"]
+            raise InputError(f"--num_classes is {args.num_classes}: the shapes need {needed}")
     elif not args.coco_path:
         raise InputError(
             "--coco_path is missing: give the folder with train2017, val2017 and annotations; or "
@@ -214,9 +209,7 @@ def check_data(args):
         )
     if args.dataset_file == "coco_panoptic":
         if not args.coco_panoptic_path:
-            raise InputError(
-                "--coco_panoptic_path is missing: give the folder with panoptic_val2017 and so on"
-            )
+            raise InputError("--coco_panoptic_path is missing: give the folder of panoptic_val2017")
         if args.masks and importlib.util.find_spec("panopticapi") is None:
             raise InputError(
                 "--dataset_file coco_panoptic with --masks needs the package panopticapi: "
@@ -298,8 +291,6 @@ def find_images(paths, output_dir):
             matches = [Path(name) for name in names if Path(name).is_file()]
         if not matches:
             what = "no image in this folder" if Path(path).is_dir() else "no such file"
-            raise InputError(
-                f"--predict {path}: {what}; give files, folders, or globs in quotation marks"
-            )
+            raise InputError(f"--predict {path}: {what}; give files, folders, or quoted globs")
         found.update(dict.fromkeys(matches))
     return list(found)

@@ -121,6 +121,7 @@ def predict_files(model, args, names):
         )
     # The shapes are not resized in their training.
     size = args.shapes_size if args.dataset_file == "shapes" else args.eval_size
+    options = args.threshold, size, args.max_size, args.attention
     folder, files = Path(args.output_dir), find_images(args.predict, args.output_dir)
     targets, failures, boxes, segments = unique_names(files), [], [], []
     memory = StepMemory()
@@ -130,9 +131,7 @@ def predict_files(model, args, names):
             start = time.time()
             try:
                 image = load_image(path)
-                [result] = predict(
-                    model, [image], args.threshold, size, args.max_size, args.attention
-                )
+                [result] = predict(model, [image], *options)
                 drawn = {"detections": draw_detections(image, result, names)}
                 if args.attention:
                     drawn["attention"] = draw_attention(image, result, names)

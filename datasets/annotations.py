@@ -108,8 +108,7 @@ def read_annotation_file(ann_file):
         entries = data.get(key) if isinstance(data, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise InputError(
-                f"{ann_file}: '{key}' has to be a list of objects; export it in COCO's detection "
-                "format"
+                f"{ann_file}: '{key}' has to be a list of objects; export it in COCO's format"
             )
     return data
 
@@ -137,8 +136,7 @@ def select_images(images, img_folder, ann_file, bad_samples, needs_size=False):
         )
     if not selected:
         raise InputError(
-            f"{ann_file}: none of its {len(images)} images can be used; the first: "
-            f"{bad_samples.messages[0]}"
+            f"{ann_file}: none of its {len(images)} images is usable: {bad_samples.messages[0]}"
         )
     return selected
 
@@ -186,12 +184,8 @@ def select_annotations(data, listed, ann_file, return_masks, num_classes, bad_sa
 
 def get_class_names(categories):
     """Return a dictionary category id -> name of checked categories."""
-    return {
-        category["id"]: escape_unprintable(
-            str(category.get("name", f"class {category['id']}")).strip()
-        )
-        for category in categories
-    }
+    names = {each["id"]: each.get("name", f"class {each['id']}") for each in categories}
+    return {class_id: escape_unprintable(str(name).strip()) for class_id, name in names.items()}
 
 
 def check_categories(categories, ann_file):

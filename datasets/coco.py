@@ -39,23 +39,19 @@ class CocoDataset:
     InputError if the image or its target cannot be read.
 
     img_folder: folder of the images; images: annotation_arrays.Images; transforms: called as
-    `transforms(image, target, rng)`; seed: random seed of the transforms; max_size: about the
-    longest side of a transformed image, in pixels; skip_bad_samples: whether the loader skips items
-    that raise InputError.
+    `transforms(image, target, rng)`; skip_bad_samples: whether the loader skips items that raise
+    InputError; seed: random seed of the transforms; max_size: about the longest side of a
+    transformed image, in pixels.
     Attributes: ids, int64 [N], image ids; epoch, which the loader sets.
     """
 
     def __init__(
-        self, img_folder, images, transforms, seed=0, max_size=MAX_SIZE, skip_bad_samples=False
+        self, img_folder, images, transforms, skip_bad_samples=False, seed=0, max_size=MAX_SIZE
     ):
         self.img_folder = Path(img_folder)
-        self.images = images
-        self.ids = images.ids
-        self.transforms = transforms
-        self.seed = seed
-        self.max_size = max_size
-        self.skip_bad_samples = skip_bad_samples
-        self.epoch = 0
+        self.images, self.ids = images, images.ids
+        self.transforms, self.skip_bad_samples = transforms, skip_bad_samples
+        self.seed, self.max_size, self.epoch = seed, max_size, 0
 
     def __len__(self):
         return len(self.ids)
@@ -132,9 +128,7 @@ class CocoDetection(CocoDataset):
         for note in arrays.notes:
             print(note)
         self.annotations, self.classes = arrays.annotations, arrays.classes
-        super().__init__(
-            img_folder, arrays.images, transforms, skip_bad_samples=skip_bad_samples, **options
-        )
+        super().__init__(img_folder, arrays.images, transforms, skip_bad_samples, **options)
         self.in_target = self._find_targets()
         if count := np.count_nonzero(~self.annotations.crowds & ~self.in_target):
             print(f"{ann_file}: {count} boxes have no area inside their image; they are left out")
@@ -271,24 +265,12 @@ def make_coco_transforms(
         def scale(size):
             return round(size * max(scales) / 800)
 
-        return T.Compose(
-            [
-                T.RandomHorizontalFlip(),
-                T.RandomSelect(
-                    T.RandomResize(scales, max_size=max_size),
-                    T.Compose(
-                        [
-                            T.RandomResize([scale(400), scale(500), scale(600)]),
-                            T.RandomSizeCrop(scale(384), scale(600)),
-                            T.RandomResize(scales, max_size=max_size),
-                        ]
-                    ),
-                ),
-                NORMALIZE,
-            ]
-        )
+        resize = T.RandomResize(scales, max_size)
+        small = T.RandomResize([scale(400), scale(500), scale(600)])
+        crop = T.Compose([small, T.RandomSizeCrop(scale(384), scale(600)), resize])
+        return T.Compose([T.RandomHorizontalFlip(), T.RandomSelect(resize, crop), NORMALIZE])
     if image_set == "val":
-        return T.Compose([T.RandomResize([eval_size], max_size=max_size), NORMALIZE])
+        return T.Compose([T.RandomResize([eval_size], max_size), NORMALIZE])
     raise ValueError(f"unknown image set {image_set!r}")
 
 

@@ -115,10 +115,8 @@ class CocoEvaluator:
         for iou_type, coco_eval in self.coco_eval.items():
             rows = self.per_class(iou_type)
             width = max([len(row["name"]) for row in rows] + [5])
-            print(
-                f"IoU metric of each class: {iou_type}\n"
-                f"{'class':<{width}}  boxes     AP   AP50   AP75"
-            )
+            print(f"IoU metric of each class: {iou_type}")
+            print(f"{'class':<{width}}  boxes     AP   AP50   AP75")
             for row in rows:
                 figures = "  ".join(
                     "    -" if row[key] is None else f"{row[key]:.3f}"

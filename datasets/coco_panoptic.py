@@ -63,14 +63,11 @@ class CocoPanoptic(CocoDataset):
                 raise InputError(f"{folder}: no such folder; put the {content} there")
         source = Path(img_folder), self.ann_folder, self.ann_file
         with without_garbage_collector():
-            images, self.segments, self.categories = read_panoptic(
-                *source, num_classes, coco, skip_bad_samples
-            )
+            loaded = read_panoptic(*source, num_classes, coco, skip_bad_samples)
+        images, self.segments, self.categories = loaded
         return_freed_memory()
         self.classes = get_class_names(self.categories)
-        super().__init__(
-            img_folder, images, transforms, skip_bad_samples=skip_bad_samples, **options
-        )
+        super().__init__(img_folder, images, transforms, skip_bad_samples, **options)
 
     def list_boxes(self):
         return get_image_indices(self.segments.ends), self.segments.labels, self.segments.areas
@@ -192,9 +189,7 @@ def select_annotations(data, ann_folder, ann_file, num_classes, coco, bad_sample
             annotations[image_id] = annotation
     for image in data["images"]:
         if image["id"] not in annotations:
-            bad_samples.add(
-                f"{ann_file}: image {image['id']} has no annotation; add it, or remove the image"
-            )
+            bad_samples.add(f"{ann_file}: image {image['id']} has no annotation; add one")
     if not annotations:
         raise InputError(f"{ann_file}: no image has a valid annotation; add one")
     return annotations

@@ -63,12 +63,8 @@ class DataLoader:
         world_size=1,
         accum_steps=1,
     ):
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.num_workers = num_workers
-        self.seed = seed
+        self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
+        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
         self.rank, self.world_size, self.accum_steps = rank, world_size, accum_steps
         self.set_epoch(0)
         if len(self) == 0:

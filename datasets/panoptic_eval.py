@@ -51,9 +51,8 @@ class PanopticEvaluator:
             path = self.output_dir / prediction["file_name"]
             with convert_write_errors(path):
                 path.write_bytes(prediction["png_string"])
-            self.predictions.append(
-                {key: value for key, value in prediction.items() if key != "png_string"}
-            )
+            entry = {key: value for key, value in prediction.items() if key != "png_string"}
+            self.predictions.append(entry)
 
     def synchronize_between_processes(self):
         """Gather and write the predictions of all processes in the main process."""
@@ -80,9 +79,7 @@ class PanopticEvaluator:
         with tempfile.TemporaryDirectory() as folder:
             truth = Path(folder) / "ground_truth.json"
             truth.write_text(json.dumps({**ground_truth, "annotations": annotations}))
-            return pq_compute(
-                str(truth), str(path), gt_folder=self.ann_folder, pred_folder=str(self.output_dir)
-            )
+            return pq_compute(str(truth), str(path), self.ann_folder, str(self.output_dir))
 
     def with_areas(self, annotation):
         """Return the annotation with missing areas counted in its PNG."""

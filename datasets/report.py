@@ -30,10 +30,8 @@ class Curve(NamedTuple):
     @property
     def f1(self):
         """F1 at each threshold."""
-        total = self.precision + self.recall
-        return np.divide(
-            2 * self.precision * self.recall, total, out=np.zeros_like(total), where=total > 0
-        )
+        product, total = self.precision * self.recall, self.precision + self.recall
+        return np.divide(2 * product, total, out=np.zeros_like(total), where=total > 0)
 
     def find_best(self):
         """Return (threshold, precision, recall, F1) with the highest F1; 1, 0, 0, 0 if empty.
@@ -165,12 +163,10 @@ def count_objects(coco_gt, image_ids):
 
 def count_scores(matches):
     """Make a histogram of the scores of true and of false positives, SCORE_BINS bins in 0..1."""
+    is_hit = matches.is_true_positive
     return {
         name: np.histogram(matches.scores[which], SCORE_BINS, (0, 1))[0].tolist()
-        for name, which in (
-            ("hits", matches.is_true_positive),
-            ("misses", ~matches.is_true_positive),
-        )
+        for name, which in (("hits", is_hit), ("misses", ~is_hit))
     }
 
 

@@ -29,7 +29,6 @@ MAX_SHAPES = 5
 MAX_OVERLAP = 0.2  # as a fraction of the smaller shape's area
 NOISE_STD = 4  # standard deviation of the noise, in grey levels of 0..255
 SUPERSAMPLING = 4  # antialiasing: edges are drawn at this multiple of the resolution
-NAME = "shapes"
 
 
 def build(image_set: str, args: Namespace) -> CocoDetection:
@@ -39,7 +38,7 @@ def build(image_set: str, args: Namespace) -> CocoDetection:
     content.
     """
     counts = {"train": args.shapes_train, "val": args.shapes_val}
-    name = f"{NAME}-{args.shapes_size}px-{args.shapes_train}-{args.shapes_val}"
+    name = f"shapes-{args.shapes_size}px-{args.shapes_train}-{args.shapes_val}"
     root = Path(args.coco_path) if args.coco_path else get_user_cache() / name
     write_shapes(root, counts, args.shapes_size)
     return CocoDetection(
@@ -66,12 +65,8 @@ def write_shapes(root, counts, size, seed=SEED):
     Raises InputError if root has other content or cannot be written.
     """
     # Compared with what the folder says: a change makes all users generate their images again.
-    info = {
-        "description": "coloured shapes, drawn by datasets/shapes.py",
-        "size": size,
-        "seed": seed,
-        **counts,
-    }
+    description = "coloured shapes, drawn by datasets/shapes.py"
+    info = {"description": description, "size": size, "seed": seed, **counts}
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with lock_folder(root.parent):
@@ -111,9 +106,8 @@ def draw_image(size, seed, set_index, index):
                 break
         else:
             continue  # no room found for it
-        colour = 255 * np.array(
-            colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.75, 1), rng.uniform(0.6, 1))
-        )
+        hsv = rng.random(), rng.uniform(0.75, 1), rng.uniform(0.6, 1)
+        colour = 255 * np.array(colorsys.hsv_to_rgb(*hsv))
         image += mask[:, :, None] * (colour - image)
         shapes.append((kind, polygon))
         masks.append(mask)
@@ -127,9 +121,8 @@ def _make_background(size, rng):
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
     along = np.cos(angle) * x + np.sin(angle) * y
-    return np.repeat(
-        (start + (end - start) * (along - along.min()) / np.ptp(along))[:, :, None], 3, axis=2
-    )
+    grey = start + (end - start) * (along - along.min()) / np.ptp(along)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def _sample_polygon(name, size, rng):
@@ -150,9 +143,7 @@ def _sample_polygon(name, size, rng):
 def _draw_mask(polygon, size):
     """Draw a polygon with antialiasing: the part of each pixel in it, float64 [size, size]."""
     fine = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
-    ImageDraw.Draw(fine).polygon(
-        [tuple(point) for point in polygon * SUPERSAMPLING - 0.5], fill=255
-    )
+    ImageDraw.Draw(fine).polygon(list(map(tuple, polygon * SUPERSAMPLING - 0.5)), fill=255)
     return np.asarray(fine.reduce(SUPERSAMPLING), np.float64) / 255
 
 
@@ -183,9 +174,8 @@ def _write_folder(root, counts, size, seed, info):
                     image, shapes = draw_image(size, seed, set_index, image_id - 1)
                     name = f"{image_id:012}.png"
                     Image.fromarray(image).save(folder / name)
-                    images.append(
-                        {"id": image_id, "file_name": name, "width": size, "height": size}
-                    )
+                    sides = {"width": size, "height": size}
+                    images.append({"id": image_id, "file_name": name, **sides})
                     for shape in shapes:
                         ids = {"id": len(annotations) + 1, "image_id": image_id}
                         annotations.append({**ids, **_make_annotation(*shape)})

@@ -42,10 +42,8 @@ def print_classes(classes, labels):
     """
     ids, counts = np.unique(labels, return_counts=True)
     count_by_id = dict(zip(ids.tolist(), counts.tolist()))
-    rows = sorted(
-        ((class_name, count_by_id.get(class_id, 0)) for class_id, class_name in classes.items()),
-        key=lambda row: -row[1],
-    )
+    rows = [(class_name, count_by_id.get(class_id, 0)) for class_id, class_name in classes.items()]
+    rows.sort(key=lambda row: -row[1])
     present = [row for row in rows if row[1]]
     if len(present) <= 2 * MAX_LISTED:
         listed = ", ".join(f"{class_name} {count:,}" for class_name, count in present)

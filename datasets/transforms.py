@@ -95,8 +95,7 @@ class RandomResize:
     """Resize the shorter side to one of `sizes`; `max_size` limits the longer side (pixels)."""
 
     def __init__(self, sizes, max_size=None):
-        self.sizes = sizes
-        self.max_size = max_size
+        self.sizes, self.max_size = sizes, max_size
 
     def __call__(self, image, target, rng):
         return resize(image, target, rng.choice(self.sizes), self.max_size)
@@ -106,8 +105,7 @@ class RandomSizeCrop:
     """Crop a random region with sides of `min_size` to `max_size` pixels, or the image's side."""
 
     def __init__(self, min_size, max_size):
-        self.min_size = min_size
-        self.max_size = max_size
+        self.min_size, self.max_size = min_size, max_size
 
     def __call__(self, image, target, rng):
         width = rng.randint(self.min_size, min(image.width, self.max_size))
@@ -123,9 +121,7 @@ class RandomSelect:
     """Apply `transforms1` with probability `p`, else `transforms2`."""
 
     def __init__(self, transforms1, transforms2, p=0.5):
-        self.transforms1 = transforms1
-        self.transforms2 = transforms2
-        self.p = p
+        self.transforms1, self.transforms2, self.p = transforms1, transforms2, p
 
     def __call__(self, image, target, rng):
         transform = self.transforms1 if rng.random() < self.p else self.transforms2

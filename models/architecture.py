@@ -103,9 +103,7 @@ def infer_architecture(checkpoint, source, dilation=False, nheads=8):
 
 
 def _infer_backbone(shapes, source):
-    blocks = tuple(
-        _count_modules(shapes, f"backbone.0.body.layer{stage}.") for stage in range(1, 5)
-    )
+    blocks = tuple(_count_modules(shapes, f"backbone.0.body.layer{i}.") for i in range(1, 5))
     is_basic = "backbone.0.body.layer1.0.conv3.weight" not in shapes
     for name, depths in DEPTHS.items():
         if depths == blocks and (name in BASIC_BLOCK_BACKBONES) == is_basic:
@@ -118,6 +116,5 @@ def _infer_backbone(shapes, source):
 
 def _count_modules(shapes, prefix):
     """Count the modules prefix0., prefix1., …"""
-    return len(
-        {name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)}
-    )
+    rest = (name.removeprefix(prefix) for name in shapes if name.startswith(prefix))
+    return len({name.split(".")[0] for name in rest})

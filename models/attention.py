@@ -38,18 +38,16 @@ class MultiheadAttention(nn.Module):
         Each row of the mask must leave at least one key unmasked.
         """
         batch, num_queries, _ = query.shape
-        q, k, v = (
-            self._split_heads(self._project(x, i)) for i, x in enumerate((query, key, value))
-        )
+        inputs = query, key, value
+        q, k, v = (self._split_heads(self._project(x, i)) for i, x in enumerate(inputs))
         scores = bmm_transpose(q / math.sqrt(q.shape[-1]), k)  # [B * heads, N, M]
         weights = softmax(scores, key_padding_mask)
         if self.attention_hook:
             self.attention_hook(weights.reshape(batch, self.num_heads, num_queries, -1).mean(1))
         weights = self.dropout(weights)
         heads = bmm(weights, v).reshape(batch, self.num_heads, num_queries, -1)
-        return self.out_proj(
-            heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim)
-        )
+        heads = heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim)
+        return self.out_proj(heads)
 
     def _project(self, x, i):
         rows = slice(i * self.embed_dim, (i + 1) * self.embed_dim)

@@ -44,9 +44,7 @@ def conv_norm(x, conv, norm, residual=None, relu=False):
     geometry = conv.stride, conv.padding, conv.dilation
     if isinstance(norm, FrozenBatchNorm2d):
         scale, bias = norm.get_affine()
-        return ops.conv2d(
-            x, conv.weight, bias, *geometry, scale=scale, residual=residual, relu=relu
-        )
+        return ops.conv2d(x, conv.weight, bias, *geometry, scale, residual, relu)
     return ops.norm(ops.conv2d(x, conv.weight, None, *geometry), norm, residual, relu)
 
 
@@ -81,9 +79,8 @@ class TinyResNet(nn.Module):
 
     def _stage(self, inplanes, planes, norm_layer, stride):
         downsample = nn.Sequential(resnet.conv1x1(inplanes, planes, stride), norm_layer(planes))
-        return nn.Sequential(
-            BasicBlock(inplanes, planes, stride, downsample, norm_layer=norm_layer)
-        )
+        block = BasicBlock(inplanes, planes, stride, downsample, norm_layer=norm_layer)
+        return nn.Sequential(block)
 
 
 class Backbone(nn.Module):
@@ -99,9 +96,7 @@ class Backbone(nn.Module):
     def __init__(self, name, train_backbone, dilation, norm="frozen", return_interm_layers=False):
         super().__init__()
         if dilation and name in BASIC_BLOCK_BACKBONES:
-            raise ValueError(
-                f"dilation: {name} has basic blocks; use resnet50, resnet101 or resnet152"
-            )
+            raise ValueError(f"dilation: {name} has basic blocks; use resnet50, 101 or 152")
         if name == "tiny":
             self.body = TinyResNet(NORM_LAYERS[norm])
         else:
@@ -114,11 +109,9 @@ class Backbone(nn.Module):
             del self.body.maxpool, self.body.avgpool, self.body.fc
         self.stage_channels = get_stage_channels(name)
         self.return_interm_layers = return_interm_layers
+        trained = ("layer2", "layer3", "layer4") if norm == "frozen" else ""  # prefixes of names
         for parameter_name, parameter in self.body.named_parameters():
-            is_frozen = norm == "frozen" and not parameter_name.startswith(
-                ("layer2", "layer3", "layer4")
-            )
-            if is_frozen or not train_backbone:
+            if not (train_backbone and parameter_name.startswith(trained)):
                 parameter.stop_grad()
 
     def execute(self, samples):

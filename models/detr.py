@@ -111,10 +111,8 @@ class SetCriterion(nn.Module):
 
     def __init__(self, num_classes, matcher, weight_dict, eos_coef):
         super().__init__()
-        self.num_classes = num_classes
-        self.matcher = matcher
-        self.weight_dict = weight_dict
-        self.eos_coef = eos_coef
+        self.num_classes, self.matcher = num_classes, matcher
+        self.weight_dict, self.eos_coef = weight_dict, eos_coef
 
     def execute(self, outputs, targets, num_boxes=None):
         """The losses of predictions.
@@ -295,17 +293,14 @@ def build_detr(
     return DETRsegm(model) if arch.masks else model
 
 
-def build_model(
-    args: Namespace, num_classes: int
-) -> tuple[DETR | DETRsegm, SetCriterion, dict[str, object]]:
+def build_model(args: Namespace, num_classes: int) -> tuple[DETR | DETRsegm, SetCriterion, dict]:
     """Build model, criterion and postprocessors from the parsed flags of main.py.
 
     num_classes: highest category id + 1. The postprocessors are a dict with bbox and, with masks,
     segm and panoptic.
     """
-    model = build_detr(
-        get_architecture(args, num_classes), args.dropout, args.lr_backbone > 0, args.aux_loss
-    )
+    architecture = get_architecture(args, num_classes)
+    model = build_detr(architecture, args.dropout, args.lr_backbone > 0, args.aux_loss)
     detr = model.detr if args.masks else model
     frozen = [detr] if args.frozen_weights else [getattr(detr, part) for part in args.freeze]
     for module in frozen:

@@ -33,14 +33,11 @@ class HungarianMatcher:
         return [self._match(*sample) for sample in zip(prob, boxes, targets)]
 
     def _match(self, prob, boxes, target):
-        cost = (
-            self.cost_bbox * np.abs(boxes[:, None] - target["boxes"]).sum(-1)
-            - self.cost_class * prob[:, target["labels"]]
-            - self.cost_giou
-            * generalized_box_iou(
-                box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target["boxes"])
-            )
-        )
+        l1 = np.abs(boxes[:, None] - target["boxes"]).sum(-1)
+        corners = box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target["boxes"])
+        giou = generalized_box_iou(*corners)
+        p = prob[:, target["labels"]]
+        cost = self.cost_bbox * l1 - self.cost_class * p - self.cost_giou * giou
         # A diverged model has NaN costs. Any matching will do: its loss is NaN, too, and stops the
         # training.
         return linear_sum_assignment(np.nan_to_num(cost))

@@ -34,9 +34,8 @@ class PositionEmbeddingSine(nn.Module):
     def _features(self, position):
         """[B, h, w] -> [B, h, w, num_pos_feats]: sine and cosine of each frequency, interleaved."""
         angle = position.unsqueeze(-1) / jt.array(self.wavelength)
-        return jt.stack([angle.sin(), angle.cos()], dim=4).reshape(
-            position.shape + [self.num_pos_feats]
-        )
+        waves = jt.stack([angle.sin(), angle.cos()], dim=4)
+        return waves.reshape(position.shape + [self.num_pos_feats])
 
 
 class PositionEmbeddingLearned(nn.Module):

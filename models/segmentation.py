@@ -30,9 +30,8 @@ class DETRsegm(nn.Module):
         self.detr = detr
         hidden_dim, nheads = detr.transformer.d_model, detr.transformer.nhead
         self.bbox_attention = MHAttentionMap(hidden_dim, hidden_dim, nheads)
-        self.mask_head = MaskHeadSmallConv(
-            hidden_dim + nheads, detr.backbone.stage_channels[2::-1], hidden_dim
-        )
+        fpn_dims = detr.backbone.stage_channels[2::-1]
+        self.mask_head = MaskHeadSmallConv(hidden_dim + nheads, fpn_dims, hidden_dim)
 
     def train(self):
         """Set training mode. A frozen backbone stays in eval mode and keeps its statistics."""
@@ -43,9 +42,8 @@ class DETRsegm(nn.Module):
         """Return DETR's outputs and pred_masks: mask logits float32 [B, Q, H/4, W/4]."""
         out, features, (src, mask, hs, memory) = self.detr.forward_features(samples)
         attention = self.bbox_attention(hs, memory, mask)
-        out["pred_masks"] = self.mask_head(
-            src, attention, [feature.tensors for feature in features[2::-1]]
-        )
+        fpns = [feature.tensors for feature in features[2::-1]]
+        out["pred_masks"] = self.mask_head(src, attention, fpns)
         return out
 
 
@@ -142,14 +140,12 @@ class MaskHeadSmallConv(nn.Module):
         def resize_and_add(x, features):
             """Resize x [B * Q, C, h, w] to features [B, C, H, W] and add those of its image."""
             x = resize_nearest(x, features.shape[-2:])
-            return (x.reshape(batch, queries, *x.shape[1:]) + features.unsqueeze(1)).reshape(
-                x.shape
-            )
+            total = x.reshape(batch, queries, *x.shape[1:]) + features.unsqueeze(1)
+            return total.reshape(x.shape)
 
         maps = attention.reshape(-1, *attention.shape[2:])
-        x = resize_and_add(
-            ops.conv2d(maps, self.lay1.weight[:, -maps.shape[1] :], padding=(1, 1)), image
-        )
+        x = ops.conv2d(maps, self.lay1.weight[:, -maps.shape[1] :], padding=(1, 1))
+        x = resize_and_add(x, image)
         x = ops.relu(self.gn1(x))
         x = ops.relu(self.gn2(ops.conv(x, self.lay2)))
         x = ops.relu(self.gn3(ops.conv(resize_and_add(x, stages[0]), self.lay3)))
@@ -235,9 +231,8 @@ def resize_bilinear(masks, size, rows=None, columns=None):
 
 def _source_pixels(old, new, index):
     """Return the two source indices of each output index and the weight of the second."""
-    position = np.maximum(
-        (index.astype(np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5), 0
-    )
+    half = np.float32(0.5)
+    position = np.maximum((index.astype(np.float32) + half) * np.float32(old / new) - half, 0)
     low = np.minimum(position.astype(np.int64), old - 1)
     return low, np.minimum(low + 1, old - 1), position - low.astype(np.float32)
 
@@ -273,12 +268,8 @@ class PostProcessPanoptic:
         is_class = (labels != prob.shape[-1] - 1) & np.isin(labels, list(self.is_thing_map))
         keep = is_class & (scores > self.threshold)
         target_sizes = processed_sizes if target_sizes is None else target_sizes
-        return [
-            self._segment(
-                masks[i][keep[i]], labels[i][keep[i]].tolist(), processed_sizes[i], target_sizes[i]
-            )
-            for i in range(len(labels))
-        ]
+        images = zip(masks, labels, keep, processed_sizes, target_sizes)
+        return [self._segment(m[kept], c[kept].tolist(), *sizes) for m, c, kept, *sizes in images]
 
     def _segment(self, masks, classes, size, target_size):
         masks = resize_bilinear(masks, size)
@@ -289,11 +280,10 @@ class PostProcessPanoptic:
             masks, classes = masks[kept], [classes[i] for i in kept]
             # As in the original, masks of the same stuff are not merged again.
             ids, areas = resize_and_measure(assign_pixels(masks), target_size, len(classes))
-        with io.BytesIO() as file:
-            Image.fromarray(id2rgb(ids)).save(file, format="PNG")
-            png = file.getvalue()
+        png = io.BytesIO()
+        Image.fromarray(id2rgb(ids)).save(png, format="PNG")
         return {
-            "png_string": png,
+            "png_string": png.getvalue(),
             "segments_info": [
                 {"id": i, "isthing": self.is_thing_map[c], "category_id": c, "area": area}
                 for i, (c, area) in enumerate(zip(classes, areas))
@@ -321,9 +311,8 @@ def merge_stuff(masks, classes, is_thing_map):
 def resize_and_measure(segments, size, num_segments):
     """Resize a segment map by nearest; return it and the area of each segment in pixels."""
     height, width = (int(side) for side in size)
-    segments = np.asarray(
-        Image.fromarray(segments).resize((width, height), Image.Resampling.NEAREST)
-    )
+    image = Image.fromarray(segments).resize((width, height), Image.Resampling.NEAREST)
+    segments = np.asarray(image)
     return segments, [int((segments == i).sum()) for i in range(num_segments)]
 
 

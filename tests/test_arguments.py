@@ -45,7 +45,7 @@ from util.jittor_file import write_jittor_file
             "--batch_size 2: .* only 3 images, less than one batch for each of --accum_steps 4",
         ),
         ("--num_classes", 0, "--num_classes is 0"),
-        ("--num_classes", 90, r"category_id 90 is not in 0\.\.89, .*train with a larger --num_c"),
+        ("--num_classes", 90, r"category_id 90 is not in 0\.\.89; .*train with a larger --num_c"),
         ("--img_scales", 31, "--img_scales is 31"),
         ("--eval_size", 0, "--eval_size is 0"),
         ("--max_size", 10, "--max_size is 10"),

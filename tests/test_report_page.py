@@ -11,7 +11,8 @@ from test_report import evaluate, make_prediction, make_truth
 from datasets.matching import MISTAKES
 from datasets.report import make_report
 from util.pictures import MISTAKE_COLOURS
-from util.report import charts, make_page
+from util.report import charts
+from util.report.page import make_page
 
 
 class Reader(HTMLParser):

@@ -52,6 +52,23 @@ def convert_write_errors(path):
         ) from error
 
 
+@contextmanager
+def convert_read_errors(path):
+    """Turn an error of the block, which decodes a file, into an InputError that names path."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:
+        # With damaged bytes, pickle, zipfile and NumPy raise almost any exception.
+        raise InputError(
+            f"{path}: the file is truncated or damaged; download or copy it again "
+            f"({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
 def sync_folder(path):
     """Sync a folder, so that renames in it survive a power cut, if the file system can."""
     folder = os.open(path, os.O_RDONLY)
@@ -70,8 +87,7 @@ def make_folder(path):
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be created ({error.strerror}); move the file there away, or give "
-            "another folder"
+            f"{path}: cannot be created ({error.strerror}); give another folder"
         ) from error
 
 

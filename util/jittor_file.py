@@ -10,7 +10,7 @@ import numpy as np
 
 from util import pickles
 from util.errors import InputError
-from util.files import atomic_write
+from util.files import atomic_write, convert_read_errors
 
 _MAGIC = b"HCAJSLHD"  # file layout: pickle, SHA-1, magic
 _TRAILER_SIZE = 20 + len(_MAGIC)
@@ -39,17 +39,8 @@ def read_jittor_file(path):
             f"{path}: {problem}; check the path, or download or copy the file "
             f"again{_suggest_intact(path)}"
         )
-    with open(path, "rb") as file:
-        try:
-            return pickles.load(file, path, _GLOBALS)
-        except InputError:
-            raise
-        except Exception as error:
-            # The checksum matches, so the file is forged, and may cause almost any exception.
-            raise InputError(
-                f"{path}: the file is damaged; copy it again ({type(error).__name__}: "
-                f"{str(error)[:200]})"
-            ) from error
+    with open(path, "rb") as file, convert_read_errors(path):
+        return pickles.load(file, path, _GLOBALS)
 
 
 class _DType(pickles.Pending):

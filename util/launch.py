@@ -68,10 +68,8 @@ def job():
 
 
 def _check_mpi():
-    usable = os.environ.get("use_mpi", "1") == "1" and (
-        os.environ.get("mpicc_path") or shutil.which("mpicc")
-    )
-    if get_world_size() > 1 and not usable:
+    mpicc = os.environ.get("mpicc_path") or shutil.which("mpicc")
+    if get_world_size() > 1 and not (mpicc and os.environ.get("use_mpi", "1") == "1"):
         raise InputError(
             "mpirun started several processes, but Jittor has no MPI: install libopenmpi-dev, "
             "whose mpicc it needs, and do not set use_mpi=0"

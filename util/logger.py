@@ -74,9 +74,8 @@ class MetricLogger:
 
         A process without values, because all its samples were skipped, shows the average.
         """
-        gathered = dist.all_gather(
-            {name: (meter.total, meter.count) for name, meter in self.meters.items()}
-        )
+        own = {name: (meter.total, meter.count) for name, meter in self.meters.items()}
+        gathered = dist.all_gather(own)
         for name in {name: None for each in gathered for name in each}:
             total, count = np.sum([each.get(name, (0, 0)) for each in gathered], axis=0)
             meter = self.meters[name]
@@ -114,15 +113,8 @@ class MetricLogger:
         begin = end = time.time()
         # mpirun gives each process a pseudo-terminal, even if its own output goes to a file.
         off = True if launch.get_world_size() > 1 else None  # None: unless on a terminal
-        bar = tqdm(
-            total=total,
-            initial=start,
-            desc=header,
-            file=sys.stdout,
-            disable=off,
-            dynamic_ncols=True,
-        )
-        with bar:
+        style = dict(desc=header, file=sys.stdout, disable=off, dynamic_ncols=True)
+        with tqdm(total=total, initial=start, **style) as bar:
             for i, item in enumerate(iterable, start):
                 data_time.update(time.time() - end)
                 yield item
@@ -144,7 +136,6 @@ class MetricLogger:
         )
 
     def _format_losses(self):
-        names = [
-            name for name in ("loss", "loss_ce", "loss_bbox", "loss_giou") if name in self.meters
-        ]
+        losses = ("loss", "loss_ce", "loss_bbox", "loss_giou")
+        names = [name for name in losses if name in self.meters]
         return self.delimiter.join(f"{name}: {self.meters[name].median:.3f}" for name in names)

@@ -35,14 +35,9 @@ class AdamW(jt.optim.AdamW):
         for group in self.param_groups:
             b0, b1 = group.get("betas", self.betas)
             lr, decay = group.get("lr", self.lr), group.get("weight_decay", self.weight_decay)
-            coefficients = (
-                1 - lr * decay,
-                b0,
-                b1,
-                lr / (1 - b0**self.n_step),
-                1 / math.sqrt(1 - b1**self.n_step),
-                group.get("eps", self.eps),
-            )
+            step_size = lr / (1 - b0**self.n_step)
+            root = 1 / math.sqrt(1 - b1**self.n_step)
+            coefficients = 1 - lr * decay, b0, b1, step_size, root, group.get("eps", self.eps)
             state = group["params"], group["values"], group["m"]
             updates = ops.adamw(*state, group["grads"], scale, *coefficients)
             for variables, values in zip(zip(*state), updates):
@@ -96,10 +91,7 @@ def build_optimizer(model, args):
 
     Each group has the "names" of its parameters, under which a checkpoint keeps their state.
     """
-    groups = [
-        {"names": [], "params": [], "lr": args.lr},
-        {"names": [], "params": [], "lr": args.lr_backbone},
-    ]
+    groups = [{"names": [], "params": [], "lr": lr} for lr in (args.lr, args.lr_backbone)]
     for name, parameter in model.named_parameters():
         if not parameter.is_stop_grad():
             group = groups["backbone" in name]

@@ -10,7 +10,7 @@ from util.files import atomic_write, find_training_files, make_folder
 from util.jittor_file import write_jittor_file
 from util.pictures import GRID, draw_mistakes, encode_jpeg, plot_predictions
 from util.plot_utils import plot_curves, read_log
-from util.report import make_page
+from util.report.page import make_page
 
 
 class OutputFolder:
@@ -66,17 +66,15 @@ class OutputFolder:
         for iou_type in evaluator.coco_eval:
             with atomic_write(self.path / f"detections_{iou_type}.json") as file:
                 write_list(filter(None, evaluator.results(iou_type)), file)
-        accumulated = evaluator.coco_eval["bbox"].eval
+        coco_gt, accumulated = evaluator.coco_gt, evaluator.coco_eval["bbox"].eval
         accumulated = {**accumulated, "params": vars(accumulated["params"])}
         for name in names:
             make_folder((self.path / name).parent)
             write_jittor_file(accumulated, self.path / name)
         some = chain.from_iterable(islice(filter(None, evaluator.results("bbox")), math.prod(GRID)))
         with atomic_write(self.path / "predictions.png") as file:
-            plot_predictions(
-                evaluator.coco_gt, dataset.read_image_by_id, some, dataset.classes, file
-            )
-        self._save_report(report(evaluator), dataset, evaluator.coco_gt)
+            plot_predictions(coco_gt, dataset.read_image_by_id, some, dataset.classes, file)
+        self._save_report(report(evaluator), dataset, coco_gt)
 
     def _save_report(self, report, dataset, coco_gt):
         names = {row["id"]: row["name"] for row in report["classes"]}

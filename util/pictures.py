@@ -49,19 +49,13 @@ def plot_predictions(coco, read_image, results, names, path):
     rows = math.ceil(len(shown) / columns)
     page = Image.new("RGB", (columns * CELL_SIZE, HEADER_HEIGHT + rows * CELL_SIZE), "white")
     count = sum(d["score"] >= MIN_SCORE for image_id in shown for d in detections[image_id])
-    ImageDraw.Draw(page).text(
-        (8, HEADER_HEIGHT / 2),
-        f"white: ground truth; colour: the {count} detections with a score of {MIN_SCORE} or more",
-        fill="black",
-        font=_load_font(" ", 18),
-        anchor="lm",
-    )
+    key = f"white: ground truth; colour: the {count} detections with a score of {MIN_SCORE} or more"
+    font = _load_font(" ", 18)
+    ImageDraw.Draw(page).text((8, HEADER_HEIGHT / 2), key, fill="black", font=font, anchor="lm")
     for number, image_id in enumerate(shown):
         corner = (number % columns * CELL_SIZE, HEADER_HEIGHT + number // columns * CELL_SIZE)
-        cell = _draw_cell(
-            read_image(image_id), coco.imgToAnns[image_id], detections[image_id], names
-        )
-        page.paste(cell, corner)
+        image, annotations = read_image(image_id), coco.imgToAnns[image_id]
+        page.paste(_draw_cell(image, annotations, detections[image_id], names), corner)
     page.save(path, format="png")
 
 
@@ -216,9 +210,8 @@ def _draw_frame(draw, box, colour, width):
     """Draw a frame with a thin dark edge, which makes it visible on any background."""
     x0, y0, x1, y1 = box[0], box[1], max(box[0], box[2]), max(box[1], box[3])
     edge = max(1, width // 3)
-    draw.rectangle(
-        (x0 - edge, y0 - edge, x1 + edge, y1 + edge), outline="black", width=width + 2 * edge
-    )
+    outer = x0 - edge, y0 - edge, x1 + edge, y1 + edge
+    draw.rectangle(outer, outline="black", width=width + 2 * edge)
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
 
 
@@ -234,10 +227,8 @@ def _draw_masks(image, masks, labels):
 
 def _draw_weights(grey, weights):
     """Return the grey image with attention weights float32 [h, w] over it."""
-    heat = Image.fromarray(weights / max(weights.max(), 1e-12)).resize(
-        grey.size, Image.Resampling.BILINEAR
-    )
-    heat = np.asarray(heat)[:, :, None]
+    heat = Image.fromarray(weights / max(weights.max(), 1e-12))
+    heat = np.asarray(heat.resize(grey.size, Image.Resampling.BILINEAR))[:, :, None]
     colours = matplotlib.colormaps["inferno"](heat[:, :, 0])[:, :, :3] * 255
     opacity = 0.35 + 0.5 * heat
     pixels = np.asarray(grey) * (1 - opacity) + colours * opacity
@@ -263,9 +254,8 @@ def _choose_points(boxes, size):
 def _draw_point(image, x, y, number):
     draw, radius = ImageDraw.Draw(image), 11
     x, y = (min(max(value, radius), side - 1 - radius) for value, side in zip((x, y), image.size))
-    draw.ellipse(
-        (x - radius, y - radius, x + radius, y + radius), fill="white", outline="black", width=2
-    )
+    circle = x - radius, y - radius, x + radius, y + radius
+    draw.ellipse(circle, fill="white", outline="black", width=2)
     draw.text((x, y), str(number), fill="black", font=_load_font("0", TEXT_HEIGHT), anchor="mm")
 
 

@@ -8,7 +8,6 @@ Source: the role of `util/plot_utils.py` of the original.
 import argparse
 import json
 import operator
-import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from util.best import COCO_METRICS
 from util.errors import InputError
+from util.launch import job
 from util.pictures import find_font
 
 LOSSES = {
@@ -84,10 +84,7 @@ def plot_curves(runs, path):
         axes.plot(epochs, [get_value(log) for log in logs], style, marker=marker)
 
     def name_axes(axes, title, unit):
-        axes.set_title(title)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(unit)
-        axes.set_xlim(first - 0.5, last + 0.5)
+        axes.set(title=title, xlabel="epoch", ylabel=unit, xlim=(first - 0.5, last + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
 
@@ -157,7 +154,5 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
+    with job():
         main()
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -24,9 +24,8 @@ class TensorBoardLog:
 
     def add_epoch(self, line, predictions=None):
         """Add an epoch. line: that of log.txt; predictions: path of predictions.png, or None."""
-        values = [
-            Summary.Value(tag=tag, simple_value=value) for tag, value in get_scalars(line).items()
-        ]
+        scalars = get_scalars(line).items()
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
         if predictions is not None:
             # A PNG of photos would be megabytes in each epoch.
             jpeg = encode_jpeg(Image.open(predictions).convert("RGB"))

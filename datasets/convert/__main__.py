@@ -2,10 +2,9 @@
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
-from util.errors import InputError
+from util.launch import job
 
 from .split import split_coco
 from .voc import convert_voc
@@ -27,19 +26,16 @@ def main():
         command.add_argument("out", type=Path, help="folder for the annotation files")
     command = commands.add_parser("split", help="split a COCO file into training and validation")
     command.add_argument("source", type=Path, help="COCO annotation file")
-    command.add_argument(
-        "--val", type=float, default=0.2, help="fraction of images for validation, default 0.2"
-    )
+    text = "fraction of images for validation, default 0.2"
+    command.add_argument("--val", type=float, default=0.2, help=text)
     command.add_argument("--seed", type=int, default=0, help="random seed of the split, default 0")
     args = parser.parse_args()
-    try:
+    with job():
         if args.command == "split":
             split_coco(args.source, args.val, args.seed)
         else:
             convert = {"yolo": convert_yolo, "voc": convert_voc}[args.command]
             print_training_command(convert(args.source, args.out))
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 def print_training_command(splits):

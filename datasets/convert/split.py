@@ -56,11 +56,9 @@ def split_coco(source: Path, val_fraction: float, seed: int) -> list[Path]:
     for name, path in paths.items():
         is_val = name == "val"
         images = [image for image in data["images"] if (image["id"] in val_ids) == is_val]
-        annotations = [
-            ann for ann in data["annotations"] if (ann.get("image_id") in val_ids) == is_val
-        ]
+        anns = [ann for ann in data["annotations"] if (ann.get("image_id") in val_ids) == is_val]
         with atomic_write(path) as file:
-            part = {**data, "images": images, "annotations": annotations}
+            part = {**data, "images": images, "annotations": anns}
             file.write(json.dumps(part).encode())
-        print(f"{path}: {len(images)} images, {len(annotations)} boxes")
+        print(f"{path}: {len(images)} images, {len(anns)} boxes")
     return list(paths.values())

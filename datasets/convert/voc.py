@@ -79,9 +79,8 @@ class ImageFinder:
         files leaves the old filename. Of several such images, take the one in the folder of the XML
         file, or in one of the same name: annotations/a/1.xml, images/a/1.jpg.
         """
-        images = (
-            self.by_stem[xml.stem] or self.by_name[filename] or self.by_stem[Path(filename).stem]
-        )
+        stem = Path(filename).stem
+        images = self.by_stem[xml.stem] or self.by_name[filename] or self.by_stem[stem]
         if not images:
             errors.append(f"{xml}: its image {filename} is missing; add it")
             return None
@@ -146,18 +145,16 @@ def parse_xml(path, errors):
             corners = [float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")]
         except (AttributeError, TypeError, ValueError):
             corners = None
+        place = f"{path}, object {number}"
         if not name:
-            errors.append(f"{path}, object {number}: has no name; add it")
+            errors.append(f"{place}: has no name; add it")
         elif corners is None:
-            errors.append(f"{path}, object {number}: has no bndbox with four numbers; correct it")
+            errors.append(f"{place}: has no bndbox with four numbers; correct it")
         elif not all(
             -MAX_BOX_COORDINATE < low <= high < MAX_BOX_COORDINATE
             for low, high in (corners[::2], corners[1::2])
         ):
-            errors.append(
-                f"{path}, object {number}: its bndbox is reversed or far outside the image; "
-                "correct it"
-            )
+            errors.append(f"{place}: its bndbox is reversed or far outside the image; correct it")
         else:
             objects.append((name, corners, element.findtext("difficult") == "1"))
     return path, Path((root.findtext("filename") or path.stem).strip()).name, objects

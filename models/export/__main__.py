@@ -1,7 +1,6 @@
 """Export a checkpoint's model to ONNX: `python -m models.export IN OUT.onnx`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from models.architecture import get_max_learned_side, infer_architecture
@@ -11,6 +10,7 @@ from models.weights.names import get_class_names
 from models.weights.shapes import check_weights
 from util.errors import InputError
 from util.files import atomic_write
+from util.launch import job
 
 MIN_OPSET = 17  # the first with LayerNormalization
 
@@ -21,22 +21,14 @@ def main():
     )
     parser.add_argument("source", metavar="IN", help="checkpoint or weights, as for --resume")
     parser.add_argument("target", metavar="OUT.onnx", help="output file")
-    parser.add_argument(
-        "--opset", type=int, default=MIN_OPSET, help="ONNX opset version (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--size",
-        nargs="+",
-        default=["dynamic"],
-        metavar="SIDE",
-        help="height and width of the images in pixels (default: dynamic, any size)",
-    )
+    text = "ONNX opset version (default: %(default)s)"
+    parser.add_argument("--opset", type=int, default=MIN_OPSET, help=text)
+    text = "height and width of the images in pixels (default: dynamic, any size)"
+    parser.add_argument("--size", nargs="+", default=["dynamic"], metavar="SIDE", help=text)
     add_architecture_flags(parser)
     args = parser.parse_args()
-    try:
+    with job():
         export(args)
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 def export(args):

@@ -115,20 +115,16 @@ def conv_norm(graph, x, prefix, conv, norm, stride=1, kernel=1, dilation=1):
     prefix: of the weights' names.
     """
     conv, norm = f"{prefix}.{conv}", f"{prefix}.{norm}"
-    padding = kernel // 2 * dilation
+    pads = [kernel // 2 * dilation] * 4
     attributes = dict(
-        kernel_shape=[kernel] * 2,
-        strides=[stride] * 2,
-        pads=[padding] * 4,
-        dilations=[dilation] * 2,
+        kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=pads, dilations=[dilation] * 2
     )
     weights = graph.weights
     if f"{norm}.running_var" not in weights:
         groups = min(32, len(weights[f"{norm}.weight"]) // 2)
         return graph.group_norm(graph.conv(x, conv, **attributes), norm, groups)
-    scale = weights[f"{norm}.weight"] / np.sqrt(
-        weights[f"{norm}.running_var"] + np.float32(EPSILON)
-    )
+    deviation = np.sqrt(weights[f"{norm}.running_var"] + np.float32(EPSILON))
+    scale = weights[f"{norm}.weight"] / deviation
     bias = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
     weight = weights[f"{conv}.weight"] * scale.reshape(-1, 1, 1, 1)
     return graph.conv(x, conv, weight, bias, **attributes)
@@ -178,9 +174,8 @@ def learned_encoding(graph, like):
         vectors = graph.add("Unsqueeze", vectors, graph.constant([new_axis]))
         parts.append(graph.add("Expand", vectors, graph.shape(height, width, features)))
     encoding = graph.add("Concat", *parts, axis=2)
-    return graph.add(
-        "Expand", graph.reshape(encoding, 1, -1, 2 * features), graph.shape(batch, 1, 1)
-    )
+    encoding = graph.reshape(encoding, 1, -1, 2 * features)
+    return graph.add("Expand", encoding, graph.shape(batch, 1, 1))
 
 
 # ---- transformer
@@ -249,9 +244,8 @@ def attention(graph, x, prefix, name, pos, attn_mask=None, memory=None):
     key, value = memory or (query, x)
     with graph.scope(name):
         name, projected = f"{prefix}.{name}", []
-        for i, (x, order) in enumerate(
-            ((query, [0, 2, 1, 3]), (key, [0, 2, 3, 1]), (value, [0, 2, 1, 3]))
-        ):
+        inputs = (query, [0, 2, 1, 3]), (key, [0, 2, 3, 1]), (value, [0, 2, 1, 3])
+        for i, (x, order) in enumerate(inputs):
             rows = i * dim, (i + 1) * dim
             x = graph.affine(x, f"{name}.in_proj_weight", f"{name}.in_proj_bias", rows)
             x = graph.reshape(x, 0, -1, heads, dim // heads)

@@ -1,12 +1,12 @@
 """Convert a checkpoint's model for other programs: `python -m models.weights IN OUT`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from models.architecture import infer_architecture
 from util.errors import InputError
 from util.files import atomic_write
+from util.launch import job
 
 from .checkpoint import load_checkpoint
 from .huggingface import check_exportable, write_folder
@@ -29,19 +29,16 @@ def main():
     parser.add_argument("target", metavar="OUT", help="OUT.pth, a folder, or OUT.safetensors")
     add_architecture_flags(parser)
     arguments = parser.parse_args()
-    try:
+    with job():
         convert(arguments.source, Path(arguments.target), arguments)
-    except InputError as error:
-        sys.exit(f"error: {error}")
 
 
 def add_architecture_flags(parser):
     """Add the flags that weights alone do not determine."""
     when = "(needed if IN stores no flags, like the original's weights"
     parser.add_argument("--dilation", action="store_true", help=f"the model is DC5 {when})")
-    parser.add_argument(
-        "--nheads", type=int, default=8, help=f"number of attention heads {when}; default: 8)"
-    )
+    text = f"number of attention heads {when}; default: 8)"
+    parser.add_argument("--nheads", type=int, default=8, help=text)
 
 
 def convert(source, target, options):
@@ -53,21 +50,20 @@ def convert(source, target, options):
     if not is_folder and target.suffix not in (*PYTORCH_SUFFIXES, ".safetensors"):
         raise InputError(f"{target}: unknown suffix; give OUT.pth, OUT.safetensors, or a folder")
     checkpoint = load_checkpoint(source)
+    model = checkpoint["model"]
     if not is_folder and target.suffix in PYTORCH_SUFFIXES:
         with atomic_write(target) as file:
-            write_torch_file({"model": checkpoint["model"]}, file)
+            write_torch_file({"model": model}, file)
         return
     architecture = infer_architecture(checkpoint, source, options.dilation, options.nheads)
-    check_weights(checkpoint["model"], architecture, source)
+    check_weights(model, architecture, source)
     check_exportable(architecture, source)
     if is_folder:
         classes = get_class_names(checkpoint, source)
-        write_folder(
-            target, checkpoint["model"], classes, architecture, **get_image_sizes(checkpoint)
-        )
+        write_folder(target, model, classes, architecture, **get_image_sizes(checkpoint))
     else:
         with atomic_write(target) as file:
-            write_safetensors(to_huggingface(checkpoint["model"]), file)
+            write_safetensors(to_huggingface(model), file)
 
 
 def get_image_sizes(checkpoint):

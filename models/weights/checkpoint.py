@@ -96,9 +96,8 @@ def read_class_names(checkpoint, source):
 
 def count_classes(checkpoint):
     """Return the highest category id + 1 of a checkpoint's class head; 0 if it has none."""
-    head = checkpoint["model"].get(
-        "class_embed.bias", checkpoint["model"].get("detr.class_embed.bias")
-    )
+    model = checkpoint["model"]
+    head = model.get("class_embed.bias", model.get("detr.class_embed.bias"))
     return 0 if head is None else head.size - 1
 
 

@@ -36,9 +36,7 @@ def download_repository(source, folder):
     """
     match = re.fullmatch(r"hf://([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?", source)
     if match is None:
-        raise InputError(
-            f"{source}: not a repository; give hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
-        )
+        raise InputError(f"{source}: not a repository; give hf://OWNER/NAME[@REVISION]")
     owner, name, revision = match[1], match[2], match[3] or "main"
     endpoint = (os.environ.get("HF_ENDPOINT") or HF_URL).rstrip("/")
     check_url(endpoint, "HF_ENDPOINT")

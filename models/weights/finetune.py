@@ -49,16 +49,13 @@ def load_matching_weights(model, state, old_classes, classes, source):
             f"{', '.join(new) or 'none'}; not used: {', '.join(unused) or 'none'}"
         )
     queries = next(name for name in new_state if name.endswith("query_embed.weight"))
-    if queries in loaded and len(state[queries]) != len(new_state[queries]):
-        count = min(len(state[queries]), len(new_state[queries]))
-        print(
-            f"  queries: kept {count} of {len(state[queries])}; newly initialized: "
-            f"{len(new_state[queries]) - count}"
-        )
+    before, after = len(state.get(queries, ())), len(new_state[queries])
+    if queries in loaded and before != after:
+        count = min(before, after)
+        print(f"  queries: kept {count} of {before}; newly initialized: {after - count}")
     not_used = [name for name in state if name not in new_state]
-    for line in summarize_names("newly initialized", initialized) + summarize_names(
-        "not used", not_used
-    ):
+    lines = summarize_names("newly initialized", initialized)
+    for line in lines + summarize_names("not used", not_used):
         print(f"  {line}")
 
 

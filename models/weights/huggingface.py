@@ -65,10 +65,8 @@ def parse_config(config, path):
         str(number).isdecimal() and isinstance(name, str) for number, name in labels.items()
     ):
         raise InputError(f"{path}: id2label does not map ids to names; give a name for each id")
-    classes = {
-        int(number): name for number, name in labels.items() if not _PLACEHOLDER.fullmatch(name)
-    }
-    return flags, classes
+    named = {i: name for i, name in labels.items() if not _PLACEHOLDER.fullmatch(name)}
+    return flags, {int(i): name for i, name in named.items()}
 
 
 def _get_backbone(config, path):
@@ -96,9 +94,8 @@ def _get_backbone(config, path):
 
 
 def _is_dilated(config):
-    return bool(
-        config.get("dilation") or (config.get("backbone_config") or {}).get("output_stride") == 16
-    )
+    backbone = config.get("backbone_config") or {}
+    return bool(config.get("dilation") or backbone.get("output_stride") == 16)
 
 
 def make_config(architecture, classes):
@@ -107,10 +104,9 @@ def make_config(architecture, classes):
         str(i): classes.get(i, "N/A") if classes else f"LABEL_{i}"
         for i in range(architecture.num_classes)
     }
+    name = "DetrForSegmentation" if architecture.masks else "DetrForObjectDetection"
     return {
-        "architectures": [
-            "DetrForSegmentation" if architecture.masks else "DetrForObjectDetection"
-        ],
+        "architectures": [name],
         "model_type": "detr",
         "use_timm_backbone": True,
         "use_pretrained_backbone": False,

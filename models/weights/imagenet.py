@@ -28,15 +28,12 @@ def load_backbone(body, spec, backbone_name):
     source = spec
     if spec == "imagenet":
         if backbone_name not in IMAGENET_WEIGHTS:
-            raise ValueError(
-                f"backbone_name is {backbone_name}, for which there are no ImageNet weights"
-            )
+            raise ValueError(f"backbone_name is {backbone_name}, which has no ImageNet weights")
         try:
             source = download(IMAGENET_WEIGHTS[backbone_name], get_user_cache())
         except InputError as error:
             remedy = "or use --backbone_weights none or --backbone_weights PATH"
             raise InputError(f"{error}, {remedy}") from error
     state = load_checkpoint(source)["model"]
-    load_model_state(
-        body, {name: value for name, value in state.items() if not name.startswith("fc.")}, source
-    )
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    load_model_state(body, state, source)

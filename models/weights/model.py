@@ -18,9 +18,8 @@ def model_state(model: nn.Module) -> dict[str, np.ndarray]:
 
 def hash_weights(model):
     """Return a hexadecimal digest of the weights."""
-    return hashlib.sha1(
-        b"".join(array.tobytes() for array in model_state(model).values())
-    ).hexdigest()
+    arrays = model_state(model).values()
+    return hashlib.sha1(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def load_model_state(model: nn.Module, state: dict[str, np.ndarray], source: str | Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from util.errors import InputError
+from util.files import convert_read_errors
 
 _DTYPES = {
     "F64": np.float64,
@@ -31,18 +31,11 @@ def read_safetensors(path):
 
     Raises InputError if the file is missing or damaged, or holds a type that NumPy does not have.
     """
-    try:
+    with convert_read_errors(path):
         with safetensors.safe_open(path, framework="np"):
             pass  # checks the sizes in the header before memory is allocated for them
         entries = safetensors.deserialize(path.read_bytes())
         return {name: _to_array(**entry) for name, entry in entries}
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError(
-            f"{path}: the file is truncated or damaged; download or copy it again "
-            f"({str(error)[:200]})"
-        ) from error
 
 
 def write_safetensors(arrays, file):

@@ -17,6 +17,7 @@ import numpy as np
 
 from util import pickles
 from util.errors import InputError
+from util.files import convert_read_errors
 
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -50,27 +51,14 @@ def read_torch_file(path):
     torch.Size a tuple, torch.dtype and torch.device strings.
     Raises InputError if the file is missing, damaged, not PyTorch's, or names anything else.
     """
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(_LEGACY_MAGIC))
-            file.seek(0)
-            if start == _LEGACY_MAGIC:
-                return _read_legacy(file, path)
-            if start.startswith(_ZIP_MAGIC):
-                return _read_zip(file, path)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:
-        # With damaged bytes, pickle, zipfile and NumPy raise almost any exception.
-        raise InputError(
-            f"{path}: the file is truncated or damaged; download or copy it again "
-            f"({type(error).__name__}: {str(error)[:200]})"
-        ) from error
-    raise InputError(
-        f"{path}: not a PyTorch file, or damaged at its start; download or copy it again"
-    )
+    with convert_read_errors(path), open(path, "rb") as file:
+        start = file.read(len(_LEGACY_MAGIC))
+        file.seek(0)
+        if start == _LEGACY_MAGIC:
+            return _read_legacy(file, path)
+        if start.startswith(_ZIP_MAGIC):
+            return _read_zip(file, path)
+        raise InputError(f"{path}: not a PyTorch file, or damaged; download or copy it again")
 
 
 def write_torch_file(obj, file):
@@ -158,14 +146,12 @@ def _read_zip(file, path):
         # Overlapping entries could expand to any size.
         if sum(entry.file_size for entry in entries.values()) > os.fstat(file.fileno()).st_size:
             raise ValueError("its entries exceed the file's size")
-        pickle_names = [
-            name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")
-        ]
-        if len(pickle_names) != 1:
+        names = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(names) != 1:
             raise InputError(
                 f"{path}: a zip file, but not PyTorch's: it has no data.pkl; give a .pth file"
             )
-        folder = pickle_names[0].removesuffix("data.pkl")
+        folder = names[0].removesuffix("data.pkl")
         order = archive.read(folder + "byteorder") if folder + "byteorder" in entries else b"little"
         storages = {}
 
@@ -175,17 +161,14 @@ def _read_zip(file, path):
                 # PyTorch never compresses; a compressed entry could expand to any size.
                 size = numel * _disk_dtype(dtype).itemsize
                 if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != size:
-                    raise ValueError(
-                        f"storage {key} has {entry.file_size} bytes instead of {numel} {dtype}"
-                    )
-                storages[key] = _Storage(
-                    _decode(archive.read(entry), dtype, ">" if order == b"big" else "<")
-                )
+                    raise ValueError(f"storage {key} has {entry.file_size} bytes, not {size}")
+                content = _decode(archive.read(entry), dtype, ">" if order == b"big" else "<")
+                storages[key] = _Storage(content)
             return storages[key]
 
-        if entries[pickle_names[0]].compress_type != zipfile.ZIP_STORED:
+        if entries[names[0]].compress_type != zipfile.ZIP_STORED:
             raise ValueError("data.pkl is compressed")
-        return _load(io.BytesIO(archive.read(pickle_names[0])), path, storage)
+        return _load(io.BytesIO(archive.read(names[0])), path, storage)
 
 
 def _read_legacy(file, path):
@@ -242,9 +225,7 @@ def _view(data, offset, size, stride):
         return data[:0].reshape(size)
     # Strides of 0 repeat elements, so a small file could describe a tensor of any size.
     if last >= len(data) or numel > len(data):
-        raise ValueError(
-            f"a tensor of size {size} and stride {stride} exceeds its {len(data)} elements"
-        )
+        raise ValueError(f"size {size} and stride {stride} exceed the {len(data)} elements")
     steps = [step * data.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(data[offset:], size, steps, writeable=False)
 

@@ -93,14 +93,8 @@ class TrainingState:
                 group["weight_decay"] = args.weight_decay
         if "best" in checkpoint:
             self.best.load_state_dict(checkpoint["best"])
-        steps = count_steps_done(
-            checkpoint,
-            source,
-            images=self.num_images,
-            batch_size=args.batch_size,
-            accum_steps=args.accum_steps,
-            seed=args.seed,
-        )
+        flags = dict(batch_size=args.batch_size, accum_steps=args.accum_steps, seed=args.seed)
+        steps = count_steps_done(checkpoint, source, images=self.num_images, **flags)
         if checkpoint.get("train_stats"):
             self.start_epoch(checkpoint["epoch"])
             self.finish_epoch(checkpoint["train_stats"])
@@ -147,14 +141,12 @@ def load_optimizer_state(optimizer, state, source):
         {name: var.shape for group in groups for name, var in zip(group["names"], group["params"])},
         {name: moment["exp_avg"].shape for name, moment in moments.items()},
     )
-    if not problems and [group["names"] for group in groups] != [
-        group["names"] for group in state["groups"]
-    ]:
+    names = [[group["names"] for group in each] for each in (groups, state["groups"])]
+    if not problems and names[0] != names[1]:
         problems = ["the parameter groups differ"]
     if problems:
         raise InputError(
-            f"{source}: its optimizer does not fit: {'; '.join(problems)}; resume with the same "
-            "flags"
+            f"{source}: its optimizer does not fit: {'; '.join(problems)}; use the same flags"
         )
     for group, saved in zip(groups, state["groups"]):
         group.update({key: value for key, value in saved.items() if key != "names"})
@@ -171,13 +163,7 @@ def check_training_state(checkpoint, source):
     """
     number = (int, float)
     moments = {"step": int, "exp_avg": np.ndarray, "exp_avg_sq": np.ndarray}
-    group = {
-        "names": [str],
-        "lr": number,
-        "weight_decay": number,
-        "betas": (tuple, list),
-        "eps": number,
-    }
+    group = dict(names=[str], lr=number, weight_decay=number, betas=(tuple, list), eps=number)
     form = {
         "epoch": int,
         "step": int,

@@ -23,9 +23,8 @@ def _digest(path):
     They are spelled "# include", because Jittor looks for files of "#include" in its own folders.
     """
     source = path.read_bytes()
-    included = [
-        path.with_name(name) for name in re.findall('^# include "(.+?)"', source.decode(), re.M)
-    ]
+    names = re.findall('^# include "(.+?)"', source.decode(), re.M)
+    included = map(path.with_name, names)
     return hashlib.sha1(source + "".join(map(_digest, included)).encode()).hexdigest()
 
 

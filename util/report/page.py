@@ -25,6 +25,7 @@ def make_page(report: dict, images: list[bytes]) -> str:
     classes, confusion = report["classes"], np.array(report["confusion"])
     names = [row["name"] for row in classes]
     limit = charts.MAX_MATRIX_CLASSES
+    shown = f"the {limit} classes with the most mistakes" if len(classes) > limit else "all classes"
     return Template(TEMPLATE.read_text()).substitute(
         images=count(report["images"], "image"),
         objects=count(report["objects"]["all"], "object"),
@@ -36,9 +37,7 @@ def make_page(report: dict, images: list[bytes]) -> str:
         f1=to_svg(charts.draw_f1, report),
         sizes=to_svg(charts.draw_sizes, report),
         scores=to_svg(charts.draw_scores, report),
-        shown=f"the {limit} classes with the most mistakes"
-        if len(classes) > limit
-        else "all classes",
+        shown=shown,
         confusion=charts.draw_confusion(confusion, names),
         confused=make_confusion_table(confusion, names),
         mistakes=make_mistake_table(report["mistakes"]),

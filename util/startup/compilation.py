@@ -117,7 +117,9 @@ def use_precompiled_header(flags):
     # Jittor passes -g; reduce the debug information, which nobody needs here, to save time.
     flags.cc_flags += " -femit-struct-debug-baseonly -fno-var-tracking "
     # g++ uses a precompiled header only with the options that it was compiled with.
-    command = [flags.cc_path, *_get_compiler_options(flags.cc_flags), "-g", "-x", "c++-header"]
+    linker_options = ("-l", "-L", "-Wl,", "-shared")
+    options = [each for each in shlex.split(flags.cc_flags) if not each.startswith(linker_options)]
+    command = [flags.cc_path, *options, "-g", "-x", "c++-header"]
     digest = hashlib.sha1("\0".join([HEADER, *command]).encode()).hexdigest()[:16]
     folder = Path(flags.cache_path) / f"precompiled-{digest}"
     header = folder / "operators.h"
@@ -126,11 +128,6 @@ def use_precompiled_header(flags):
         if not header.with_name("operators.h.gch").exists() and not _precompile(header, command):
             return
     flags.cc_flags += f' -include "{header}" '
-
-
-def _get_compiler_options(flags):
-    linker_options = ("-l", "-L", "-Wl,", "-shared")
-    return [flag for flag in shlex.split(flags) if not flag.startswith(linker_options)]
 
 
 def _precompile(header, command):

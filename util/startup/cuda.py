@@ -82,10 +82,8 @@ def find_toolkit(jittor_cuda):
     if jittor_cuda.is_dir() and not any(jittor_cuda.iterdir()):
         jittor_cuda.rmdir()  # left by a failed download; if it exists, Jittor's import downloads
     if jittor_cuda.is_dir():
-        supported = [
-            jittor_cuda / name for oldest, name in JITTOR_TOOLKITS.items() if driver >= oldest
-        ]
-        nvcc = supported[0] / "bin" / "nvcc" if supported else None
+        names = [name for oldest, name in JITTOR_TOOLKITS.items() if driver >= oldest]
+        nvcc = jittor_cuda / names[0] / "bin" / "nvcc" if names else None
         if nvcc is None or not nvcc.is_file():
             return Obstacle(
                 f"Jittor's own CUDA in {jittor_cuda} is incomplete, or for another driver",
