@@ -1,4 +1,4 @@
-"""Command-line flags: the parser, the demo's defaults, and the flags that a checkpoint decides."""
+"""Command-line flags: the parser, the demo's defaults, and the flags restored from a checkpoint."""
 
 import argparse
 import shlex
@@ -16,7 +16,7 @@ from util.errors import InputError
 
 def get_args_parser():
     parser = argparse.ArgumentParser(
-        description="Train, evaluate and apply DETR.",
+        description="Train and evaluate DETR, or detect objects with it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
@@ -25,7 +25,7 @@ def get_args_parser():
     text = "learning rate of the backbone; 0 freezes it"
     add("--lr_backbone", default=1e-5, type=float, help=text)
     add("--batch_size", default=2, type=int, help="images per batch and process")
-    text = "accumulate the gradients of N batches per step, like N times as many processes"
+    text = "accumulate gradients over N batches per step; equivalent to N times as many processes"
     add("--accum_steps", default=1, type=int, metavar="N", help=text)
     add("--weight_decay", default=1e-4, type=float, help="weight decay of AdamW")
     add("--epochs", default=300, type=int, help="number of epochs to train")
@@ -35,7 +35,7 @@ def get_args_parser():
     text = "start from the matching weights of another model (other classes, queries or layers)"
     add("--finetune", default="", metavar="PATH", help=text)
     parts = ["backbone", "transformer"]
-    add("--freeze", default=[], nargs="+", choices=parts, help="parts of the model not to train")
+    add("--freeze", default=[], nargs="+", choices=parts, help="parts of the model to freeze")
 
     add = parser.add_argument_group("backbone").add_argument
     text = "convolutional backbone; tiny: a narrow ResNet with stride 16 for small images"
@@ -43,7 +43,7 @@ def get_args_parser():
     text = "imagenet (torchvision's, downloaded once), none (random), or a torchvision .pth"
     add("--backbone_weights", default="imagenet", metavar="SOURCE", help=text)
     norms = ["frozen", "batch", "group"]
-    text = "normalization; with batch and group all of the backbone trains"
+    text = "normalization layers; batch and group train the whole backbone"
     add("--backbone_norm", default="frozen", choices=norms, help=text)
     add("--dilation", action="store_true", help="DC5: dilation instead of stride in the last stage")
     encodings = ["sine", "learned"]
@@ -63,12 +63,12 @@ def get_args_parser():
 
     add = parser.add_argument_group("segmentation").add_argument
     add("--masks", action="store_true", help="add a mask head")
-    text = "train only the mask head, on top of this trained box model"
+    text = "trained box model; only the mask head on top of it trains"
     add("--frozen_weights", default="", metavar="PATH", help=text)
 
     add = parser.add_argument_group("loss").add_argument
     parser.set_defaults(aux_loss=True)
-    text, unset = "disable the losses of all decoder layers but the last", argparse.SUPPRESS
+    text, unset = "supervise the last decoder layer only", argparse.SUPPRESS
     add("--no_aux_loss", dest="aux_loss", action="store_false", default=unset, help=text)
     add("--set_cost_class", default=1, type=float, help="class coefficient in the matching cost")
     add("--set_cost_bbox", default=5, type=float, help="L1 box coefficient in the matching cost")
@@ -81,32 +81,34 @@ def get_args_parser():
     add("--eos_coef", default=0.1, type=float, help=text)
 
     add = parser.add_argument_group("data").add_argument
-    add("--dataset_file", default="coco", choices=list(NUM_CLASSES), help="shapes: drawn images")
+    text = "dataset; shapes: synthetic images"
+    add("--dataset_file", default="coco", choices=list(NUM_CLASSES), help=text)
     text = "folder with train2017, val2017 and annotations; for shapes, where to draw them"
     add("--coco_path", help=text)
     add("--coco_panoptic_path", help="folder with panoptic_{train,val}2017 and annotations")
     add("--train_images", metavar="FOLDER", help="your own training images, in any layout")
-    add("--train_ann", metavar="FILE", help="their annotations, a JSON file in COCO's format")
+    add("--train_ann", metavar="FILE", help="annotations of --train_images, in COCO's JSON format")
     add("--val_images", metavar="FOLDER", help="your own validation images")
-    add("--val_ann", metavar="FILE", help="their annotations")
-    text = "highest category id + 1, if it is not that of the dataset"
+    add("--val_ann", metavar="FILE", help="annotations of --val_images")
+    text = "number of classes, highest category id + 1, if not the dataset's"
     add("--num_classes", type=int, help=text)
-    text = "shorter sides of training images, pixels"
+    text = "shorter sides of training images, in pixels"
     add("--img_scales", default=list(SCALES), nargs="+", type=int, help=text)
-    add("--eval_size", default=EVAL_SIZE, type=int, help="shorter side in evaluation, pixels")
-    add("--max_size", default=MAX_SIZE, type=int, help="limit of the longer side, pixels")
+    add("--eval_size", default=EVAL_SIZE, type=int, help="shorter side in evaluation, in pixels")
+    add("--max_size", default=MAX_SIZE, type=int, help="limit of the longer side, in pixels")
     add("--remove_difficult", action="store_true", help="no effect, as in the original")
     text = "skip unusable images and annotations, and print how many, instead of stopping"
     add("--skip_bad_samples", action="store_true", help=text)
     add("--num_workers", default=2, type=int, help="number of data loading processes")
-    add("--shapes_train", default=4000, type=int, help="number of training images of the shapes")
-    add("--shapes_val", default=200, type=int, help="number of validation images of the shapes")
-    add("--shapes_size", default=96, type=int, help="side of the shapes' images, pixels")
+    add("--shapes_train", default=4000, type=int, help="number of training images of shapes")
+    add("--shapes_val", default=200, type=int, help="number of validation images of shapes")
+    add("--shapes_size", default=96, type=int, help="side of the images of shapes, in pixels")
 
     add = parser.add_argument_group("run").add_argument
-    add("--output_dir", default="", help="where to save; empty: nothing is saved")
+    add("--output_dir", default="", help="output folder; empty: save nothing")
     devices = ["auto", "cuda", "cpu"]
-    add("--device", default="auto", choices=devices, help="auto: CUDA if it works")
+    text = "device; auto: CUDA if it works, else the CPU"
+    add("--device", default="auto", choices=devices, help=text)
     add("--seed", default=42, type=int, help="random seed")
     text = "checkpoint or weights: a path, https://… or hf://OWNER/NAME[@REVISION]"
     add("--resume", default="", metavar="PATH", help=text)
@@ -121,21 +123,21 @@ def get_args_parser():
     add("--patience", default=0, type=int, metavar="N", help=text)
     text = "write TensorBoard logs to OUTPUT_DIR/tensorboard"
     add("--tensorboard", action="store_true", help=text)
-    text = "remove the training in --output_dir and start again"
+    text = "delete the run in --output_dir and start over"
     add("--overwrite", action="store_true", help=text)
     add("--eval", action="store_true", help="evaluate only")
     add("--per_class", action="store_true", help="print the metrics of each class as well")
     text = "detect objects in images: files, folders or globs"
     add("--predict", default=[], nargs="+", metavar="PATH", help=text)
-    text = "lowest score that --predict shows"
+    text = "minimum score of the detections that --predict draws"
     add("--threshold", default=0.7, type=float, metavar="SCORE", help=text)
     add("--attention", action="store_true", help="with --predict: draw attention maps")
-    add("--demo", action="store_true", help="train a small DETR on drawn shapes within minutes")
+    add("--demo", action="store_true", help="train a small DETR on synthetic shapes in minutes")
     return parser
 
 
-# Learns the shapes from random weights within minutes on two CPU cores. Loading takes a tenth of a
-# step; data workers would take more than that from the cores that train.
+# Trains from scratch in minutes on two CPU cores. Loading takes a tenth of a step, less than what
+# data workers would take from training.
 DEMO = dict(
     dataset_file="shapes", backbone="tiny", backbone_norm="batch", backbone_weights="none",
     enc_layers=2, dec_layers=2, hidden_dim=128, nheads=8, dim_feedforward=256, num_queries=15,
@@ -162,7 +164,7 @@ def parse_args(arguments=None):
 
 
 def full_command(args, given=()):
-    """Return the command line of args without --demo.
+    """Return the equivalent command line of args without --demo.
 
     It has every flag that differs from its default, and the flags named in `given`.
     """
@@ -182,28 +184,28 @@ def full_command(args, given=()):
 
 
 def resume_command(args):
-    """Return the command that resumes this run, or why there is none."""
+    """Return a message with the command that resumes this run, or why there is none."""
     if not args.output_dir:
         return "nothing is saved without --output_dir"
     saved = Path(args.output_dir) / "checkpoint.pkl"
-    # A resumed training that is stopped in its first evaluation has not saved anything yet.
+    # A resumed run that is stopped in its first evaluation has not saved a checkpoint yet.
     resume = str(saved) if saved.exists() else args.resume
     changes = {"resume": resume, "finetune": "", "overwrite": False}
-    # A given flag overrides the checkpoint's even if it is the default.
+    # An explicit flag overrides the checkpoint even if it equals the default.
     given = [name for name in args.given if name not in changes]
     command = full_command(argparse.Namespace(**{**vars(args), **changes}), given)
     return f"resume with {launch.get_launch_prefix()}{command}"
 
 
-# ---- flags that a checkpoint decides
+# ---- flags restored from a checkpoint
 
-# Weights fit no other model or, worse, fit and mean something else.
+# With other values the weights fail to load or, worse, load and compute something else.
 ARCHITECTURE = """
     backbone backbone_norm dilation position_embedding enc_layers dec_layers dim_feedforward
     hidden_dim nheads num_queries pre_norm masks
 """.split()
 SIZES = ["img_scales", "eval_size", "max_size"]
-# The other flags that a training depends on, to the last bit.
+# The other flags that have to be the same for a bit-exact resume.
 TRAINING = """
     lr lr_backbone lr_drop weight_decay clip_max_norm epochs batch_size accum_steps dropout freeze
     frozen_weights aux_loss set_cost_class set_cost_bbox set_cost_giou mask_loss_coef dice_loss_coef
@@ -213,11 +215,11 @@ TRAINING = """
 
 
 def apply_checkpoint_args(args, checkpoint, source):
-    """Set the flags that are not given to those of a checkpoint.
+    """Set the flags that are not given on the command line to a checkpoint's values.
 
-    With --resume, take the flags of the model and the image sizes; to predict, the shapes' as well;
-    to train, all that a training depends on. With --finetune and --frozen_weights, take the flags
-    of the model except masks.
+    With --resume, restore the architecture and the image sizes; for prediction, also the shapes';
+    for training, all that a bit-exact resume needs. With --finetune and --frozen_weights, restore
+    the architecture except masks.
 
     source: the path or address of --resume, --finetune or --frozen_weights, for messages.
     Returns the names of the training flags that are given and differ; each is printed. Raises
@@ -230,14 +232,14 @@ def apply_checkpoint_args(args, checkpoint, source):
         names = ARCHITECTURE + SIZES
     else:
         names = [name for name in ARCHITECTURE if name != "masks"]
-    trains = args.resume and not (args.eval or args.predict)
-    continues = trains and "optimizer" in checkpoint
+    is_training = args.resume and not (args.eval or args.predict)
+    is_resuming = is_training and "optimizer" in checkpoint
     if args.predict:
         names = names + ["dataset_file", "shapes_size"]
-    elif continues:
+    elif is_resuming:
         names = names + TRAINING
     remedy = "leave the flag out"
-    if trains:
+    if is_training:
         remedy += ", or load the weights that fit with --finetune"
     changed = []
     for name in names:
@@ -253,7 +255,7 @@ def apply_checkpoint_args(args, checkpoint, source):
         elif (name in ARCHITECTURE and not args.finetune) or name == "freeze":
             # The optimizer has no state for parameters that were frozen.
             raise InputError(f"--{name} is {value}, but {source} was trained with {old}: {remedy}")
-        elif continues:
+        elif is_resuming:
             print(f"--{name} is {value} from now on; {source} was trained with {old}")
             changed.append(name)
     num_classes = count_classes(checkpoint)
@@ -270,9 +272,9 @@ def apply_checkpoint_args(args, checkpoint, source):
 
 
 def infer_flags(checkpoint, source):
-    """Return the flags of the model that its weights reveal. Raises InputError."""
+    """Infer the architecture flags from the weights. Raises InputError."""
     flags = infer_architecture(checkpoint, source)._asdict()
-    for name in ("dilation", "nheads", "num_classes"):  # weights do not reveal the first two
+    for name in ("dilation", "nheads", "num_classes"):  # weights do not tell the first two
         del flags[name]
     if flags["backbone_norm"] == "frozen":  # or batch, which has the same weights
         del flags["backbone_norm"]
@@ -280,7 +282,7 @@ def infer_flags(checkpoint, source):
 
 
 def has_same_type(value, other):
-    """Return whether a flag's value from a file has the type of its present value."""
+    """Return whether a flag's saved value has the type of its current one."""
     if isinstance(other, list):
         return isinstance(value, list) and len({type(item) for item in [*value, *other]}) <= 1
     return type(value) is type(other) or {type(value), type(other)} == {int, float}

@@ -1,4 +1,4 @@
-"""Validation of the flags. Each function raises InputError for the first thing that is wrong.
+"""Validation of the flags. Each function raises InputError for the first invalid flag.
 
 `check_args` runs before anything is loaded: a mistake is reported at once, not after Jittor has
 compiled for minutes.
@@ -16,8 +16,8 @@ from util import launch
 from util.errors import InputError
 from util.files import find_training_files, list_files, lock_output_folder
 
-# Names, lowest and highest value. The highest is far beyond use: it keeps a typing error from
-# taking the machine down.
+# Flags, minimum, maximum. The maximum is far above any sensible value: it keeps a typo from taking
+# the machine down.
 RANGES = [
     ("batch_size accum_steps epochs num_classes dim_feedforward eval_interval", 1, 10**6),
     ("lr_drop", 1, 10**9),
@@ -45,7 +45,7 @@ CONTENT = {
 
 
 def check_args(args):
-    """Check everything that is known before loading, and claim the output folder."""
+    """Check all that can be checked before loading, and lock the output folder."""
     check_flags(args)
     if not args.resume:
         check_mask_flags(args)
@@ -59,7 +59,7 @@ def check_args(args):
 
 
 def check_flags(args):
-    """Check the flags alone, without looking at files."""
+    """Check the flags without touching the file system."""
     check_ranges(args)
     check_model(args)
     check_weights(args)
@@ -75,7 +75,7 @@ def check_ranges(args):
         for name in names.split():
             value = getattr(args, name)
             for number in value if isinstance(value, list) else [value]:
-                if number is not None and not low <= number <= high:  # NaN is not, either
+                if number is not None and not low <= number <= high:  # also rejects NaN
                     raise InputError(f"--{name} is {number}: give a number from {low} to {high}")
     if args.img_scales == []:
         raise InputError("--img_scales is empty: give at least one number")
@@ -99,29 +99,29 @@ def check_model(args):
         )
     if args.masks and (args.hidden_dim % 128 or args.nheads % 8):
         raise InputError(
-            "--masks needs multiples of 128 and of 8 as "
-            f"--hidden_dim ({args.hidden_dim}) and --nheads ({args.nheads})"
+            f"--masks needs a --hidden_dim ({args.hidden_dim}) that is a multiple of 128, and "
+            f"--nheads ({args.nheads}) that is a multiple of 8"
         )
     if args.position_embedding == "learned":
         limit = get_max_learned_side(args.backbone, args.dilation)
         if args.dataset_file == "shapes":
             flag, highest = "shapes_size", limit
         else:
-            # Rounding makes the longer side of the flattest images longer than --max_size.
+            # At extreme aspect ratios, rounding makes the longer side longer than --max_size.
             flag, highest = "max_size", limit - MAX_ASPECT_RATIO // 2
         if getattr(args, flag) > highest:
             raise InputError(
-                f"--position_embedding learned is for images of up to {limit} pixels here: give "
+                f"--position_embedding learned supports images of up to {limit} pixels here: give "
                 f"--{flag} {highest}, or --position_embedding sine"
             )
 
 
 def check_weights(args):
-    """Check which weights the model starts from."""
+    """Check the flags that select the initial weights."""
     source = args.resume or args.finetune or args.frozen_weights
     if args.resume and args.finetune:
         raise InputError(
-            "--finetune starts a training, and --resume continues one: give one of the two"
+            "--finetune starts a new run and --resume continues one: give one of the two"
         )
     if args.finetune and (args.eval or args.predict or args.frozen_weights):
         raise InputError(
@@ -129,7 +129,7 @@ def check_weights(args):
             "--frozen_weights for a mask head on a trained model"
         )
     if args.freeze and not source:
-        raise InputError("--freeze would keep random weights: give trained ones with --finetune")
+        raise InputError("--freeze would freeze random weights: give trained ones with --finetune")
     if not source and args.backbone == "tiny" and args.backbone_norm == "frozen":
         raise InputError("--backbone tiny has no weights to freeze: use --backbone_norm batch")
     if args.backbone_norm != "frozen" and args.lr_backbone == 0:
@@ -145,7 +145,7 @@ def check_weights(args):
 
 
 def check_mask_flags(args):
-    """Check what needs a mask head. With --resume, the checkpoint decides whether there is one."""
+    """Check the flags that need a mask head. With --resume, the checkpoint decides about it."""
     if args.frozen_weights and not args.masks:
         raise InputError("--frozen_weights trains the mask head only: give --masks as well")
     if args.best == "segm_AP" and not args.masks:
@@ -158,7 +158,7 @@ def check_tensorboard(args):
     if not args.tensorboard:
         return
     if args.eval or args.predict:
-        raise InputError("--tensorboard is for a training: leave it out")
+        raise InputError("--tensorboard is for training only: leave it out")
     if not args.output_dir:
         raise InputError("--tensorboard needs a folder for its files: give --output_dir")
     if importlib.util.find_spec("tensorboard") is None:
@@ -169,7 +169,7 @@ def check_predict(args):
     if launch.get_world_size() > 1:
         raise InputError("--predict runs in one process: start it without mpirun")
     if args.eval:
-        raise InputError("--predict and --eval exclude each other: give one of them")
+        raise InputError("--predict and --eval are mutually exclusive: give one of them")
     if not args.resume:
         raise InputError("--predict needs trained weights: give them with --resume")
     if not args.output_dir:
@@ -177,7 +177,7 @@ def check_predict(args):
 
 
 def check_data(args):
-    """Check which dataset is named."""
+    """Check the flags that select the dataset."""
     for name in ("attention", "threshold"):
         if name in args.given:
             raise InputError(f"--{name} is for --predict: give images with it")
@@ -198,7 +198,7 @@ def check_data(args):
             )
     elif args.dataset_file == "shapes":
         if sizes := [n for n in ("img_scales", "eval_size", "max_size") if n in args.given]:
-            raise InputError(f"--{sizes[0]} does not change the shapes: use --shapes_size")
+            raise InputError(f"--{sizes[0]} has no effect on the shapes: use --shapes_size")
         if args.num_classes is not None and args.num_classes < NUM_CLASSES["shapes"]:
             needed = NUM_CLASSES["shapes"]
             raise InputError(f"--num_classes is {args.num_classes}: the shapes need {needed}")
@@ -243,7 +243,7 @@ def check_paths(args):
 
 
 def check_output_dir(args, folder):
-    """Check that no training in the output folder (Path) would be lost."""
+    """Check that no earlier run in the output folder (Path) would be lost."""
     training = find_training_files(folder)
     if not training:
         return

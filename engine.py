@@ -1,8 +1,8 @@
-"""One epoch of training, and evaluation (the original's `engine.py`).
+"""Train for one epoch, and evaluate (the original's `engine.py`).
 
-A step of training is in `train_one_epoch` from top to bottom: forward, criterion, backward, check
-that the loss is finite, clip, step. With several processes both functions are collective: every
-process calls them with its own part of the data, and takes the same number of steps.
+`train_one_epoch` shows a training step from top to bottom: forward, criterion, backward, check that
+the loss is finite, clip, step. With several processes both functions are collective: every process
+calls them with its own part of the data and takes the same number of steps.
 """
 
 import math
@@ -18,7 +18,7 @@ from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
 from util.step_memory import StepMemory
 
-PRINT_FREQ = 10  # steps between two lines of the log
+PRINT_FREQ = 10  # print every 10 steps
 
 
 def train_one_epoch(
@@ -35,19 +35,20 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """Train for one pass over `data_loader` and return the averages of the losses.
 
-    A step takes the list of batches that the loader yields (`--accum_steps`). Its gradient is the
-    mean of the batches' gradients, which is what as many processes would compute.
+    Each step takes one list of `accum_steps` batches from the loader. Gradients are averaged over
+    the batches, which is equivalent to running `accum_steps` times as many processes.
 
     Args:
         data_loader: yields for each step a list of (samples, targets), see `datasets.loader`.
-        epoch, seed: dropout derives from these (as images and their order do in the loader), so a
-            resumed run is exact.
-        max_norm: clip the global norm of the gradients to it; 0 does not clip.
-        start_step, meters: steps that this epoch has taken before, and the meters' state then.
+        epoch, seed: they seed dropout (as they do shuffling and augmentation in the loader), so
+            that a resumed run is exact.
+        max_norm: maximum global norm of the gradients; 0 disables clipping.
+        start_step, meters: to resume within the epoch, the number of steps already taken and the
+            meters' state at that point.
         after_step: called after each step with the number of steps taken and the MetricLogger.
 
     Raises:
-        InputError: the loss is not finite; the weights are still those of the step before.
+        InputError: the loss is not finite; the weights are those after the previous step.
     """
     model.train()
     metric_logger = MetricLogger()
@@ -61,7 +62,7 @@ def train_one_epoch(
     for step, batches in enumerate(steps, start_step):
         num_boxes, is_complete = average_boxes([targets for _, targets in batches])
         if not is_complete:
-            continue  # --skip_bad_samples has left a process without images: all skip the step
+            continue  # --skip_bad_samples left a process without images, so all skip the step
 
         sums = defaultdict(float)
         for index, (samples, targets) in enumerate(batches):
@@ -179,10 +180,10 @@ def evaluate(
 
 
 def weighted_sum(losses, weight_dict):
-    """Return the loss to train, a Var, and what to log, floats under the original's names.
+    """Return the total loss, a Var, and the scalars to log, floats with the original's names.
 
-    Logged are the sum as `loss`, each weighted loss under its name, each raw loss with the suffix
-    `_unscaled`, and class_error. They come from the device in one transfer.
+    The scalars are the sum (`loss`), each weighted loss under its name, each raw loss with the
+    suffix `_unscaled`, and class_error. They come from the device in one transfer.
     """
     names = [name for name in losses if name in weight_dict]
     loss = sum(losses[name] * weight_dict[name] for name in names)
@@ -195,10 +196,10 @@ def weighted_sum(losses, weight_dict):
 
 
 def get_dropout_seed(seed, epoch, step, index, accum_steps):
-    """Return the seed of dropout in batch `index` of this process's step, an int of 31 bits.
+    """Return the 31-bit dropout seed of batch `index` in this process's step.
 
-    It counts the batches of all processes: one process that accumulates four batches draws what
-    four processes draw.
+    Batches are numbered across processes: one process that accumulates four batches draws what four
+    processes draw.
     """
     batch = accum_steps * (step * launch.get_world_size() + launch.get_rank()) + index
     return random.Random(f"{seed}/{epoch}/{batch}").getrandbits(31)

@@ -21,9 +21,9 @@ from util.startup.prepare import prepare_device
 def main(args):
     """Run the program. args: what `parse_args` returns.
 
-    Every process runs it. Before Jittor is imported there are no collectives; after that, all
-    processes have to reach each collective (util/dist.py), also in loops. Raises InputError for
-    everything that the user can mend.
+    Every process runs it. Collectives (util/dist.py) exist only after Jittor is imported; from then
+    on all processes have to reach each of them, also within loops. Raises InputError for any error
+    that the user can fix.
     """
     # ------------------------------ flags and checkpoint: no Jittor, no collective
     check_args(args)
@@ -34,16 +34,11 @@ def main(args):
     if args.eval and not source and launch.is_main_process():
         warn("--eval without --resume evaluates random weights")
 
-    # ------------------------------ from here on with Jittor
-    # The import may compile for minutes, so it comes after all that can fail early. It happens in
-    # util/backend.py, which everything below needs.
+    # ------------------------------ from here on, with Jittor
+    # The import may compile for minutes: everything that can fail early comes before it. It happens
+    # in util/backend.py, which the modules below import.
     from datasets import build_dataset, get_coco_api_from_dataset
-    from datasets.classes import (
-        check_class_names,
-        get_num_classes,
-        infer_num_classes,
-        merge_classes,
-    )
+    from datasets.classes import check_class_names, find_num_classes, get_num_classes, merge_classes
     from datasets.loader import DataLoader
     from datasets.report import make_report
     from datasets.summary import print_summary
@@ -65,7 +60,7 @@ def main(args):
     start_time = time.time()
     device = select_device(args.device)
     if launch.is_main_process() and not jt.flags.use_parallel_op_compiler:
-        report_progress(jt.flags)  # with several threads, Jittor reports it itself
+        report_progress(jt.flags)  # the parallel compiler reports its own progress
 
     # ------------------------------ predict
     if args.predict:
@@ -82,7 +77,7 @@ def main(args):
         rank=launch.get_rank(),
         world_size=launch.get_world_size(),
     )
-    with dist.main_process_first():  # draws the shapes, and parses annotations, for the others
+    with dist.main_process_first():  # it draws shapes and parses annotations once for all
         dataset_val = build_dataset("val", args)
     data_loader_val = DataLoader(dataset_val, **loading)
     base_ds = get_coco_api_from_dataset(dataset_val)
@@ -96,17 +91,15 @@ def main(args):
         print_summary("training data", dataset_train, args.num_queries)
     print_summary("validation data", dataset_val, args.num_queries)
     classes = merge_classes(*filter(None, [dataset_train, dataset_val]))
-    num_classes = get_num_classes(args)
-    if num_classes is None:
-        num_classes = infer_num_classes(classes, args.val_ann if args.eval else args.train_ann)
+    ann_file = (dataset_train or dataset_val).ann_file
+    num_classes = get_num_classes(args) or find_num_classes(classes, ann_file)
     if args.resume or args.frozen_weights:
-        ann_file = (dataset_train or dataset_val).ann_file
         check_class_names(classes, ann_file, read_class_names(checkpoint, source), source)
 
     # ------------------------------ model
     set_seed(args.seed)
     model, criterion, postprocessors = build_model(args, num_classes)
-    if "panoptic" in postprocessors:  # the model knows COCO's things only
+    if "panoptic" in postprocessors:  # build_model only knows which of COCO's categories are things
         postprocessors["panoptic"].is_thing_map = dataset_val.get_is_thing_map()
     if args.resume:
         load_model_state(model, checkpoint["model"], args.resume)
@@ -138,7 +131,7 @@ def main(args):
             postprocessors,
             data_loader_val,
             base_ds,
-            output.panoptic_folder(),
+            output.get_panoptic_folder(),
             after_batch,
             args.per_class,
         )
@@ -149,7 +142,7 @@ def main(args):
         evaluate_and_save(["eval.pkl"])
         return
 
-    # ------------------------------ optimizer, and the state to resume
+    # ------------------------------ optimizer, and the state to save and resume
     optimizer = build_optimizer(model, args)
     lr_scheduler = StepLR(optimizer, args.lr_drop)
     best = Best(args.best)
@@ -193,7 +186,7 @@ def main(args):
                 state.start_epoch(state.epoch + 1)
 
         for epoch in range(state.epoch, args.epochs):
-            if not state.is_trained:  # else a resumed run only has to evaluate this epoch
+            if not state.is_trained:  # otherwise the resumed run only has to evaluate it
                 if args.patience and best.waited >= args.patience:
                     print(
                         f"{best.figure} has not improved for {best.waited} evaluations: training "

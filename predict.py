@@ -1,4 +1,4 @@
-"""Detect objects in image files and draw them (`--predict`), or from a program (`predict`)."""
+"""Detect objects in image files and draw them (`--predict`), or call `predict` from a program."""
 
 import json
 import math
@@ -25,8 +25,8 @@ from util.files import atomic_write
 from util.pictures import draw_attention, draw_detections, find_unreadable_names
 from util.step_memory import StepMemory
 
-# Bytes of a file name before _detections.jpg: file systems take 255, and `atomic_write` adds some
-# while it writes.
+# Longest stem of a result's file name, in bytes: file systems allow 255, and `atomic_write` adds
+# some while it writes.
 MAX_STEM = 200
 
 
@@ -44,8 +44,8 @@ def predict(
         model: a DETR, with or without masks; it is set to evaluation mode.
         images: paths, PIL images, or uint8 arrays [H, W, 3]; files and PIL images are rotated as
             their EXIF orientation says.
-        threshold: lowest score.
-        size, max_size: shorter and longer side that the model gets, in pixels.
+        threshold: minimum score of a detection.
+        size, max_size: shorter side after resizing, and limit of the longer side, in pixels.
         attention: also return attention maps, see `models.attention.record_attention`.
 
     Returns a dictionary of NumPy arrays for each image, the n detections with the highest score
@@ -109,8 +109,8 @@ def feature_map_size(length, height, width):
 def predict_files(model, args, names):
     """Run --predict: for each image, draw its detections into --output_dir and print a line.
 
-    Also write all detections as JSON, in COCO's result format. An image that fails is reported, and
-    the others go on.
+    Also write all detections as JSON, in COCO's result format. Report images that fail and continue
+    with the others.
 
     names: dictionary category id -> name. Raises InputError at the end if an image failed.
     """
@@ -119,7 +119,7 @@ def predict_files(model, args, names):
             f"no font of this machine has the characters of {', '.join(missing[:5])}: ids are "
             "drawn instead; install one, for example fonts-noto-cjk"
         )
-    # The shapes are not resized in their training.
+    # Training on the shapes does not resize them.
     size = args.shapes_size if args.dataset_file == "shapes" else args.eval_size
     options = args.threshold, size, args.max_size, args.attention
     folder, files = Path(args.output_dir), find_images(args.predict, args.output_dir)

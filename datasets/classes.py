@@ -43,7 +43,7 @@ def check_class_names(classes, source, other_classes, other_source):
             )
 
 
-def infer_num_classes(classes, source):
+def find_num_classes(classes, source):
     """Return the highest id of a dictionary category id -> name, plus 1.
 
     Raises InputError, which names source, if that is not in 1..MAX_CLASSES.

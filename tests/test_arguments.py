@@ -51,7 +51,7 @@ from util.jittor_file import write_jittor_file
         ("--max_size", 10, "--max_size is 10"),
         ("--threshold", 1.5, "--threshold is 1.5"),
         ("--backbone_weights", "/nowhere/a.pth", "--backbone_weights /nowhere/a.pth: no such file"),
-        ("--freeze", "backbone", "--freeze would keep random weights"),
+        ("--freeze", "backbone", "--freeze would freeze random weights"),
         ("--finetune", "/nowhere/w.pkl", r"/nowhere/w\.pkl: cannot be read \(No such file"),
         (
             "--train_images",
@@ -194,7 +194,7 @@ def test_wrong_flags_end_before_jittor_is_imported(tmp_path):
             ["--eval", "--val_images", "a", "--val_ann", "b", "--dataset_file", "shapes"],
             "--dataset_file shapes other data",
         ),
-        (["--dataset_file", "shapes", "--max_size", 100], "--max_size does not change the shapes"),
+        (["--dataset_file", "shapes", "--max_size", 100], "--max_size has no effect on the shapes"),
         (["--dataset_file", "shapes", "--num_classes", 3], "--num_classes is 3: the shapes need 4"),
         (["--predict", "a.jpg"], "--predict needs trained weights"),
         (["--predict", "a.jpg", "--resume", "w.pkl"], "--predict needs a folder"),
@@ -256,7 +256,7 @@ def test_images_too_large_for_learned_encodings_are_found_at_the_start(flags, lo
     if longest is None:
         check_flags(args)
     else:
-        message = f"--position_embedding learned is for images of up to {longest} pixels"
+        message = f"--position_embedding learned supports images of up to {longest} pixels"
         with pytest.raises(InputError, match=message):
             check_flags(args)
 
@@ -300,7 +300,7 @@ def test_the_help_says_every_default(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "all decoder layers but the last --set_cost_class" in text, (
+    assert "the last decoder layer only --set_cost_class" in text, (
         "no default of a flag that unsets"
     )
     for words in ("(default: 300)", "(default: 0.0001)", "(default: auto)", "(default: 42)"):

@@ -85,5 +85,5 @@ def test_without_a_folder_and_in_other_processes_nothing_is_written(tmp_path, mo
     output.save_best(None)
     output.save_evaluation(None, None, None, ["eval.pkl"])
     output.log_epoch({}, {}, 0, 42)
-    assert output.panoptic_folder() is None and output.find_logged_stats(0, {}) == {}
+    assert output.get_panoptic_folder() is None and output.find_logged_stats(0, {}) == {}
     assert names(tmp_path) == []

@@ -12,7 +12,7 @@ from PIL import Image
 from arguments import parse_args
 from datasets import build_dataset
 from datasets.annotations import get_class_names
-from datasets.classes import infer_num_classes, merge_classes
+from datasets.classes import find_num_classes, merge_classes
 from datasets.coco import CocoDetection, make_coco_transforms
 from datasets.summary import print_summary
 from main import main
@@ -51,7 +51,7 @@ def test_exports_of_annotation_tools_are_read(tool, tmp_path):
         np.testing.assert_allclose(low, wanted[:, :2], atol=0.25)
         np.testing.assert_allclose(high - low, wanted[:, 2:], atol=0.3)
     classes = merge_classes(dataset, build_dataset("val", args))
-    assert classes == names and infer_num_classes(classes, "x") == max(names) + 1
+    assert classes == names and find_num_classes(classes, "x") == max(names) + 1
 
 
 def test_training_stores_the_classes_and_predicts_them(tmp_path, capsys):
@@ -103,7 +103,7 @@ def test_different_class_names_in_train_and_val_are_refused(tmp_path):
 def test_category_ids_out_of_range_are_refused(number):
     message = f"ann.json: the highest category id is {number}, .*renumber the categories"
     with pytest.raises(InputError, match=message):
-        infer_num_classes({number: "cat"}, "ann.json")
+        find_num_classes({number: "cat"}, "ann.json")
 
 
 def test_the_evaluated_file_is_named_in_errors(tmp_path):

@@ -181,7 +181,7 @@ def test_bad_annotations_are_named(change, message, root):
             ["--frozen_weights", "box.pkl"],
             "--frozen_weights trains the mask head only: give --masks",
         ),
-        (["--masks"], "--masks needs multiples of 128 and of 8 as --hidden_dim"),
+        (["--masks"], "--masks needs a --hidden_dim"),
         (["--dataset_file", "coco_panoptic"], "--coco_panoptic_path is missing"),
     ],
 )

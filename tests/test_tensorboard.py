@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_created_ends_the_run_before_training(coco, tmp_
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--eval --output_dir {out}", "--tensorboard is for a training"),
+        ("--eval --output_dir {out}", "--tensorboard is for training only"),
         ("", "--tensorboard needs a folder for its files: give --output_dir"),
         ("--output_dir {out}", "--tensorboard needs the package tensorboard: pip install"),
     ],

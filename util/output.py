@@ -90,7 +90,7 @@ class OutputFolder:
             with atomic_write(self.path / "report" / name) as file:
                 file.write(text.encode())
 
-    def panoptic_folder(self):
+    def get_panoptic_folder(self):
         """Return the folder for predicted panoptic PNGs, or None if nothing is written."""
         return self.path / "panoptic_eval" if self.active else None
 
