@@ -266,7 +266,7 @@ def check_output_dir(args, folder):
 
 
 def find_images(paths, output_dir):
-    """Return the image files (Paths) that the paths of --predict name, each once.
+    """Return the image files (Paths) matched by --predict, without duplicates.
 
     A path is a file, a folder (with everything below it), or a glob, also with `**`. Raises
     InputError if a path matches nothing, or names a folder that contains output_dir.

@@ -38,7 +38,7 @@ def predict(
     max_size: int = MAX_SIZE,
     attention: bool = False,
 ) -> list[dict]:
-    """Detect objects in images of any sizes, one after the other.
+    """Detect objects in images of any sizes, one at a time.
 
     Args:
         model: a DETR, with or without masks; it is set to evaluation mode.
@@ -48,15 +48,15 @@ def predict(
         size, max_size: shorter side after resizing, and limit of the longer side, in pixels.
         attention: also return attention maps, see `models.attention.record_attention`.
 
-    Returns a dictionary of NumPy arrays for each image, the n detections with the highest score
-    first:
+    Returns one dictionary of NumPy arrays per image, with its n detections sorted by descending
+    score:
         scores: float32 [n]
         labels: int64 [n], category ids
         boxes: float32 [n, 4], x0, y0, x1, y1 in pixels of the image
         masks: bool [n, H, W], if the model has a mask head
         decoder_attention: float32 [n, h, w], with `attention`
-        encoder_attention: float32 [h, w, h, w], from each position to all others, with `attention`
-            if the model has an encoder
+        encoder_attention: float32 [h, w, h, w], from each feature-map cell to every cell, with
+            `attention` if the model has an encoder
 
     Raises InputError for a file that cannot be read, and ValueError if images is a single path.
     """

@@ -1,4 +1,4 @@
-"""Datasets by name, as in the original's `datasets/__init__.py`. Nothing here imports Jittor."""
+"""Build datasets by name, like the original's `datasets/__init__.py`. Must not import Jittor."""
 
 from argparse import Namespace
 
@@ -13,7 +13,7 @@ def build_dataset(image_set: str, args: Namespace) -> coco.CocoDataset:
     """Build the dataset that `args.dataset_file` names.
 
     image_set: "train" or "val"; args: the parsed flags. Raises InputError if the dataset's files
-    cannot be used, and ValueError for an unknown dataset.
+    are missing or invalid, and ValueError for an unknown dataset.
     """
     if args.dataset_file not in BUILDERS:
         known = ", ".join(BUILDERS)
@@ -22,5 +22,5 @@ def build_dataset(image_set: str, args: Namespace) -> coco.CocoDataset:
 
 
 def get_coco_api_from_dataset(dataset: coco.CocoDataset) -> COCO:
-    """Return the `pycocotools.coco.COCO` with the dataset's ground truth."""
+    """Return the dataset's ground truth as a `pycocotools.coco.COCO` object."""
     return dataset.coco

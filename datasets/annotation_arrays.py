@@ -1,7 +1,7 @@
 """Annotations packed into NumPy arrays, which all processes of a run share.
 
 COCO has a million annotations. As Python objects they take gigabytes in each process: after a fork,
-merely reading one changes its reference count, and so copies the page of memory that holds it.
+even reading one updates its reference count, which triggers copy-on-write of its memory page.
 """
 
 from itertools import chain
@@ -14,7 +14,7 @@ from datasets.segmentations import segmentation_to_rle
 
 
 class Strings(NamedTuple):
-    """Strings, one after the other in an array of bytes.
+    """Strings concatenated into one byte array.
 
     content: uint8 [total], UTF-8; ends: int64 [n], end offset of each string.
     """
@@ -35,7 +35,7 @@ class Strings(NamedTuple):
 class Images(NamedTuple):
     """The images of an annotation file, sorted by id.
 
-    ids: int64 [N]; sizes: int64 [N, 2], height and width in pixels, 0 if the file does not say;
+    ids: int64 [N]; sizes: int64 [N, 2], height and width in pixels, 0 if missing in the file;
     names: Strings [N], paths relative to the image folder.
     """
 
@@ -45,9 +45,9 @@ class Images(NamedTuple):
 
     @classmethod
     def pack(cls, images):
-        """images: the file's list, checked."""
+        """Pack the validated images of an annotation file."""
         images = sorted(images, key=lambda image: image["id"])
-        # A side without the other one was not checked.
+        # find_size_error does not bound a side if the other one is missing.
         sides = [image.get(side) or 0 for image in images for side in ("height", "width")]
         return cls(
             np.array([image["id"] for image in images], np.int64),
@@ -61,7 +61,7 @@ class Images(NamedTuple):
 
 
 class Segmentations(NamedTuple):
-    """COCO's segmentations: each is polygons, or an RLE.
+    """COCO segmentations; each is a list of polygons or an RLE.
 
     points: float64 [total], x, y, x, y, … in pixels; point_ends: int64, end offset of each polygon
     in points; polygon_ends: int64 [n], end offset of each segmentation in point_ends; rles: Strings
@@ -86,7 +86,7 @@ class Segmentations(NamedTuple):
         )
 
     def get(self, index, height, width):
-        """Return a segmentation as pycocotools takes it, of an image of this size."""
+        """Return a segmentation in pycocotools' format. height, width: image size in pixels."""
         if counts := self.rles.get(index):
             return {"size": [height, width], "counts": counts}
         polygons = range(len(self.point_ends))[get_slice(self.polygon_ends, index)]
@@ -94,11 +94,11 @@ class Segmentations(NamedTuple):
 
 
 class Annotations(NamedTuple):
-    """The annotations of an annotation file, sorted by image, and within one as in the file.
+    """The annotations of an annotation file, sorted by image, in file order within each image.
 
     ends: int64 [N], end offset of each image's annotations; boxes: float64 [n, 4], x, y, width,
     height in pixels; labels: int64 [n], category ids; areas: float64 [n], pixels; crowds: bool [n];
-    segmentations: empty unless masks are wanted.
+    segmentations: empty unless packed with `with_masks`.
     """
 
     ends: np.ndarray
@@ -110,7 +110,7 @@ class Annotations(NamedTuple):
 
     @classmethod
     def pack(cls, annotations, images, with_masks):
-        """annotations: the file's list, checked and completed; images: Images."""
+        """Pack the annotations of a file, validated and with missing fields filled in."""
         image_ids = np.array([ann["image_id"] for ann in annotations], np.int64)
         image_indices = np.searchsorted(images.ids, image_ids)
         order = np.argsort(image_indices, kind="stable")
@@ -125,17 +125,17 @@ class Annotations(NamedTuple):
         )
 
     def get_indices(self, index):
-        """Return the indices of an image's annotations that are not crowds, int64 [n]."""
+        """Return the indices of an image's non-crowd annotations, int64 [n]."""
         span = get_slice(self.ends, index)
         return span.start + np.flatnonzero(~self.crowds[span])
 
 
 class Segments(NamedTuple):
-    """The segments of a panoptic annotation file, sorted by image, and within one as in the file.
+    """The segments of a panoptic annotation file, sorted by image, in file order within each image.
 
-    ends: int64 [N], end offset of each image's segments; ids: int64 [n], the PNG's colours; labels:
-    int64 [n], category ids; areas: float64 [n], pixels, NaN if the file does not say; crowds: int64
-    [n], 0 or 1; names: Strings [N], file names of the PNGs.
+    ends: int64 [N], end offset of each image's segments; ids: int64 [n], colours in the PNG;
+    labels: int64 [n], category ids; areas: float64 [n], pixels, NaN if missing in the file; crowds:
+    int64 [n], 0 or 1; names: Strings [N], file names of the PNGs.
     """
 
     ends: np.ndarray
@@ -147,7 +147,7 @@ class Segments(NamedTuple):
 
     @classmethod
     def pack(cls, annotations):
-        """annotations: the file's, checked and sorted by image id."""
+        """Pack the segments of validated annotations, sorted by image id."""
         segments = list(chain.from_iterable(ann["segments_info"] for ann in annotations))
         return cls(
             get_ends(len(ann["segments_info"]) for ann in annotations),
@@ -164,7 +164,7 @@ class Segments(NamedTuple):
 
 
 class CocoArrays(NamedTuple):
-    """What a dataset needs of an annotation file.
+    """The contents of an annotation file, packed into arrays.
 
     classes: dictionary category id -> name; notes: messages about fields that were filled in.
     """
@@ -176,7 +176,7 @@ class CocoArrays(NamedTuple):
 
     @classmethod
     def pack(cls, data, notes, with_masks):
-        """data, notes: of `annotations.read_coco`; with_masks: whether to keep segmentations."""
+        """Pack the result of `annotations.read_coco`; keep segmentations if `with_masks`."""
         images = Images.pack(data["images"])
         annotations = Annotations.pack(data["annotations"], images, with_masks)
         return cls(images, annotations, get_class_names(data["categories"]), notes)
@@ -191,21 +191,21 @@ def get_slice(ends, index):
 
 
 def get_image_indices(ends):
-    """Return the image index of each annotation. ends: int64 [N], end offset of each image's."""
+    """Return the image index of each annotation. ends: int64 [N], end offset of each image."""
     return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
 
 
 def compress_counts(rle):
-    """Return the counts of an RLE, compressed or not, as the string of a compressed one."""
+    """Return the counts of an RLE as a compressed string."""
     counts = segmentation_to_rle(rle, *rle["size"])["counts"]
     return counts if isinstance(counts, str) else counts.decode()
 
 
-# ---- to one dictionary of arrays, and back
+# ---- conversion to and from a flat dictionary of arrays
 
 
 def flatten(record, prefix=""):
-    """Return a NamedTuple of arrays and such NamedTuples as a dictionary dotted name -> array."""
+    """Flatten a nested NamedTuple of arrays into a dictionary {dotted name: array}."""
     arrays = {}
     for name, value in record._asdict().items():
         if isinstance(value, np.ndarray):
@@ -216,7 +216,7 @@ def flatten(record, prefix=""):
 
 
 def unflatten(cls, arrays, prefix=""):
-    """Return the NamedTuple of class `cls` that `flatten` made the arrays of."""
+    """Rebuild the NamedTuple `cls` from the arrays returned by `flatten`."""
     return cls(
         *(
             arrays[prefix + name]

@@ -1,8 +1,8 @@
-"""Cache of training annotations: arrays in a file of the user's cache folder.
+"""Cache training annotations as arrays in the user's cache folder.
 
-Reading and checking COCO's JSON takes many seconds and gigabytes. The arrays are there within a
-second, and all processes of a machine share their memory. Only annotations without an error are
-cached, so that errors are reported at every start.
+Reading and checking COCO's JSON takes many seconds and gigabytes. The cached arrays load in under a
+second, and all processes of a machine share their memory. Only error-free files are cached, so that
+errors are reported on every run.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from util.errors import InputError
 from util.files import lock_folder
 from util.memory import return_freed_memory, without_garbage_collector
 
-VERSION = 1  # raise it with every change of the arrays or of the checks
+VERSION = 1  # increment whenever the arrays or the checks change
 MIN_BYTES = 20_000_000  # smaller JSON files are not cached: they load within two seconds
 
 
 def load_annotations(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
-    """Load an annotation file, or its cached arrays if it has not changed. Returns CocoArrays.
+    """Load annotations as CocoArrays, from the cache if the file is unchanged.
 
     Arguments and errors are those of `annotations.read_coco`.
     """
@@ -34,16 +34,16 @@ def load_annotations(img_folder, ann_file, return_masks, num_classes, skip_bad_s
             arrays = CocoArrays.pack(data, notes, return_masks)
             del data
         if path and is_complete and _write_cache(path, arrays):
-            # Replace them by the memory-mapped ones, which other processes share.
+            # Switch to the memory-mapped copy, which other processes share.
             arrays = _read_cache(path, img_folder, num_classes) or arrays
     return_freed_memory()
     return arrays
 
 
 def _get_cache_path(ann_file, return_masks):
-    """Return the path of a file's arrays, or None if the file is missing or small.
+    """Return the cache path of an annotation file, or None if it is missing or too small to cache.
 
-    The name has hashes of the file's path and of its content.
+    The name contains hashes of the file's path and contents.
     """
     if not ann_file.is_file() or ann_file.stat().st_size < MIN_BYTES:
         return None
@@ -58,7 +58,7 @@ def _get_cache_path(ann_file, return_masks):
 
 
 def _read_cache(path, img_folder, num_classes):
-    """Return the cached CocoArrays, or None if there are none or they are invalid by now.
+    """Return the cached CocoArrays, or None if they are missing or stale.
 
     Image files and --num_classes may have changed since.
     """
@@ -76,7 +76,7 @@ def _read_cache(path, img_folder, num_classes):
 
 
 def _write_cache(path, arrays):
-    """Write the arrays, and delete those of earlier contents. Returns False if that fails."""
+    """Write the arrays and delete outdated ones. Return False on failure."""
     content = {**flatten(arrays.images, "images."), **flatten(arrays.annotations, "annotations.")}
     extra = {"classes": list(arrays.classes.items()), "notes": arrays.notes}
     try:

@@ -1,7 +1,7 @@
-"""Read and check COCO annotation files before any long work. Nothing in them is trusted.
+"""Read and validate COCO annotation files before training. Nothing in them is trusted.
 
-An error ends the program with one line that names file, id and remedy; with --skip_bad_samples the
-sample is skipped instead.
+An error stops the program with one line that names the file, the id and the fix; with
+--skip_bad_samples the sample is skipped instead.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow refuses larger images
 
 
 class BadSamples:
-    """Messages about bad images and annotations, which are skipped.
+    """Collect messages about skipped images and annotations.
 
-    Without `skip`, the first one is raised as InputError.
+    Raise InputError at the first one unless `skip` is set.
     """
 
     def __init__(self, skip):
@@ -34,7 +34,7 @@ class BadSamples:
         self.messages = []
 
     def add(self, message):
-        """Add a message: one line with file, id and remedy."""
+        """Record a one-line message with file, id and fix; raise it unless `skip` is set."""
         error = InputError(message)
         if not self.skip:
             raise error
@@ -49,13 +49,14 @@ class BadSamples:
 
 
 def read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
-    """Read and check an annotation file, and fill in optional fields.
+    """Read and check an annotation file, and fill in missing optional fields.
 
-    img_folder, ann_file: Path; num_classes: exclusive upper bound of the category ids, or None;
+    img_folder, ann_file: Path; num_classes: exclusive upper bound on category ids, or None;
     skip_bad_samples: skip bad images and annotations, and print how many.
 
     Returns (data, notes, is_complete): the file's content, messages about fields that were filled
-    in, and whether no sample was skipped. Raises InputError at the first error.
+    in, and whether no sample was skipped. Raises InputError at the first error unless
+    skip_bad_samples is set.
     """
     if not img_folder.is_dir():
         raise InputError(f"{img_folder}: no such folder; put the images there")
@@ -71,7 +72,7 @@ def read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=
 
 
 def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
-    """Load an annotation file as pycocotools' COCO; see `read_coco`."""
+    """Load an annotation file into a pycocotools `COCO` object; see `read_coco`."""
     data, notes, _ = read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples)
     for note in notes:
         print(note)
@@ -79,7 +80,7 @@ def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=
 
 
 def make_index(data):
-    """Build pycocotools' COCO from the content of a checked annotation file."""
+    """Build a pycocotools `COCO` object from validated annotations."""
     coco = COCO()
     coco.dataset = data
     with contextlib.redirect_stdout(io.StringIO()):
@@ -100,7 +101,7 @@ def read_annotation_file(ann_file):
         raise InputError(
             f"{ann_file}: cannot be read ({error.strerror}); check its permissions"
         ) from error
-    except (ValueError, RecursionError) as error:  # syntax, UTF-8, or endless nesting
+    except (ValueError, RecursionError) as error:  # bad syntax or UTF-8, or nested too deep
         raise InputError(
             f"{ann_file}: invalid JSON ({error}); download or export it again"
         ) from error
@@ -142,9 +143,9 @@ def select_images(images, img_folder, ann_file, bad_samples, needs_size=False):
 
 
 class FileIndex:
-    """The files below a folder: `relative_path in FileIndex(root)`.
+    """Check quickly whether files exist in a folder tree: `relative_path in FileIndex(root)`.
 
-    It lists each folder once: asking for every file takes minutes on network drives.
+    Each folder is listed once, because a stat per file takes minutes on network drives.
     """
 
     def __init__(self, root):
@@ -162,7 +163,7 @@ class FileIndex:
 def select_annotations(data, listed, ann_file, return_masks, num_classes, bad_samples):
     """Return the valid annotations; see `find_annotation_error`.
 
-    listed: ids of all images, also of skipped ones, whose annotations are skipped without an error.
+    listed: ids of all images in the file; annotations of skipped images are dropped silently.
     """
     check_categories(data["categories"], ann_file)
     images = {image["id"]: image for image in data["images"]}
@@ -183,13 +184,13 @@ def select_annotations(data, listed, ann_file, return_masks, num_classes, bad_sa
 
 
 def get_class_names(categories):
-    """Return a dictionary category id -> name of checked categories."""
+    """Return the class names of validated categories, {category id: name}."""
     names = {each["id"]: each.get("name", f"class {each['id']}") for each in categories}
     return {class_id: escape_unprintable(str(name).strip()) for class_id, name in names.items()}
 
 
 def check_categories(categories, ann_file):
-    """Raise InputError if a category has no unique id."""
+    """Raise InputError if a category id is missing, invalid or duplicated."""
     ids = set()
     for category in categories:
         if error := find_id_error(category.get("id"), ids, "category"):
@@ -197,9 +198,9 @@ def check_categories(categories, ann_file):
 
 
 def find_annotation_error(ann, ids, images, categories, num_classes, return_masks):
-    """Return what is wrong with an annotation and how to fix it, or None.
+    """Return an error message for an invalid annotation, or None.
 
-    ids: ids of the annotations so far; this one's is added. images: id -> image; categories: ids.
+    ids: annotation ids seen so far, updated in place. images: id -> image; categories: ids.
     """
     if error := find_id_error(ann.get("id"), ids, "annotation"):
         return error
@@ -235,7 +236,7 @@ def find_annotation_error(ann, ids, images, categories, num_classes, return_mask
 
 
 def find_id_error(value, ids, kind):
-    """Return what is wrong with an id, or None. Add it to `ids`, those of its kind so far."""
+    """Return an error message for an invalid or duplicate id, or None. Add a valid id to `ids`."""
     if type(value) is not int or not -(2**63) <= value < 2**63:
         return f"{kind} id {abbreviate(value)} is not a 64-bit integer; renumber the ids"
     if value in ids:
@@ -272,7 +273,7 @@ def is_number(value, low, high):
 
 
 def is_box(box):
-    """Return True for [x, y, width, height] in pixels, width and height not negative."""
+    """Return True if box is [x, y, width, height] with non-negative width and height."""
     if not isinstance(box, list) or len(box) != 4:
         return False
     if not all(is_number(value, -MAX_BOX_COORDINATE, MAX_BOX_COORDINATE) for value in box):
@@ -283,7 +284,7 @@ def is_box(box):
 def complete_annotations(data, ann_file):
     """Fill in `info`, and `iscrowd` and `area` (pixels) of annotations; renumber annotation 0.
 
-    Returns a list of messages about it.
+    Return a list of messages that describe the changes.
     """
     notes = []
     data.setdefault("info", {})  # COCO.info() needs it
@@ -321,6 +322,6 @@ def compute_area(ann, image):
 
 
 def abbreviate(value):
-    """Return repr(value), at most 80 characters of it."""
+    """Return repr(value), truncated to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

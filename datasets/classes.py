@@ -1,17 +1,17 @@
-"""The classes of datasets: category id -> name."""
+"""Get the number and names of each dataset's classes."""
 
 from util.errors import InputError
 
 # Highest category id + 1 of each dataset: labels are the dataset's category ids, never remapped.
 NUM_CLASSES = {"coco": 91, "coco_panoptic": 250, "shapes": 4}
-# Limit for the user's own data, whose highest category id decides the number of classes.
+# Limit for custom data, where the highest category id determines the number of classes.
 MAX_CLASSES = 10_000
 
 
 def get_num_classes(args):
-    """Return the number of classes that the flags set: highest category id + 1.
+    """Return the number of classes from the flags (highest category id + 1).
 
-    None for the user's own data without --num_classes, whose annotations decide it.
+    Return None for custom data without --num_classes; the annotations determine it.
     """
     if args.num_classes is not None:
         return args.num_classes
@@ -19,9 +19,9 @@ def get_num_classes(args):
 
 
 def merge_classes(*datasets):
-    """Return the classes of datasets that belong together, a dictionary category id -> name.
+    """Merge the classes of several datasets into one dictionary {category id: name}.
 
-    Raises InputError if they disagree about the name of an id.
+    Raises InputError if the same id has different names.
     """
     classes = {}
     for dataset in datasets:
@@ -44,9 +44,9 @@ def check_class_names(classes, source, other_classes, other_source):
 
 
 def find_num_classes(classes, source):
-    """Return the highest id of a dictionary category id -> name, plus 1.
+    """Return the highest category id + 1.
 
-    Raises InputError, which names source, if that is not in 1..MAX_CLASSES.
+    Raises InputError if it is not in 1..MAX_CLASSES. source: file named in the message.
     """
     highest = max(classes, default=-1)
     if not 0 <= highest < MAX_CLASSES:

@@ -1,4 +1,4 @@
-"""COCO detection data: images and targets, from checked annotations (see annotations.py).
+"""COCO detection dataset: images and targets from validated annotations (see annotations.py).
 
 Source: `datasets/coco.py` of the original.
 """
@@ -20,28 +20,28 @@ from datasets.segmentations import segmentation_to_rle
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from util.errors import InputError
 
-# Formats that Pillow may decode. Not all it knows: for EPS it runs a program on the file.
+# Formats Pillow is allowed to decode. An allowlist, because it runs Ghostscript on EPS files.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
-MAX_ASPECT_RATIO = 100  # the transforms would enlarge a flatter image to gigabytes
-# The end of all transforms: ImageNet's mean and standard deviation, as the backbones expect.
+MAX_ASPECT_RATIO = 100  # resizing a more elongated image would take gigabytes
+# Last step of every pipeline: normalise with ImageNet's mean and std, as the backbones expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 
 
 class CocoDataset:
     """Base class of the datasets: items (image, target), sorted by image id.
 
-    Subclasses have `load_target(index, image)`, which returns the target before the transforms;
+    Subclasses implement `load_target(index, image)`, which returns the untransformed target;
     `classes`, a dictionary category id -> name; and `list_boxes()` for summary.py, which returns
-    image index, category id and area in pixels of every box in a target, three arrays [n]; an area
-    is NaN if the annotation file does not say it.
-    Random transforms depend on `seed`, `epoch` and the item's index only. `dataset[i]` raises
-    InputError if the image or its target cannot be read.
+    image index, category id and area in pixels of every box in a target, three arrays [n]; area is
+    NaN if missing in the annotation file.
+    Random transforms depend only on `seed`, `epoch` and the index. `dataset[i]` raises InputError
+    if the image or its target cannot be read.
 
     img_folder: folder of the images; images: annotation_arrays.Images; transforms: called as
     `transforms(image, target, rng)`; skip_bad_samples: whether the loader skips items that raise
-    InputError; seed: random seed of the transforms; max_size: about the longest side of a
-    transformed image, in pixels.
+    InputError; seed: random seed of the transforms; max_size: approximate limit of the longer side
+    after the transforms, in pixels.
     Attributes: ids, int64 [N], image ids; epoch, which the loader sets.
     """
 
@@ -60,10 +60,10 @@ class CocoDataset:
         return self.img_folder / self.images.names.get(index)
 
     def read_image(self, index):
-        """Return the image in RGB, in the orientation of its boxes. Raises InputError."""
+        """Read the image as RGB, in the orientation that its boxes refer to. Raises InputError."""
         image = read_image(self.get_path(index))
-        # COCO's boxes refer to the image as it is stored, without its EXIF orientation. Annotation
-        # tools apply it first, and then width and height in the file are swapped.
+        # COCO's boxes refer to the image as it is stored, without its EXIF orientation. Some
+        # annotation tools apply it, and then the file's width and height are swapped.
         if image.width != image.height and tuple(self.images.sizes[index]) == image.size:
             return read_image(self.get_path(index), upright=True)
         return image
@@ -92,7 +92,7 @@ class CocoDetection(CocoDataset):
       labels int64 [n]      category ids of the annotation file;
       image_id int;
       area float32 [n]      pixels of the transformed image;
-      iscrowd int64 [n]     zeros, because crowds are left out;
+      iscrowd int64 [n]     always 0, because crowds are dropped;
       orig_size, size int64 [2]   height and width in pixels before and after the transforms;
       masks bool [n, H, W]  if `return_masks`.
 
@@ -101,7 +101,7 @@ class CocoDetection(CocoDataset):
     `coco`; the rest as in CocoDataset.
     Attributes: annotations, annotation_arrays.Annotations; classes, a dictionary category id ->
     name; coco, pycocotools' COCO, or None; in_target, bool [n], which annotations are in a target.
-    Raises InputError if the folder or the annotation file cannot be used.
+    Raises InputError if the folder or the annotation file is missing or invalid.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class CocoDetection(CocoDataset):
             print(f"{ann_file}: {count} boxes have no area inside their image; they are left out")
 
     def _find_targets(self):
-        """Return which annotations `make_target` keeps, bool [n]."""
+        """Return a mask of the annotations that `make_target` keeps, bool [n]."""
         annotations = self.annotations
         sizes = self.images.sizes[get_image_indices(annotations.ends)]
         sizes = np.where(sizes.all(1, keepdims=True), sizes, MAX_BOX_COORDINATE)
@@ -162,10 +162,10 @@ def read_image(
     convert=lambda image: image.convert("RGB"),
     remedy="remove it from the annotation file",
 ):
-    """Return the image of a file (Path) in RGB.
+    """Read an image file as RGB.
 
     upright: apply the EXIF orientation; convert: PIL image -> RGB; remedy: end of error messages.
-    Raises InputError if the file is missing, damaged, no image, too large, or too flat.
+    Raises InputError if the file is missing, corrupt, not an image, too large, or too elongated.
     """
     if not path.is_file():
         raise InputError(f"{path}: cannot be read as an image (no such file); add it, or {remedy}")
@@ -174,7 +174,7 @@ def read_image(
             width, height = image.size
             if max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
                 return convert(ImageOps.exif_transpose(image) if upright else image)
-    except Exception as error:  # Pillow raises almost any for damaged files
+    except Exception as error:  # Pillow may raise almost any exception for a corrupt file
         raise InputError(
             f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}"
         ) from error
@@ -182,7 +182,7 @@ def read_image(
 
 
 def load_image(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
-    """Return an image to detect objects in, PIL in RGB, in its EXIF orientation.
+    """Load an image for inference as RGB PIL, with its EXIF orientation applied.
 
     image: a path, a PIL image, or an array uint8 [H, W, 3]. Raises InputError as `read_image` does,
     and ValueError for an array of another dtype.
@@ -197,9 +197,10 @@ def load_image(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
 
 
 def convert_to_rgb(image):
-    """Convert a PIL image to RGB; of 16-bit images keep the high byte.
+    """Convert a PIL image to RGB; keep the high byte of 16-bit images.
 
-    Pillow's own conversion, which datasets use as the original does, makes them nearly all white.
+    Pillow's own conversion clips them to almost pure white; training data keeps it to match the
+    original.
     """
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -207,10 +208,10 @@ def convert_to_rgb(image):
 
 
 def make_target(annotations, index, image_id, image, with_masks):
-    """Return the target of image number `index`, a PIL image, before the transforms.
+    """Build the target of image `index`, before transforms. image: PIL image.
 
-    It is that of `CocoDetection`, but boxes are x0, y0, x1, y1 in pixels. Crowds and boxes without
-    area inside the image are left out.
+    Same keys as `CocoDetection`'s target, but boxes are x0, y0, x1, y1 in pixels. Crowds and boxes
+    without area inside the image are dropped.
 
     Source: `ConvertCocoPolysToMask` of the original.
     """
@@ -238,7 +239,7 @@ def make_target(annotations, index, image_id, image, with_masks):
 
 
 def clip_boxes(boxes, width, height):
-    """Clip boxes to their images, and find those that are not empty then.
+    """Clip boxes to their images and find those that are non-empty afterwards.
 
     boxes: [n, 4], x, y, width, height in pixels; width, height: of the images, scalar or [n, 1].
     Returns the clipped boxes, float32 [n, 4], x0, y0, x1, y1, and whether they have an area, bool
@@ -257,7 +258,7 @@ def make_coco_transforms(
     """Return the augmentation for "train", or the plain resize for "val".
 
     scales: shorter sides to choose from in training; eval_size: shorter side in evaluation;
-    max_size: about the longest side; all in pixels. The crop's sizes are the original's times
+    max_size: about the longest side; all in pixels. Crop sizes are the original's, scaled by
     max(scales) / 800.
     """
     if image_set == "train":
@@ -281,7 +282,7 @@ def get_coco_paths(root, image_set):
 
 
 def build(image_set: str, args: Namespace) -> CocoDetection:
-    """Build COCO 2017, or the user's own data in COCO's format. Raises InputError.
+    """Build the COCO 2017 dataset, or a custom dataset in COCO format. Raises InputError.
 
     image_set: "train" or "val". COCO 2017 is read from `args.coco_path` (train2017/, val2017/,
     annotations/), own data from `args.train_images`, `train_ann`, `val_images`, `val_ann`.

@@ -1,8 +1,8 @@
 """COCO metrics of a model's predictions.
 
-Source: `datasets/coco_eval.py` of the original. It evaluates every batch and merges the results;
-this one collects all detections and evaluates once, which gives the same metrics.
-faster-coco-eval computes what pycocotools does, in C++.
+Source: `datasets/coco_eval.py` of the original. The original evaluates each batch and merges the
+results; here all detections are collected and evaluated once, which gives the same metrics.
+faster-coco-eval is a C++ reimplementation of pycocotools' evaluation.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from datasets.annotations import get_class_names
 from util import dist
 from util.memory import without_garbage_collector
 
-# Keys that pycocotools' `accumulate` returns, beside the parameters.
+# Keys in the result of pycocotools' `accumulate`, besides `params`.
 ACCUMULATED = ("counts", "date", "precision", "recall", "scores")
 
 
@@ -39,7 +39,7 @@ class CocoEvaluator:
         self.predictions = {}
 
     def update(self, predictions):
-        """Add predictions, a dictionary image id -> prediction. An image counts once.
+        """Add predictions, a dictionary image id -> prediction. Images added before are ignored.
 
         A prediction has scores float32 [n], labels int [n], boxes float32 [n, 4], and for 'segm'
         masks, a list of n RLE dictionaries.
@@ -60,7 +60,7 @@ class CocoEvaluator:
         self.predictions = dict(sorted(merged.items()))
 
     def results(self, iou_type):
-        """Yield the list of each image's detections in COCO's result format."""
+        """Yield each image's list of detections in COCO's result format."""
         for image_id, prediction in self.predictions.items():
             yield PREPARE[iou_type](image_id, prediction)
 
@@ -73,7 +73,7 @@ class CocoEvaluator:
             coco_eval.eval = {"params": params, **{name: evaluated[name] for name in ACCUMULATED}}
 
     def evaluate(self, iou_type, image_ids, class_ids):
-        """Return faster-coco-eval's results for these images and classes, a dictionary."""
+        """Run faster-coco-eval on these images and classes; return its results dictionary."""
         # It stores ids as positive floats: renumber them 1, 2, 3, …
         images = {image_id: number for number, image_id in enumerate(image_ids, 1)}
         classes = {class_id: number for number, class_id in enumerate(class_ids, 1)}
@@ -105,13 +105,13 @@ class CocoEvaluator:
         return faster.eval
 
     def summarize(self):
-        """Print the metrics as pycocotools does, and keep them in `coco_eval[iou_type].stats`."""
+        """Print the metrics as pycocotools does and store them in `coco_eval[iou_type].stats`."""
         for iou_type, coco_eval in self.coco_eval.items():
             print(f"IoU metric: {iou_type}")
             coco_eval.summarize()
 
     def print_per_class(self):
-        """Print the metrics of each class, the best first; after `accumulate`."""
+        """Print per-class metrics, best first. Call after `accumulate`."""
         for iou_type, coco_eval in self.coco_eval.items():
             rows = self.per_class(iou_type)
             width = max([len(row["name"]) for row in rows] + [5])
@@ -125,10 +125,10 @@ class CocoEvaluator:
                 print(f"{row['name']:<{width}}  {row['boxes']:>5}  {figures}")
 
     def per_class(self, iou_type):
-        """Return a dictionary for each class, the best AP first: id, name, boxes, AP, AP50, AP75.
+        """Return a dictionary per class, by descending AP: id, name, boxes, AP, AP50, AP75.
 
-        boxes: their number in the predicted images, without crowds. The metrics are those at 100
-        detections per image, and None if there is no box.
+        boxes: number of non-crowd ground-truth boxes in the evaluated images. Metrics use 100
+        detections per image, and are None without ground truth.
         """
         params = self.coco_eval[iou_type].params
         precision = self.coco_eval[iou_type].eval["precision"]
@@ -156,7 +156,7 @@ class CocoEvaluator:
 
 
 def mean_precision(precision):
-    """Return the mean of COCOeval's precisions, or None if there is none or no box (-1)."""
+    """Return the mean of COCOeval's precisions, or None if undefined (-1, no boxes)."""
     return float(precision.mean()) if precision.size and precision.min() > -1 else None
 
 
@@ -171,7 +171,7 @@ def prepare_for_coco_detection(image_id, prediction):
 
 
 def prepare_for_coco_segmentation(image_id, prediction):
-    """Return one image's masks in COCO's result format: compressed RLE with its counts as text."""
+    """Return one image's masks in COCO's result format: compressed RLE with counts as str."""
     scores, labels = prediction["scores"].tolist(), prediction["labels"].tolist()
     return [
         {
@@ -185,7 +185,7 @@ def prepare_for_coco_segmentation(image_id, prediction):
 
 
 def complete_result(result, iou_type):
-    """Add what evaluation needs to a detection, as pycocotools does, and return it."""
+    """Add iscrowd and area to a detection, as pycocotools' `loadRes` does, and return it."""
     result["iscrowd"] = 0
     if iou_type == "bbox":
         result["area"] = result["bbox"][2] * result["bbox"][3]
@@ -195,7 +195,7 @@ def complete_result(result, iou_type):
 
 
 def convert_to_xywh(boxes):
-    """Convert x0, y0, x1, y1 to x, y, width, height, [n, 4], in the boxes' precision."""
+    """Convert boxes [n, 4] from x0, y0, x1, y1 to x, y, width, height; the dtype is kept."""
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 

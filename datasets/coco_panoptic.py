@@ -1,4 +1,4 @@
-"""COCO panoptic data: a PNG for each image, whose colours are the ids of things and stuff.
+"""COCO panoptic data: one PNG per image, whose colours encode the segment ids.
 
 Source: `datasets/coco_panoptic.py` of the original, which pairs images and annotations by their
 order; here they are paired by image id.
@@ -31,16 +31,16 @@ from util.memory import return_freed_memory, without_garbage_collector
 class CocoPanoptic(CocoDataset):
     """Images and segments of one panoptic annotation file.
 
-    Items are those of `datasets.coco.CocoDetection`, with an object for each segment, crowds
-    included; boxes are those of the masks.
+    Items have the format of `CocoDetection`, with one object per segment, including crowds; boxes
+    are computed from the masks.
 
     ann_folder: folder of the PNGs; ann_file: panoptic JSON with images, annotations with
     segments_info, and categories; num_classes: exclusive upper bound of the category ids; coco:
-    `pycocotools.coco.COCO` with the instances, for the COCO metrics; the rest as in CocoDataset.
-    Attributes: segments, annotation_arrays.Segments; classes, a dictionary category id -> name;
-    categories, the annotation file's list.
-    Raises InputError if the folders or the annotation file cannot be used, and by `dataset[i]` if
-    the image or its PNG cannot.
+    `pycocotools.coco.COCO` with the instance annotations, for the box and mask metrics; the rest as
+    in CocoDataset. Attributes: segments, annotation_arrays.Segments; classes, a dictionary category
+    id -> name; categories, the annotation file's list.
+    Raises InputError if a folder or the annotation file is missing or invalid; `dataset[i]` raises
+    it if the image or its PNG is.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class CocoPanoptic(CocoDataset):
         return {category["id"]: bool(category["isthing"]) for category in self.categories}
 
     def get_ground_truth(self):
-        """Return the checked annotations as in COCO's panoptic JSON; areas may be missing."""
+        """Return the validated annotations in COCO's panoptic JSON format; areas may be missing."""
         segments = self.segments
         arrays = segments.ids, segments.labels, segments.crowds, segments.areas
         annotations = []
@@ -131,9 +131,9 @@ def rgb2id(colours):
 
 
 def masks_to_boxes(masks):
-    """Compute the boxes of masks bool [n, h, w], none empty: float32 [n, 4], x0, y0, x1, y1.
+    """Compute the boxes of non-empty masks, bool [n, h, w]: float32 [n, 4], x0, y0, x1, y1.
 
-    As in the original, x1 and y1 are the last pixel's indices, not its far edges.
+    As in the original, x1 and y1 are inclusive: indices of the last pixel.
     """
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks):
@@ -160,7 +160,7 @@ def read_panoptic(img_folder, ann_folder, ann_file, num_classes, coco, skip_bad_
 def select_annotations(data, ann_folder, ann_file, num_classes, coco, bad_samples):
     """Return the valid annotations, a dictionary image id -> annotation.
 
-    Raises InputError if no annotation is valid, or at the first error unless `bad_samples` skips.
+    Raises InputError if no annotation is valid, or at the first error unless `bad_samples.skip`.
     """
     check_categories(data["categories"], ann_file)
     for category in data["categories"]:
@@ -196,7 +196,7 @@ def select_annotations(data, ann_folder, ann_file, num_classes, coco, bad_sample
 
 
 def find_annotation_error(annotation, ann_folder, png_names, categories):
-    """Return what is wrong with an image's annotation and how to fix it, or None.
+    """Return an error message for an invalid annotation, or None.
 
     png_names: file names in ann_folder; categories: ids.
     """
@@ -223,9 +223,9 @@ def find_annotation_error(annotation, ann_folder, png_names, categories):
 
 
 def check_things_and_stuff(dataset):
-    """Raise InputError if panoptic quality is undefined for a CocoPanoptic.
+    """Raise InputError if panoptic quality is undefined for this dataset.
 
-    PQ is averaged over the classes of things, of stuff, and of all, and needs segments of both.
+    PQ is averaged over thing classes, stuff classes and all classes, so both need segments.
     """
     for category in dataset.categories:
         if category.get("isthing") not in (0, 1):
@@ -247,8 +247,8 @@ def check_things_and_stuff(dataset):
 def build(image_set: str, args: Namespace) -> CocoPanoptic:
     """Build COCO 2017 (`args.coco_path`) with panoptic annotations (`args.coco_panoptic_path`).
 
-    image_set: "train" or "val". For "val", COCO's instances are read as well: the metrics of boxes
-    and masks are computed on them, as in the original. Raises InputError.
+    image_set: "train" or "val". For "val", also load COCO's instance annotations, against which box
+    and mask metrics are computed, as in the original. Raises InputError.
     """
     img_folder, instances = get_coco_paths(args.coco_path, image_set)
     panoptic, name = Path(args.coco_panoptic_path), f"panoptic_{image_set}2017"

@@ -22,33 +22,32 @@ from util.signals import block_signals_in_children, die_with_parent
 
 
 class DataLoader:
-    """Iterating yields the steps of a pass, with the same bits for any `num_workers`.
+    """Yield the steps of one epoch. Batches are bitwise identical for any `num_workers`.
 
     A step is a list of `accum_steps` batches `(samples, targets)`:
     samples: NestedTensor of NumPy arrays, tensors float32 [B, 3, H, W] and mask bool [B, H, W],
     True on padding.
     targets: list of B target dictionaries (see `datasets.coco.CocoDetection`).
-    If the dataset skips bad samples, they are missing from their batch; a batch without any sample
-    left is `(None, [])`. The end of a pass prints how many were left out.
+    If the dataset skips bad samples, they are dropped from their batch; an empty batch is `(None,
+    [])`. The number of skipped samples is printed at the end of the epoch.
 
-    The processes take turns: of the batches of a step, the first `accum_steps` are of process 0,
-    the next ones of process 1, and so on. So one process that accumulates four batches takes those
-    that four processes would. The last step may be incomplete: with `drop_last` it is left out,
-    else processes without a batch get `(None, [])`.
+    Within a step, rank 0 gets the first `accum_steps` batches, rank 1 the next, and so on. So one
+    process that accumulates four batches sees the same batches as four processes. The last step may
+    be incomplete: with `drop_last` it is dropped; otherwise ranks without a batch get `(None, [])`.
 
     Args:
         dataset: has `__len__`, `__getitem__`, `skip_bad_samples` (whether to leave out items that
-            raise InputError) and `max_size`, the longer side of its images in pixels, from which
-            the workers' memory follows; `set_epoch` sets its `epoch`.
+            raise InputError) and `max_size`, the longer side of its images in pixels, which
+            determines the size of the workers' buffers; `set_epoch` sets its `epoch`.
         batch_size: images per batch.
-        shuffle: draw the order of each epoch from `seed` and the epoch; else keep the dataset's.
-        drop_last: leave out an incomplete last step.
+        shuffle: shuffle each epoch, seeded with `seed` and the epoch. drop_last: leave out an
+        incomplete last step.
         num_workers: number of data workers; 0 loads in this process.
 
     Raises:
-        InputError: not even one step; while iterating, what the dataset raises, or a worker that
-            died.
-        RuntimeError: while iterating, another error in a worker.
+        InputError: if the dataset is too small for one step; while iterating, if the dataset raises
+            it or a worker dies.
+        RuntimeError: while iterating, if a worker fails with any other exception.
     """
 
     def __init__(
@@ -85,9 +84,9 @@ class DataLoader:
         return self.world_size * self.accum_steps * self.batch_size
 
     def set_epoch(self, epoch, start=0):
-        """Choose the next pass.
+        """Set the epoch of the next iteration.
 
-        epoch: decides the order and all that is random in the items; start: the first step.
+        epoch: seeds the shuffling and the augmentation; start: step to start from.
         """
         self.epoch = epoch
         self.dataset.epoch = epoch
@@ -121,7 +120,7 @@ class DataLoader:
             workers.close()
 
     def _order(self):
-        """Return the rest of the pass, as this process loads it."""
+        """Return this rank's remaining batches of the epoch."""
         count = len(self.dataset)
         indices = np.arange(count)
         if self.shuffle:
@@ -132,10 +131,10 @@ class DataLoader:
 
 
 class Order(NamedTuple):
-    """The items of each batch.
+    """The dataset indices of each batch.
 
-    indices: int64, the items in the order of loading; starts: int64, the index in it at which each
-    batch starts. Arrays: a data worker that reads Python ints copies their memory pages.
+    indices: int64, the items in the order of loading; starts: int64, offset of each batch in
+    `indices`. Arrays, because reading Python ints in a forked worker triggers copy-on-write.
     """
 
     indices: np.ndarray
@@ -149,9 +148,9 @@ class Order(NamedTuple):
 
 
 def load_batch(dataset, indices):
-    """Load items and pad them to one batch.
+    """Load items and pad them into one batch.
 
-    Return (samples, targets, messages about the items that were left out).
+    Return (samples, targets, messages about skipped items).
     """
     items, skipped = [], []
     for index in indices:
@@ -168,10 +167,10 @@ def load_batch(dataset, indices):
 
 
 def ring_size(batch_size, max_size):
-    """Return the bytes of a worker's ring buffer: twice the largest batch.
+    """Return the size of a worker's ring buffer in bytes: twice the largest batch.
 
-    An array that would cross the ring's end is moved to its beginning. Jittor rounds up to a power
-    of two and touches all of it at the start.
+    An array that would cross the ring's end is moved to its beginning. Jittor rounds the size up to
+    a power of two and touches every page at start-up.
     """
     bytes_per_pixel = 3 * 4 + 1  # three float32 channels and a bool of the mask
     targets = 2**20
@@ -179,10 +178,10 @@ def ring_size(batch_size, max_size):
 
 
 class Message(NamedTuple):
-    """What a worker sends beside the arrays of a batch.
+    """The metadata that a worker sends along with a batch's arrays.
 
-    Jittor's ring pickles it as a whole, because it does not know the type. The ring's own encoding
-    loses 0-d arrays and large integers, and may lose its position at an empty array.
+    Jittor's ring buffer pickles unknown types, so this is sent as one pickle. The ring's own
+    encoding loses 0-d arrays and large integers, and can get out of sync at an empty array.
     """
 
     number: int
@@ -195,37 +194,37 @@ class Message(NamedTuple):
 class BatchWorkers(jt.dataset.Dataset):
     """Jittor's data workers for one pass; item `number` is batch `number` of `order`.
 
-    Only the worker side of Jittor's class is used. Its receiving side takes batches in the order in
+    Only the worker side of Jittor's class is used. Its receiver returns batches in the order in
     which workers announce them, which is not always the order of the batches; it starts the next
-    epoch before this one ends; and it waits in C++, where neither a dead worker nor Ctrl-C gets
-    through.
+    epoch before this one ends; and it blocks in C++, so it notices neither a dead worker nor
+    Ctrl-C.
     """
 
     def __init__(self, dataset, order, num_workers, buffer_size):
         super().__init__(buffer_size=buffer_size, keep_numpy_array=True)
-        # Jittor's is self, a cycle that would keep the rings' memory.
+        # Jittor sets self.dataset = self; that reference cycle would keep the ring buffers alive.
         self.dataset = dataset
         self.order = order
         self.num_workers = num_workers
-        self.heads = {}  # worker -> its oldest message that is received and not yet used
+        self.heads = {}  # worker id -> oldest received message that is not consumed yet
         # Read by _init_workers: one Jittor batch is one item, which is one of our batches.
         self.real_len = self.batch_len = len(order.starts)
         self.real_batch_size = 1
-        # Forked workers keep a copy of what this process frees later, so free first. Freezing keeps
-        # their garbage collector from touching, and so copying, the objects that exist now.
+        # Return freed memory before forking. gc.freeze() stops the workers' garbage collector from
+        # touching existing objects, which would copy their pages.
         return_freed_memory()
         gc.freeze()
         with block_signals_in_children():
             self._init_workers(np.arange(len(order.starts)))
         gc.unfreeze()
-        # Kill the workers, whatever they are doing. Also at exit, where Python would wait for
-        # children that ignore its SIGTERM.
+        # Kill the workers unconditionally, also at exit, because Python would wait forever for
+        # children that ignore SIGTERM.
         self.close = Finalize(self, kill, [self.workers], exitpriority=1)
 
     def __getitem__(self, number):
         """Load a batch, in the worker.
 
-        Return an error as data: Jittor would interrupt the main process.
+        Return errors as messages; if raised, Jittor would interrupt the main process.
         """
         die_with_parent()
         number = int(number)
@@ -250,11 +249,11 @@ class BatchWorkers(jt.dataset.Dataset):
     def receive(self, number):
         """Wait for batch `number`, in the main process, and return what `load_batch` returned.
 
-        Each worker sends its batches in rising order, so the one wanted is the oldest of a worker.
+        Each worker sends its batches in rising order, so the requested one is the oldest of a worker.
         """
         while True:
             while self.idqueue.total_push() > self.idqueue.total_pop():
-                # announcements, not used; workers would wait if the queue were full
+                # drain the unused announcements; workers would block on a full queue
                 self.idqueue.pop()
             for worker_id, worker in enumerate(self.workers):
                 has_sent = worker.buffer.total_push() > worker.buffer.total_pop()

@@ -1,7 +1,7 @@
 """Match detections to ground truth in each image, and find a detector's mistakes.
 
-It is COCO's matching at one IoU: detections, by descending score, take the free object with the
-highest IoU; detections on crowds are ignored.
+COCO's matching at a single IoU threshold: in order of descending score, each detection takes the
+unmatched object with the highest IoU; detections on crowds are ignored.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 IOU = 0.5  # threshold of a match
-BACKGROUND_IOU = 0.1  # TIDE's threshold: below it a detection has nothing to do with an object
+BACKGROUND_IOU = 0.1  # TIDE's threshold: below it a detection counts as background
 PREDICTED = ("scores", "labels", "boxes")
 MAX_DETECTIONS = 100  # per class and image, as in COCO's evaluation
 # The kinds of mistakes, by TIDE (https://arxiv.org/abs/2008.08115), and what they say.
@@ -23,10 +23,10 @@ MISTAKES = {
 
 
 class Matches(NamedTuple):
-    """The detections of all images, sorted by image id, without those on crowds.
+    """The detections of all images, sorted by image id, excluding those matched to crowds.
 
     scores: float32 [n]; labels: int64 [n], category ids; is_true_positive: bool [n]; num_objects:
-    dictionary category id -> number of objects without crowds.
+    dictionary category id -> number of non-crowd objects.
     """
 
     scores: np.ndarray
@@ -36,7 +36,7 @@ class Matches(NamedTuple):
 
 
 def match_detections(coco_gt, predictions):
-    """Match detections to objects of their class. Returns Matches.
+    """Match detections to ground-truth objects of the same class. Returns Matches.
 
     coco_gt: pycocotools' COCO; predictions: dictionary image id -> scores, labels, boxes x0, y0,
     x1, y1.
@@ -106,15 +106,15 @@ def compute_ious(boxes, objects):
 def assign(ious, crowds):
     """Assign an object to each detection: int64 [n], -1 for none.
 
-    ious: [n, m], detections by descending score; crowds: bool [m], crowds last, which several
-    detections may take.
+    ious: [n, m], detections by descending score; crowds: bool [m], crowds last; a crowd can match
+    several detections.
     """
     matched = np.full(len(ious), -1)
     is_free = np.ones(len(crowds), bool)
     for index in np.flatnonzero((ious >= IOU).any(1)):
         for group in (~crowds, crowds):
             candidates = np.where(group & is_free, ious[index], 0)
-            # Of equal ones the last, as in COCO's evaluation.
+            # Break ties in favour of the last object, like COCOeval.
             best = len(candidates) - 1 - candidates[::-1].argmax()
             if candidates[best] >= IOU:
                 matched[index] = best
@@ -124,7 +124,7 @@ def assign(ious, crowds):
 
 
 def is_crowd(matched, objects):
-    """Return which of the matched objects are crowds, bool [n]. matched: int64 [n], -1 for none."""
+    """Return True for detections matched to a crowd, bool [n]. matched: int64 [n], -1 for none."""
     return np.append(objects.crowds, False)[matched]
 
 
@@ -145,7 +145,7 @@ class ImageMatches(NamedTuple):
 
     @property
     def is_missed(self):
-        """Objects without a detection, crowds excluded: bool [m]."""
+        """Return a mask of the unmatched non-crowd objects, bool [m]."""
         is_missed = ~self.objects.crowds
         is_missed[self.matched[self.matched >= 0]] = False
         return is_missed
@@ -154,11 +154,11 @@ class ImageMatches(NamedTuple):
 def match_image(coco_gt, image_id, prediction, threshold):
     """Match an image's detections to objects of their class first, then of any class.
 
-    The package supervision does the same for its confusion matrix, but in the order of IoU instead
-    of scores; Ultralytics takes the best object of any class first.
+    `supervision` builds its confusion matrix the same way, but sorts by IoU instead of score;
+    Ultralytics takes the best object of any class first.
 
-    prediction: scores, labels, boxes; threshold: lowest score. Detections of classes that coco_gt
-    lacks are left out. A crowd takes detections of its class only. Returns ImageMatches.
+    prediction: scores, labels, boxes; threshold: lowest score. Detections of classes not in coco_gt
+    are dropped. Crowds match only detections of their class. Returns ImageMatches.
     """
     objects = get_ground_truth(coco_gt, image_id)
     scores, labels, boxes = (np.asarray(prediction[key]) for key in PREDICTED)
@@ -178,8 +178,8 @@ class Mistake(NamedTuple):
     """A mistake of a detector.
 
     kind: one of MISTAKES; label: category id of the detection, or of the missed object; box: x0,
-    y0, x1, y1 in pixels; score: of the detection, None for a missed object; truth: category id of
-    the object if kind is "class".
+    y0, x1, y1 in pixels; score: the detection's, None for a missed object; truth: the object's
+    category id if kind is "class".
     """
 
     kind: str
@@ -192,7 +192,7 @@ class Mistake(NamedTuple):
 def find_mistakes(matches):
     """Return a list of the mistakes in an image, from its ImageMatches.
 
-    An object with a localization error does not count as missed as well.
+    An object with a localization error is not also counted as missed.
     """
     objects = matches.objects
     all_ious = np.where(objects.crowds, 0, matches.ious)
@@ -209,7 +209,7 @@ def find_mistakes(matches):
             kind = "duplicate"
         elif (ious >= BACKGROUND_IOU).any():
             kind = "localization"
-            # It stands for one missed object; further boxes on that object are for none.
+            # It replaces one missed object; additional boxes on that object replace none.
             best = np.where(is_missed, ious, 0).argmax()
             if ious[best] >= BACKGROUND_IOU:
                 is_missed[best] = False

@@ -1,4 +1,4 @@
-"""Panoptic quality of a model's predictions, computed by COCO's panoptic API.
+"""Compute panoptic quality with COCO's panopticapi.
 
 Source: `datasets/panoptic_eval.py` of the original.
 """
@@ -21,11 +21,11 @@ class PanopticEvaluator:
     Args:
         ground_truth: a function that returns a dictionary as in COCO's panoptic JSON, such as
             `CocoPanoptic.get_ground_truth`; the main process calls it in `summarize`.
-        ann_folder: folder of its PNGs.
+        ann_folder: folder with the ground-truth PNGs.
         output_dir: folder for the predictions, created if missing; None: a temporary one.
 
     Raises:
-        InputError: output_dir cannot be created.
+        InputError: if output_dir cannot be created.
     """
 
     def __init__(self, ground_truth, ann_folder, output_dir):
@@ -64,7 +64,7 @@ class PanopticEvaluator:
 
         Keys: All, Things and Stuff, each with pq, sq, rq in 0..1 and n; per_class.
         """
-        from panopticapi.evaluation import pq_compute  # an optional package
+        from panopticapi.evaluation import pq_compute  # optional dependency
 
         path = self.output_dir / "predictions.json"
         with atomic_write(path) as file:
@@ -82,7 +82,7 @@ class PanopticEvaluator:
             return pq_compute(str(truth), str(path), self.ann_folder, str(self.output_dir))
 
     def with_areas(self, annotation):
-        """Return the annotation with missing areas counted in its PNG."""
+        """Return the annotation with missing areas filled in by counting pixels in its PNG."""
         segments = annotation["segments_info"]
         if all("area" in segment for segment in segments):
             return annotation

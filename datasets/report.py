@@ -1,4 +1,4 @@
-"""The report of an evaluation: precision, recall and F1 by threshold, confusion and mistakes."""
+"""Build the evaluation report: precision, recall and F1 by threshold, confusion and mistakes."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -8,16 +8,16 @@ import numpy as np
 from datasets.matching import IOU, MISTAKES, find_mistakes, is_crowd, match_detections, match_image
 from util.best import COCO_METRICS
 
-RECALLS = np.linspace(0, 1, 101)  # those of COCO's AP
+RECALLS = np.linspace(0, 1, 101)  # recall thresholds of COCO's AP
 THRESHOLDS = np.float32(np.linspace(0, 1, 101))
 SCORE_BINS = 20
-# COCO's area ranges in pixels, both ends included.
+# COCO's area ranges in pixels, inclusive.
 AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 NUM_WORST_IMAGES = 20
 
 
 class Curve(NamedTuple):
-    """The precision-recall curve of a class, or of all.
+    """The precision-recall curve of one class, or of all classes combined.
 
     thresholds: float32 [n], descending; precision, recall: float64 [n], of the detections with at
     least that score.
@@ -29,19 +29,19 @@ class Curve(NamedTuple):
 
     @property
     def f1(self):
-        """F1 at each threshold."""
+        """Return F1 at each threshold."""
         product, total = self.precision * self.recall, self.precision + self.recall
         return np.divide(2 * product, total, out=np.zeros_like(total), where=total > 0)
 
     def find_best(self):
         """Return (threshold, precision, recall, F1) with the highest F1; 1, 0, 0, 0 if empty.
 
-        The threshold lies in the middle of two scores, because a detection may score a little less
-        in a batch of other images.
+        The threshold is midway between two scores, because scores vary slightly with the other
+        images in the batch.
         """
         if not len(self.thresholds):
             return 1.0, 0.0, 0.0, 0.0
-        # Of equal scores the last one counts: a threshold keeps all of them.
+        # Only the last of equal scores is a valid cut, because a threshold keeps all of them.
         lower = np.append(self.thresholds[1:], 0)
         is_last = self.thresholds > lower
         if not is_last.any():  # all scores are 0
@@ -51,7 +51,7 @@ class Curve(NamedTuple):
         return threshold, *(float(v[index]) for v in (self.precision, self.recall, self.f1))
 
     def interpolate_precision(self):
-        """Return the interpolated precision at each of RECALLS, 0 if it is not reached.
+        """Return the interpolated precision at each of RECALLS, 0 at recalls that are not reached.
 
         The mean is COCO's AP at this IoU.
         """
@@ -87,8 +87,8 @@ def compute_curve(matches, label=None):
 def update_confusion(matrix, class_ids, matches):
     """Add an image to the confusion matrix, int64 [classes + 1, classes + 1].
 
-    Rows are detected classes, columns true ones. The last row counts missed objects; the last
-    column background and duplicate detections, and localization errors.
+    Rows are predicted classes, columns ground-truth classes. The last row counts missed objects;
+    the last column background and duplicate detections, and localization errors.
 
     class_ids: sorted; matches: ImageMatches.
     """
@@ -101,7 +101,7 @@ def update_confusion(matrix, class_ids, matches):
 
 
 def make_report(coco_evaluator) -> dict:
-    """Return the report as a dictionary of plain values; see util/report/ for its page.
+    """Return the report as a JSON-serialisable dictionary; util/report/ renders it as HTML.
 
     Confused classes and mistakes are those at the threshold with the highest F1 over all classes.
 
@@ -147,12 +147,12 @@ def make_report(coco_evaluator) -> dict:
 
 
 def name_metrics(stats):
-    """Return COCO's 12 metrics by name, None instead of -1, which is for no objects."""
+    """Return COCO's 12 metrics by name, with -1 (no objects) replaced by None."""
     return {name: None if value == -1 else float(value) for name, value in zip(COCO_METRICS, stats)}
 
 
 def count_objects(coco_gt, image_ids):
-    """Count the objects in these images, without crowds: all, and by area."""
+    """Count the non-crowd objects in these images, in total and by area range."""
     annotations = [ann for image_id in image_ids for ann in coco_gt.imgToAnns[image_id]]
     areas = np.array([ann["area"] for ann in annotations if not ann["iscrowd"]])
     counts = {
@@ -162,7 +162,7 @@ def count_objects(coco_gt, image_ids):
 
 
 def count_scores(matches):
-    """Make a histogram of the scores of true and of false positives, SCORE_BINS bins in 0..1."""
+    """Compute score histograms of the true and false positives, SCORE_BINS bins in 0..1."""
     is_hit = matches.is_true_positive
     return {
         name: np.histogram(matches.scores[which], SCORE_BINS, (0, 1))[0].tolist()
@@ -171,7 +171,7 @@ def count_scores(matches):
 
 
 def describe_classes(coco_evaluator, matches):
-    """Return a dictionary of metrics for each class, sorted by id."""
+    """Return a list with one dictionary of metrics per class, sorted by id."""
     classes = []
     for row in sorted(coco_evaluator.per_class("bbox"), key=lambda row: row["id"]):
         curve = compute_curve(matches, row["id"])

@@ -1,4 +1,4 @@
-"""COCO segmentations, polygons or RLEs: check them, and convert them to RLEs."""
+"""Check COCO segmentations (polygons or RLE) and convert them to RLE."""
 
 from pycocotools import mask as coco_mask
 
@@ -17,7 +17,7 @@ def is_segmentation(segmentation, image):
         return False
     counts = segmentation.get("counts")
     runs = decode_counts(counts) if isinstance(counts, str) else counts
-    # pycocotools writes as many pixels as the runs say, whatever the size is.
+    # pycocotools writes as many pixels as the runs specify, even past the end of the mask.
     return (
         isinstance(runs, list)
         and all(type(run) is int and run >= 0 for run in runs)
@@ -26,7 +26,7 @@ def is_segmentation(segmentation, image):
 
 
 def is_polygon(polygon):
-    """Return True for [x, y, x, y, …] of at least three points, with a bounded perimeter."""
+    """Return True for [x, y, x, y, …] with at least three points and a bounded perimeter."""
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         return False
     if not all(type(value) in (int, float) and abs(value) <= MAX_COORDINATE for value in polygon):

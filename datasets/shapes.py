@@ -1,7 +1,7 @@
-"""Coloured shapes on a grey background: a synthetic dataset, generated as a COCO folder.
+"""Coloured shapes on a grey background: a synthetic dataset, generated in COCO's folder layout.
 
-A small DETR learns it from scratch within minutes on a CPU (`python main.py --demo`), which shows
-that an installation works. `--dataset_file coco` reads the folder, too.
+A small DETR learns it from scratch within minutes on a CPU (`python main.py --demo`), which
+verifies the installation. The folder can also be read with `--dataset_file coco`.
 """
 
 import colorsys
@@ -23,7 +23,7 @@ from util.errors import InputError
 from util.files import lock_folder
 
 CLASSES = ("circle", "rectangle", "triangle")  # category ids 1, 2, 3
-SEED = 0  # of the images; --seed changes the training only
+SEED = 0  # seed of the images; --seed affects only training
 MIN_SIDE, MAX_SIDE = 1 / 6, 0.6  # width and height of a shape, as a fraction of the image's side
 MAX_SHAPES = 5
 MAX_OVERLAP = 0.2  # as a fraction of the smaller shape's area
@@ -32,10 +32,10 @@ SUPERSAMPLING = 4  # antialiasing: edges are drawn at this multiple of the resol
 
 
 def build(image_set: str, args: Namespace) -> CocoDetection:
-    """Build the shapes in `args.coco_path` or the user's cache; generate them if they are missing.
+    """Build the shapes dataset from `args.coco_path` or the user's cache; generate it if missing.
 
-    image_set: "train" or "val". Raises InputError if the folder cannot be written or has other
-    content.
+    image_set: "train" or "val". Raises InputError if the folder cannot be written or contains
+    something else.
     """
     counts = {"train": args.shapes_train, "val": args.shapes_val}
     name = f"shapes-{args.shapes_size}px-{args.shapes_train}-{args.shapes_val}"
@@ -58,11 +58,11 @@ def make_shapes_transforms(image_set):
 
 
 def write_shapes(root, counts, size, seed=SEED):
-    """Generate the dataset in the folder root, in COCO's layout, unless it is there.
+    """Generate the dataset in `root`, in COCO's layout, unless it already exists.
 
-    counts: {"train": n, "val": n}, images of each set; size: image side in pixels. The folder
-    appears complete or not at all, and of several processes one writes it while the others wait.
-    Raises InputError if root has other content or cannot be written.
+    counts: {"train": n, "val": n}, images of each set; size: image side in pixels. The folder is
+    created atomically; with several processes, one writes it and the others wait. Raises InputError
+    if root has other content or cannot be written.
     """
     # Compared with what the folder says: a change makes all users generate their images again.
     description = "coloured shapes, drawn by datasets/shapes.py"
@@ -141,7 +141,7 @@ def _sample_polygon(name, size, rng):
 
 
 def _draw_mask(polygon, size):
-    """Draw a polygon with antialiasing: the part of each pixel in it, float64 [size, size]."""
+    """Draw an antialiased polygon: the covered fraction of each pixel, float64 [size, size]."""
     fine = Image.new("L", (size * SUPERSAMPLING, size * SUPERSAMPLING))
     ImageDraw.Draw(fine).polygon(list(map(tuple, polygon * SUPERSAMPLING - 0.5)), fill=255)
     return np.asarray(fine.reduce(SUPERSAMPLING), np.float64) / 255

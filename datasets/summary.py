@@ -1,18 +1,18 @@
-"""Print a summary of a dataset, which shows errors in its annotations before training."""
+"""Print a dataset summary, to reveal annotation errors before training."""
 
 import math
 
 import numpy as np
 
-MAX_LISTED = 10  # most frequent classes that are listed, and least frequent ones
+MAX_LISTED = 10  # number of most frequent and of least frequent classes to list
 SIZE_EDGES = (16, 32, 64, 128, 256, 512)  # pixels; in COCO small is below 32, large 96 or more
 
 
 def print_summary(name, dataset, num_queries):
     """Print the number of images, boxes and classes, boxes per image, and the size of boxes.
 
-    name: "training data" or "validation data"; dataset: CocoDetection, of which crowds are not
-    counted, or CocoPanoptic.
+    name: "training data" or "validation data"; dataset: CocoDetection (crowds are not counted) or
+    CocoPanoptic.
     """
     image_indices, labels, areas = dataset.list_boxes()
     counts = np.bincount(image_indices, minlength=len(dataset))

@@ -7,7 +7,7 @@ size int64 [2] (height, width) and optionally masks bool [n, H, W]. Transforms d
 target they are given.
 
 Transforms are called as `t(image, target, rng)`. They draw from `rng`, a `random.Random`, in the
-same order as the original, so that equal draws give equal results.
+same order as the original, so that the same draws give the same result.
 
 Source: `datasets/transforms.py` of the original.
 """
@@ -24,7 +24,7 @@ MAX_SIZE = 1333
 
 
 def crop(image, target, region):
-    """Crop to `region` = (top, left, height, width) in pixels; drop objects without area in it."""
+    """Crop to `region` = (top, left, height, width) in pixels; drop objects with no area left."""
     top, left, height, width = region
     image = image.crop((left, top, left + width, top + height))
 
@@ -102,7 +102,7 @@ class RandomResize:
 
 
 class RandomSizeCrop:
-    """Crop a random region with sides of `min_size` to `max_size` pixels, or the image's side."""
+    """Crop a random region with sides of `min_size` to `max_size` pixels, at most the image's."""
 
     def __init__(self, min_size, max_size):
         self.min_size, self.max_size = min_size, max_size
@@ -110,7 +110,7 @@ class RandomSizeCrop:
     def __call__(self, image, target, rng):
         width = rng.randint(self.min_size, min(image.width, self.max_size))
         height = rng.randint(self.min_size, min(image.height, self.max_size))
-        if (width, height) == image.size:  # torchvision draws no position then
+        if (width, height) == image.size:  # torchvision draws no offset in this case
             return crop(image, target, (0, 0, height, width))
         top = rng.randint(0, image.height - height)
         left = rng.randint(0, image.width - width)
@@ -138,7 +138,7 @@ class ToTensor:
 
 
 class Normalize:
-    """Normalise the image by channel, and convert boxes to cx, cy, w, h in 0..1."""
+    """Normalise the image per channel, and convert boxes to cx, cy, w, h in 0..1."""
 
     def __init__(self, mean, std):
         self.mean = np.float32(mean).reshape(3, 1, 1)

@@ -1,4 +1,4 @@
-"""Model architectures, and inferring one from a state dict."""
+"""Describe a model's architecture and infer it from a state dict."""
 
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ def get_max_learned_side(backbone, dilation):
 
 
 class Architecture(NamedTuple):
-    """The flags that a model's weights and outputs depend on, under main.py's names.
+    """Flags that determine a model's weights and outputs, named as in main.py.
 
     num_classes: highest category id + 1.
     """
@@ -51,7 +51,7 @@ class Architecture(NamedTuple):
 
 
 def get_architecture(args, num_classes):
-    """Return the Architecture that main.py's flags describe."""
+    """Build the Architecture from main.py's flags."""
     flags = {name: getattr(args, name) for name in Architecture._fields if name != "num_classes"}
     return Architecture(**flags, num_classes=num_classes)
 
@@ -59,10 +59,10 @@ def get_architecture(args, num_classes):
 def infer_architecture(checkpoint, source, dilation=False, nheads=8):
     """Return the Architecture of a checkpoint that `load_checkpoint` read.
 
-    dilation, nheads: used if the checkpoint has no flags, like the original's weights; weights
-    alone do not tell them.
-    Raises InputError, which names source, if the weights are not those of a DETR or do not go with
-    these two.
+    dilation, nheads: used if the checkpoint has no flags, like the original's weights; they cannot
+    be inferred from weights alone.
+    Raises InputError, which names source, if the weights are not a DETR's or are incompatible with
+    dilation or nheads.
     """
     state = checkpoint["model"]
     flags = checkpoint.get("args")

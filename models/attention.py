@@ -13,8 +13,8 @@ class MultiheadAttention(nn.Module):
     The three input projections are packed in `in_proj_weight` [3E, E] and `in_proj_bias` [3E]
     (query, key, value), so that state dicts of PyTorch load unchanged.
 
-    attention_hook: if set, called in each pass with the attention weights averaged over the heads,
-    Var [B, N, M].
+    attention_hook: if set, called in each forward pass with the attention weights averaged over the
+    heads, Var [B, N, M].
     """
 
     attention_hook = None
@@ -62,7 +62,7 @@ class MultiheadAttention(nn.Module):
 
 @contextmanager
 def record_attention(transformer):
-    """Yield a dict to which each pass writes the last layers' attention weights (NumPy float32).
+    """Yield a dict that each pass fills with the last layers' attention weights (NumPy float32).
 
     `encoder` [B, N, N]: self-attention (missing without encoder layers); `decoder` [B, Q, N]:
     cross-attention to the N encoder positions. Averaged over the heads; rows sum to 1.

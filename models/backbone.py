@@ -132,7 +132,7 @@ class Backbone(nn.Module):
 
 
 class Joiner(nn.Sequential):
-    """Backbone and position encoding; a Sequential, so that parameters have DETR's names."""
+    """Backbone and position encoding; a Sequential, so that parameter names match DETR's."""
 
     def __init__(self, backbone, position_embedding):
         super().__init__(backbone, position_embedding)

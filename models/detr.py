@@ -27,7 +27,7 @@ class DETR(nn.Module):
     """Backbone, transformer and prediction heads.
 
     num_classes: highest class id + 1; an extra logit stands for "no object".
-    num_queries: number of object queries, that is detections per image.
+    num_queries: number of object queries, i.e. the most detections per image.
     aux_loss: also return the predictions of the intermediate decoder layers.
     """
 
@@ -115,21 +115,20 @@ class SetCriterion(nn.Module):
         self.weight_dict, self.eos_coef = weight_dict, eos_coef
 
     def execute(self, outputs, targets, num_boxes=None):
-        """The losses of predictions.
+        """Compute the losses.
 
         outputs: what DETR returns; targets: list of B dictionaries of NumPy arrays, `labels` [n]
         and `boxes` [n, 4].
 
-        num_boxes: what the losses of boxes and masks are divided by, see `average_boxes`; by
-        default that of these targets.
+        num_boxes: normalizer of the box and mask losses, see `average_boxes`; computed from these
+        targets by default.
         Returns a dictionary of scalars: loss_ce, loss_bbox, loss_giou as Vars, cardinality_error
         and class_error as floats, and all but class_error again for the i-th auxiliary output with
         the suffix `_i`.
         """
         layers = [outputs] + outputs.get("aux_outputs", [])
         suffixes = [""] + [f"_{i}" for i in range(len(layers) - 1)]
-        # All layers are fetched in one transfer and share one computation below: L is the number of
-        # layers.
+        # Fetch all L layers in one transfer and compute their losses together.
         logits = jt.stack([layer["pred_logits"] for layer in layers])
         boxes = jt.stack([layer["pred_boxes"] for layer in layers])
         host_logits, host_boxes = jt.fetch_sync([logits, boxes])
@@ -160,7 +159,7 @@ class SetCriterion(nn.Module):
 
         Returns classes int32 [L, B, Q], boxes float32 [L, B, Q, 4], matched float32 [L, B, Q].
 
-        The shapes of dense arrays do not depend on the number of objects, so empty batches are no
+        The shapes of dense arrays do not depend on the number of objects, so empty batches need no
         special case. Unmatched queries have the class "no object" and a dummy box, which no loss
         uses.
         """
@@ -189,7 +188,7 @@ class SetCriterion(nn.Module):
 
         boxes and target_boxes [L, B, Q, 4], matched [L, B, Q] -> [L] each
         """
-        # Divide on the host: Jittor would compile other kernels for the constants 0, 1 and 2.
+        # Divide on the host: Jittor would compile separate kernels for the constants 0, 1 and 2.
         weight, target_boxes = jt.array(matched / np.float32(num_boxes)), jt.array(target_boxes)
         l1 = (boxes - target_boxes).abs().sum(-1)
         giou = box_ops.generalized_box_iou(

@@ -1,4 +1,4 @@
-"""Any checkpoint's model, and the published models by name (original: `hubconf.py`)."""
+"""Load any checkpoint's model, or a published model by name (original: `hubconf.py`)."""
 
 from pathlib import Path
 
@@ -35,9 +35,9 @@ def load_detr(
     """Load a model of any architecture and the names of its classes.
 
     source: what `load_checkpoint` takes: a checkpoint of this program, the original's weights, a
-    folder of transformers, hf://…; dilation, nheads: used if the checkpoint does not store them.
-    Returns (model, category id -> name); the names are COCO's if the checkpoint has none but as
-    many classes as a published model. Raises InputError.
+    transformers model folder, hf://…; dilation, nheads: used if the checkpoint does not store them.
+    Returns (model, category id -> name); if the checkpoint has no names but its class count matches
+    a published model, COCO's are used. Raises InputError.
     """
     checkpoint = load_checkpoint(source)
     model = build_detr(infer_architecture(checkpoint, source, dilation, nheads))

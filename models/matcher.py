@@ -38,6 +38,6 @@ class HungarianMatcher:
         giou = generalized_box_iou(*corners)
         p = prob[:, target["labels"]]
         cost = self.cost_bbox * l1 - self.cost_class * p - self.cost_giou * giou
-        # A diverged model has NaN costs. Any matching will do: its loss is NaN, too, and stops the
+        # A diverged model has NaN costs. Any matching is fine: the loss is NaN too, which stops
         # training.
         return linear_sum_assignment(np.nan_to_num(cost))

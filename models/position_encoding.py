@@ -11,7 +11,7 @@ from .architecture import MAX_LEARNED_POSITIONS
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Sine encoding. Positions count unpadded cells and are scaled to 0..2 pi in each image."""
+    """Sine encoding. Positions are counted over unpadded cells and scaled to 0..2 pi per image."""
 
     def __init__(self, num_pos_feats=64, temperature=10000):
         super().__init__()

@@ -113,9 +113,9 @@ class MaskHeadSmallConv(nn.Module):
         src [B, C, h, w], attention [B, Q, heads, h, w], fpns: list of [B, c_i, h_i, w_i]
         -> [B, Q, H/4, W/4]
 
-        What depends on the image alone is computed once, not per query. In evaluation on the CPU
-        queries run in blocks, to bound memory; with CUDA the slices would make Jittor compile again
-        for some image sizes.
+        Compute the terms that depend only on the image once, not per query. In evaluation on the
+        CPU queries are processed in chunks to bound memory; with CUDA, slicing would make Jittor
+        recompile for some image sizes.
         """
         # lay1 of the concatenated input is a sum of two convolutions. The image's, with 32 times
         # the channels, is computed once.
@@ -180,7 +180,7 @@ def _sum_pixels(x):
 
 
 class PostProcessSegm:
-    """Add masks of the original image size to the detections."""
+    """Add masks to the detections, at the original image size."""
 
     def __init__(self, threshold=0.5):
         self.threshold = threshold
@@ -205,8 +205,8 @@ class PostProcessSegm:
         padded_size, size, orig_size: height and width of the batch, of the resized and of the
         original image.
         """
-        # The original upsamples to the padded size, crops, then resizes by nearest. Only the rows
-        # and columns that remain are computed.
+        # The original upsamples to the padded size, crops, then resizes with nearest-neighbour
+        # interpolation. Only the rows and columns that remain are computed.
         rows, columns = (nearest_index(int(old), int(new)) for old, new in zip(size, orig_size))
         rles = []
         for start in range(0, len(masks), QUERY_BLOCK):
@@ -238,7 +238,7 @@ def _source_pixels(old, new, index):
 
 
 def get_coco_things(num_classes):
-    """Return class id -> whether it is a thing, for COCO, whose things have ids up to 90."""
+    """Return a dict class id -> is_thing; COCO's things have ids up to 90."""
     return {class_id: class_id <= 90 for class_id in range(num_classes)}
 
 
@@ -259,7 +259,7 @@ class PostProcessPanoptic:
         outputs: output dict of DETRsegm; processed_sizes, target_sizes: int [B, 2], height and
         width of the images in the batch and of the results (default: the same).
 
-        Returns a list of B dicts: png_string, the bytes of a PNG whose colors are segment ids;
+        Returns a list of B dicts: png_string, the bytes of a PNG whose colours are segment ids;
         segments_info, a list of dicts with id, isthing, category_id and area in pixels.
         """
         prob = nn.softmax(outputs["pred_logits"], dim=-1)
@@ -317,5 +317,5 @@ def resize_and_measure(segments, size, num_segments):
 
 
 def id2rgb(ids):
-    """Encode segment ids int [h, w] as colors uint8 [h, w, 3], COCO's panoptic format."""
+    """Encode segment ids int [h, w] as colours uint8 [h, w, 3], COCO's panoptic format."""
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

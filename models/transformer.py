@@ -39,7 +39,7 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def execute(self, src, mask, query_embed, pos_embed):
-        """Return the output of every decoder layer hs and the encoder's output memory.
+        """Return `hs`, the output of every decoder layer, and `memory`, the encoder's output.
 
         src and pos_embed [B, C, h, w], mask bool [B, h, w] (True on padding), query_embed [Q, C]
         -> hs [L, B, Q, C], normalized; memory [B, C, h, w]

@@ -1,4 +1,4 @@
-"""The foundation that models, datasets and main.py share."""
+"""Utilities shared by models, datasets and main.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Files of arrays that processes memory-map, and so share.
+"""Read and write array files that processes share by memory-mapping them.
 
 Layout: 8 bytes MAGIC, 32 bytes SHA-256 of all that follows, 8 bytes length of the header, the
 header, and the arrays, each at a multiple of ALIGNMENT bytes. The header is JSON:
@@ -20,9 +20,9 @@ ALIGNMENT = 64
 
 
 def write_arrays(path, arrays, extra):
-    """Write a dictionary of arrays, and `extra`, anything that JSON can represent.
+    """Write a dict of arrays and `extra`, any JSON-serializable value.
 
-    Raises InputError if the file cannot be written, and keeps an earlier one.
+    Raises InputError if the file cannot be written; an existing file is kept.
     """
     entries, parts, offset = {}, [], 0
     for name, array in arrays.items():

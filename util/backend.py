@@ -1,7 +1,7 @@
-"""The one place where Jittor is imported.
+"""Import Jittor; everything else gets it from here.
 
-The process is prepared before the import and gets its signals back after it. If CUDA works, Jittor
-uses the GPU from then on.
+Prepare the process before the import and restore its signal handlers afterwards. If CUDA works,
+Jittor uses the GPU from then on.
 """
 
 import atexit
@@ -81,9 +81,9 @@ def _count_gpus():
 def _use_gpu():
     if _count_gpus() > 0:
         jt.flags.use_cuda = 1
-        # Take the convolution algorithm that cuDNN's heuristic expects to be fastest, as PyTorch
-        # does by default. Jittor would benchmark all of them for the first hundred geometries, with
-        # up to a quarter of the GPU's memory; a few batches of COCO have as many.
+        # Use the algorithm that cuDNN's heuristic ranks first, as PyTorch does by default.
+        # Otherwise Jittor benchmarks every algorithm for the first hundred shapes, using up to a
+        # quarter of GPU memory; COCO reaches that many in a few batches.
         jt.compile_extern.cudnn.set_algorithm_cache_size(0)
 
 
@@ -100,7 +100,7 @@ def _end_compilers():
 
 
 def _restore_signals():
-    """Undo what the import of Jittor did to this process's signals. In the main thread only.
+    """Restore the signal handlers that importing Jittor replaced. In the main thread only.
 
     Jittor's handlers run on the stack of the thread that a signal interrupts. They quit the process
     at Ctrl-C and when a child is killed. At a crash they call `exit`, which under MPI waits for the
@@ -111,7 +111,7 @@ def _restore_signals():
         return
     faulthandler.disable()
     for number in TAKEN_BY_JITTOR:
-        python_handler = signal.getsignal(number)  # None if Jittor's, of which Python knows nothing
+        python_handler = signal.getsignal(number)  # None if it was installed in C, as Jittor's are
         signal.signal(number, python_handler or signal.SIG_DFL)
     standard_error = 2  # sys.stderr may have been replaced by something that is not a file
     faulthandler.enable(standard_error)

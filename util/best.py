@@ -1,11 +1,11 @@
-"""The best epoch of a training so far, by one of the validation metrics."""
+"""Track the best epoch by a validation metric."""
 
 # COCO's 12 metrics in their order; AR1 is the recall with one detection per image.
 COCO_METRICS = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
 )
-# --best -> where the metric is in the stats of `engine.evaluate`
+# --best -> key and index of the metric in the stats of `engine.evaluate`
 METRICS = {
     "AP": ("coco_eval_bbox", COCO_METRICS.index("AP")),
     "AP50": ("coco_eval_bbox", COCO_METRICS.index("AP50")),
@@ -33,9 +33,9 @@ class Best:
         return stats[key][index]
 
     def update(self, epoch, value):
-        """Take an evaluation into account. Return True if it is the best so far.
+        """Record an evaluation; return True if it is the best so far.
 
-        Also for the best epoch itself, which is evaluated again if its checkpoint is resumed.
+        Also True for the best epoch itself, which is re-evaluated when its checkpoint is resumed.
         """
         if self.value is not None and epoch != self.epoch and value <= self.value:
             self.waited += 1
@@ -47,6 +47,6 @@ class Best:
         return dict(vars(self))
 
     def load_state_dict(self, state):
-        """Continue from what `state_dict` returned, unless that is of another metric."""
+        """Restore `state_dict`, unless it was saved for another metric."""
         if state["figure"] == self.figure:
             vars(self).update(state)

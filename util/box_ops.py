@@ -19,8 +19,8 @@ def generalized_box_iou(boxes1, boxes2):
     """Return the generalised IoU (https://giou.stanford.edu) of xyxy boxes, in [-1, 1].
 
     Elementwise with broadcasting, [..., 4] and [..., 4] -> [...]: for all pairs of [N, 4] and
-    [M, 4] pass `boxes1[:, None]` and `boxes2`. The box that encloses both must have an area, or the
-    result is not finite.
+    [M, 4] pass `boxes1[:, None]` and `boxes2`. The enclosing box must have non-zero area; otherwise
+    the result is not finite.
     """
     lib = _library(boxes1)
     x0, y0, x1, y1 = (boxes1[..., i] for i in range(4))

@@ -1,4 +1,4 @@
-"""Collectives between the processes of a training. With one process they return at once.
+"""Collectives across ranks; no-ops with a single process.
 
 Jittor averages the gradients itself, in `Optimizer.backward`. Everything else goes through MPI:
 floats of a training step in one collective, other values as pickled bytes. Every process has to
@@ -17,7 +17,7 @@ from util.launch import get_local_rank, get_rank, get_world_size, is_main_proces
 
 
 def broadcast(value, root=0):
-    """Return the value of process `root`, anything that pickles."""
+    """Broadcast a picklable value from rank `root` and return it."""
     if get_world_size() == 1:
         return value
     content = _broadcast_bytes(pickle.dumps(value) if get_rank() == root else b"", root)
@@ -36,7 +36,7 @@ def _broadcast_bytes(content, root):
 
 
 def all_gather_floats(values):
-    """Return the values of all processes, float64 [N, n] by rank. values: list of n floats.
+    """Gather n floats from every rank into float64 [world_size, n]. values: list of n floats.
 
     One collective: the sum of arrays in which each process fills its own row.
     """
@@ -51,12 +51,12 @@ def all_gather_floats(values):
 
 
 def all_gather(value):
-    """Return the list of all processes' values by rank. value: anything that pickles."""
+    """Gather a picklable value from every rank into a list."""
     return [broadcast(value, root) for root in range(get_world_size())]
 
 
 def gather(value):
-    """Return the list of all processes' values by rank in the main process, None in the others.
+    """Gather a picklable value from every rank on the main process; return None on the others.
 
     value: anything that pickles.
     """
@@ -71,17 +71,17 @@ def gather(value):
 
 
 def reduce_dict(values):
-    """Return the means over the processes of a dictionary of floats with the same keys in each.
+    """Average a dict of floats over all ranks; keys must be the same on each.
 
     Source: `reduce_dict` of the original.
     """
     gathered = all_gather_floats(list(values.values()))
-    # Python's sum goes by rank, so the result is bitwise equal in all processes and runs.
+    # Python sums in rank order, so the result is bitwise equal in all processes and runs.
     return {name: sum(column) / len(gathered) for name, column in zip(values, gathered.T.tolist())}
 
 
 def barrier():
-    """Return when all processes have called it."""
+    """Wait until all processes have reached the barrier."""
     if get_world_size() > 1:
         jt.mpi.mpi_barrier()
 
@@ -98,7 +98,7 @@ def check_same(value, what):
 
 @contextmanager
 def main_process_first():
-    """Run the block in the main process, then in the first one of each machine, then in the others.
+    """Run the block in the main process, then in local rank 0 of each machine, then in the others.
 
     For work that is cached on disk, such as downloads and generated datasets.
     """

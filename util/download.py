@@ -1,6 +1,6 @@
 """Download files and verify their checksum (from file name, URL or server response).
 
-Interrupted downloads continue where they stopped, at once or in the next run.
+Interrupted downloads are resumed, by a retry or by the next run.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ TIMEOUT = 30  # seconds without data
 ATTEMPTS = 3  # without progress
 PAUSE = 1  # seconds between attempts
 _CHUNK = 1 << 20
-# Servers that DETR_MIRROR stands in for: the original's weights, and torchvision's.
+# Servers that DETR_MIRROR replaces: the original's weights, and torchvision's.
 MIRRORED = ("dl.fbaipublicfiles.com", "download.pytorch.org")
 
 
@@ -51,10 +51,10 @@ def download(url, folder):
     """Download url's file to folder unless it is there with a valid checksum; return its Path.
 
     url: `https://…/name-<8 or more hex digits of the SHA-256>.ext`, or any that ends with
-    `#sha256=<64 hex digits>`; `http://` only for this machine (127.0.0.1 or localhost). The
-    environment variable DETR_MIRROR (`https://…`) replaces Meta's and PyTorch's servers. Of several
-    processes one downloads and the others wait. Raises InputError for any other URL, if the
-    download fails, and if the checksum does not match.
+    `#sha256=<64 hex digits>`; `http://` only for localhost. The environment variable DETR_MIRROR
+    (`https://…`) replaces Meta's and PyTorch's servers. If several processes request a file, one
+    downloads it and the others wait. Raises InputError for any other URL, if the download fails,
+    and if the checksum does not match.
     """
     check_url(url)
     source, _, fragment = url.partition("#")
@@ -123,7 +123,7 @@ def sha256(path):
 
 
 def check_url(url, variable=None):
-    """Raise InputError for a URL that is neither https:// nor this machine's.
+    """Raise InputError for a URL that is neither https:// nor on localhost.
 
     variable: environment variable that it comes from.
     """

@@ -15,7 +15,7 @@ class InputError(Exception):
 
 
 def escape_unprintable(text):
-    """Return text with control characters escaped, which a hostile file's names may contain."""
+    """Escape control characters, which names in untrusted files may contain."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -11,7 +11,7 @@ from util.errors import InputError
 
 PARTIAL = ".detr-jittor.part"  # suffix of the hidden files that `atomic_write` writes
 OUTPUT_FOLDERS = (".", "eval", "panoptic_eval", "report", "tensorboard")  # below --output_dir
-# What a training writes there, except images and reports, which the next training replaces.
+# Files that a training run writes there, except images and reports, which the next run overwrites.
 TRAINING_FILE = re.compile(
     r"checkpoint(\d{4,}|_best)?\.pkl|log\.txt|eval/(latest|\d{3,})\.pkl"
     r"|tensorboard/events\.out\.tfevents\..*"
@@ -22,7 +22,7 @@ TRAINING_FILE = re.compile(
 def atomic_write(path):
     """Yield a binary file that replaces path if the block succeeds, and is deleted if it raises.
 
-    It is a hidden file beside path and synced before it is renamed, so that an earlier file
+    Writes to a hidden file beside path and syncs it before renaming, so that an earlier file
     survives a full disk, a killed process and a power cut. Raises InputError if it cannot be
     written.
     """
@@ -54,7 +54,7 @@ def convert_write_errors(path):
 
 @contextmanager
 def convert_read_errors(path):
-    """Turn an error of the block, which decodes a file, into an InputError that names path."""
+    """Convert any error of the block, which decodes a file, into an InputError that names path."""
     try:
         yield
     except InputError:
@@ -70,7 +70,7 @@ def convert_read_errors(path):
 
 
 def sync_folder(path):
-    """Sync a folder, so that renames in it survive a power cut, if the file system can."""
+    """Sync a folder, so that renames in it survive a power cut, if the file system supports it."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -105,8 +105,8 @@ def lock_folder(folder):
 def lock_output_folder(folder):
     """Lock an output folder (Path) for this process; make it if it is missing.
 
-    Removes what a killed process left of `atomic_write`. Raises InputError if the folder cannot be
-    written, another run uses it, or a file is in the way of one of OUTPUT_FOLDERS.
+    Removes temporary files that a killed process left behind. Raises InputError if the folder
+    cannot be written, another run uses it, or a file is in the way of one of OUTPUT_FOLDERS.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

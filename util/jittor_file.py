@@ -1,4 +1,4 @@
-"""Read and write files of `jt.save`. Reading never executes code from a file."""
+"""Read and write checkpoints in `jt.save`'s format. Reading never executes code from a file."""
 
 import hashlib
 import math
@@ -32,7 +32,7 @@ def write_jittor_file(obj, path):
 def read_jittor_file(path):
     """Return the object in the file at path (Path).
 
-    Raises InputError if it is damaged, or would have to execute code.
+    Raises InputError if it is damaged or cannot be read without executing code.
     """
     if problem := _check_checksum(path):
         raise InputError(
@@ -80,7 +80,7 @@ _GLOBALS = {
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): _DType,
     **{
-        (f"numpy.{core}.multiarray", name): value  # its name in NumPy 2 is _core
+        (f"numpy.{core}.multiarray", name): value  # NumPy 2 renamed core to _core
         for core in ("core", "_core")
         for name, value in (("_reconstruct", _Array), ("scalar", _scalar))
     },
@@ -111,7 +111,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _check_checksum(path):
-    """Return what is wrong with magic or checksum, a phrase, or None."""
+    """Verify magic and checksum; return a description of the problem, or None."""
     with open(path, "rb") as file:
         remaining, sha1 = max(0, os.fstat(file.fileno()).st_size - _TRAILER_SIZE), hashlib.sha1()
         while chunk := file.read(min(remaining, 1 << 20)):
@@ -128,7 +128,7 @@ def _check_checksum(path):
 
 
 def _suggest_intact(path):
-    """Return the end of a sentence that names the newest intact checkpoint beside path, or ''."""
+    """Return a hint to use the newest intact checkpoint in the same folder, or ''."""
     others = [other for other in path.parent.glob("checkpoint*.pkl") if other.name != path.name]
     others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
     for other in others:

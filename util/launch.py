@@ -1,4 +1,4 @@
-"""The processes of a run as Open MPI's `mpirun` starts them, known without importing Jittor.
+"""Rank and world size under Open MPI's `mpirun`, available without importing Jittor.
 
 Source: the rank and world size of `util/misc.py` in the original.
 """
@@ -38,7 +38,7 @@ def is_main_process():
 
 
 def get_launch_prefix():
-    """Return the part of the command line before `python`; empty for one process."""
+    """Return the mpirun prefix of this run's command line; empty for one process."""
     if get_world_size() == 1:
         return ""
     as_root = "--allow-run-as-root " if os.geteuid() == 0 else ""
@@ -49,8 +49,9 @@ def get_launch_prefix():
 def job():
     """Run a job: only the main process prints, and a process that fails ends all of them.
 
-    An InputError becomes one line and exit code 1. Under MPI, a process that fails leaves at once
-    and mpirun ends the others: a normal exit would wait for them, and they wait for it.
+    An InputError becomes one line and exit code 1. Under MPI, a failing process exits immediately,
+    so that mpirun terminates the others; a normal exit would deadlock, because MPI waits for all
+    ranks.
     """
     if not is_main_process():
         sys.stdout = open(os.devnull, "w")

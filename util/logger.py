@@ -12,7 +12,7 @@ from util import dist, launch
 
 
 class SmoothedValue:
-    """A series of values: a window of the last `window_size`, and the average of all."""
+    """Track a series of values: the last `window_size` and the global average."""
 
     def __init__(self, window_size=20, fmt="{median:.4f} ({global_avg:.4f})"):
         self.deque = deque(maxlen=window_size)
@@ -49,7 +49,7 @@ class SmoothedValue:
 
 
 class MetricLogger:
-    """Named meters, and a loop that prints them with time and eta.
+    """Collect named meters, and print them with timing and ETA while iterating.
 
     Source: `MetricLogger` of the original.
     """
@@ -66,7 +66,7 @@ class MetricLogger:
             self.meters[name].update(float(value))
 
     def averages(self):
-        """Return every meter's global average, as log.txt holds it."""
+        """Return every meter's global average, as written to log.txt."""
         return {name: meter.global_avg for name, meter in self.meters.items() if meter.count}
 
     def synchronize_between_processes(self):
@@ -91,7 +91,7 @@ class MetricLogger:
         }
 
     def load_state_dict(self, state):
-        """Restore what `state_dict` returned. Add meters with their own window or format before."""
+        """Restore what `state_dict` returned. Add meters with a custom window or format first."""
         for name, values in state.items():
             meter = self.meters[name]
             meter.deque.extend(values["deque"])

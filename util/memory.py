@@ -1,4 +1,4 @@
-"""Freed memory of the C library, and Python's garbage collector."""
+"""Control the C library's freed memory and Python's garbage collector."""
 
 import contextlib
 import ctypes
@@ -7,7 +7,7 @@ import platform
 
 
 def keep_freed_memory():
-    """Let glibc keep freed memory for the next step, to avoid its page faults."""
+    """Let glibc keep freed memory for the next step, to avoid page faults."""
     if platform.libc_ver()[0] == "glibc":
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
         libc = ctypes.CDLL(None)

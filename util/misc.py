@@ -9,7 +9,7 @@ from util.nearest import nearest_index
 class NestedTensor:
     """A batch of images padded to one size.
 
-    tensors: float32 [B, 3, H, W], zero on the padding (or a feature map [B, C, h, w]).
+    tensors: float32 [B, 3, H, W], zero in the padding (or a feature map [B, C, h, w]).
     mask: bool [B, H, W], True on the padding.
     NumPy arrays from the data loader, Jittor Vars after `to_jittor`.
     """
@@ -19,7 +19,7 @@ class NestedTensor:
         self.mask = mask
 
     def to_jittor(self):
-        """Return the batch as Jittor Vars; images go to the device here and nowhere else."""
+        """Return the batch as Jittor Vars; the only host-to-device copy of images."""
         return NestedTensor(jt.array(self.tensors).stop_grad(), jt.array(self.mask).stop_grad())
 
     def decompose(self):

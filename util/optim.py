@@ -7,13 +7,13 @@ from util.backend import jt
 
 
 class AdamW(jt.optim.AdamW):
-    """Jittor's AdamW, with its state under the same names, in one pass over the weights."""
+    """Fused replacement for Jittor's AdamW, with the same state names."""
 
     grad_scale = None
-    has_gradients = False  # whether there are gradients that no step has used
+    has_gradients = False  # True while gradients await a step
 
     def backward(self, loss, retain_graph=False):
-        """Add the gradients of the loss to those since the last step."""
+        """Accumulate the gradients of the loss since the last step."""
         super().backward(loss, retain_graph)
         if self.has_gradients:
             self.n_step -= 1  # Jittor counts calls, but the bias correction needs steps
@@ -62,7 +62,7 @@ class StepLR:
         self.last_epoch = 0
 
     def step(self):
-        """Call it at the end of each epoch."""
+        """Advance the schedule by one epoch."""
         self.last_epoch += 1
         if self.last_epoch % self.step_size == 0:
             for group in self.optimizer.param_groups:
@@ -89,7 +89,7 @@ class StepLR:
 def build_optimizer(model, args):
     """Return AdamW with two parameter groups: the backbone has its own learning rate.
 
-    Each group has the "names" of its parameters, under which a checkpoint keeps their state.
+    Each group stores its parameters' "names", the keys of their state in a checkpoint.
     """
     groups = [{"names": [], "params": [], "lr": lr} for lr in (args.lr, args.lr_backbone)]
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Files of a run in its output folder, under the original's names."""
+"""Write a run's output files, named as in the original."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from util.report.page import make_page
 class OutputFolder:
     """The folder of --output_dir. Only the main process writes, and nothing without --output_dir.
 
-    overwrite: remove the training that is in it; tensorboard: also log for TensorBoard.
+    overwrite: delete the previous run in it; tensorboard: also log for TensorBoard.
     Raises InputError if its log.txt cannot be continued or a folder cannot be created.
     """
 
@@ -35,7 +35,7 @@ class OutputFolder:
             make_folder(self.path / "tensorboard")
 
     def save_checkpoint(self, state, lr_drop):
-        """Write checkpoint.pkl, before each learning-rate drop and every 100 epochs also a copy.
+        """Write checkpoint.pkl, and a copy before each learning-rate drop and every 100 epochs.
 
         state: TrainingState. The copy is checkpointNNNN.pkl with the epoch's number.
         """
@@ -47,7 +47,7 @@ class OutputFolder:
                 names.append(f"checkpoint{content['epoch']:04}.pkl")
             for name in names:
                 write_jittor_file(content, self.path / name)
-        dist.barrier()  # no process continues, or ends the run, before the checkpoint is there
+        dist.barrier()  # no process continues or exits before the checkpoint is written
 
     def save_best(self, state):
         """Write checkpoint_best.pkl. state: TrainingState."""
@@ -95,10 +95,10 @@ class OutputFolder:
         return self.path / "panoptic_eval" if self.active else None
 
     def find_logged_stats(self, epoch, train_stats):
-        """Return log.txt's metrics of an epoch, {} if it was not evaluated; in all processes.
+        """Return an epoch's metrics from log.txt on all ranks; {} if it was not evaluated.
 
-        None if log.txt lacks the epoch, or has other losses than train_stats: those of an earlier
-        run that resumed from the same checkpoint.
+        None if log.txt has no entry for the epoch, or its losses differ from train_stats because
+        another run resumed from the same checkpoint wrote it.
         """
         found = {}
         if self.active:
@@ -137,7 +137,7 @@ class OutputFolder:
             file.write("".join(json.dumps(line) + "\n" for line in self.logs).encode())
 
     def log_to_tensorboard(self, line, with_picture):
-        """Add an epoch to tensorboard/. line: that of log.txt."""
+        """Add an epoch to tensorboard/. line: the epoch's log.txt entry."""
         from util.tensorboard_log import TensorBoardLog  # an optional package
 
         if self.tensorboard_log is None:
@@ -147,7 +147,7 @@ class OutputFolder:
 
 
 def write_list(parts, file):
-    """Write lists as one JSON list to a binary file, without holding all of it in memory.
+    """Stream lists into a binary file as one JSON list.
 
     parts: an iterable of non-empty lists.
     """

@@ -1,9 +1,9 @@
 """Read pickles without executing code, in time and memory bounded by their size.
 
-To restrict Python's unpickler (`find_class`) is not enough: ten bytes make its memo take 64 GB,
-keys of shared tuples take exponential time to hash, nested tuples overflow the stack, and NumPy's
-classes trust their arguments. So interpret the few opcodes that checkpoints need, as PyTorch does
-for `weights_only`.
+Restricting Python's unpickler (`find_class`) is not enough: ten bytes can make its memo allocate 64
+GB, keys of shared tuples take exponential time to hash, nested tuples overflow the stack, and
+NumPy's classes trust their arguments. So interpret the few opcodes that checkpoints need, as
+PyTorch does for `weights_only`.
 """
 
 import pickletools
@@ -53,11 +53,11 @@ class OrderedDict(dict):
 
 
 def load(file, path, names, persistent=None):
-    """Return the object of the pickle at a binary file's position, which moves to its end.
+    """Load the pickle at a binary file's current position and advance past it.
 
-    names: {(module, name): replacement}; the callable ones may be called. persistent: function of a
-    persistent id. Raises InputError with path for any other name, and ValueError or another
-    exception if the pickle is damaged.
+    names: {(module, name): replacement}; callables may be invoked by the pickle. persistent:
+    function that resolves a persistent id. Raises InputError with path for any other name, and
+    ValueError or another exception if the pickle is damaged.
     """
     stack, outer_stacks, memo = [], [], {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):

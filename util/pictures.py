@@ -1,4 +1,4 @@
-"""Draw detections: beside the ground truth, alone, a detector's mistakes, and attention maps."""
+"""Draw detections, ground truth, mistakes and attention maps."""
 
 import colorsys
 import io
@@ -28,9 +28,9 @@ MISTAKE_COLOURS = {
     "duplicate": (90, 190, 255),
     "background": (240, 110, 240),
 }
-MAX_POINTS = 4  # from which the encoder's attention is drawn
+MAX_POINTS = 4  # query points of the encoder attention maps
 MAX_ATTENTION_MAPS = 20  # detections whose attention is drawn
-# It comes with matplotlib.
+# Bundled with matplotlib.
 DEJAVU_SANS = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
 
 
@@ -90,7 +90,7 @@ def draw_detections(image, result, names):
 
 
 def draw_mistakes(image, annotations, mistakes, names):
-    """Return the image, resized, with thin white ground truth and a detector's mistakes.
+    """Return the image, resized, with ground truth (thin white boxes) and the detector's mistakes.
 
     image: PIL, RGB; annotations: its objects in COCO's format; mistakes: dictionaries with the
     fields of `datasets.matching.Mistake`; names: dictionary category id -> name.
@@ -115,8 +115,8 @@ def draw_mistakes(image, annotations, mistakes, names):
 def draw_attention(image, result, names):
     """Return a page of attention maps, as in figures 3 and 6 of the paper.
 
-    They show what the encoder attends to from some points, and the decoder for each detection; the
-    largest weight of each map is brightest. Arguments as in `draw_detections`.
+    Encoder self-attention from a few points, and decoder cross-attention of each detection; each
+    map is scaled to its maximum. Arguments as in `draw_detections`.
     """
     scale = CELL_SIZE / max(image.size)
     small = _resize(image, scale)
@@ -169,10 +169,10 @@ def find_unreadable_names(names):
 
 
 def find_font(text):
-    """Return the path of a font that has the characters of a text, DejaVu Sans if it can.
+    """Return the path of a font that can draw the text, DejaVu Sans if possible.
 
-    Also DejaVu Sans if no font has all of them, as for names in two scripts; it draws boxes for
-    what it lacks.
+    Also DejaVu Sans if no font has all of them, as for names in two scripts; missing glyphs appear
+    as boxes.
     """
     return _find_font(frozenset(text)) or DEJAVU_SANS
 
@@ -197,7 +197,7 @@ def _get_corners(bbox, scale):
 
 
 def _draw_boxes(image, boxes, labels, scores, names, frame_width, text_height):
-    """Draw the frames, the first one on top, and over all of them names and scores."""
+    """Draw the frames, the first on top, and then the labels above all frames."""
     draw = ImageDraw.Draw(image)
     for box, label in reversed(list(zip(boxes, labels))):
         _draw_frame(draw, box, _get_colour(label), frame_width)
@@ -216,7 +216,7 @@ def _draw_frame(draw, box, colour, width):
 
 
 def _draw_masks(image, masks, labels):
-    """Return the image with masks bool [n, H, W] of the image before it was enlarged."""
+    """Overlay masks bool [n, H, W], given at the size before enlarging, on the image."""
     pixels = np.asarray(image).copy()
     for mask, label in reversed(list(zip(masks, labels))):
         mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
@@ -226,7 +226,7 @@ def _draw_masks(image, masks, labels):
 
 
 def _draw_weights(grey, weights):
-    """Return the grey image with attention weights float32 [h, w] over it."""
+    """Overlay attention weights float32 [h, w] on the grey image."""
     heat = Image.fromarray(weights / max(weights.max(), 1e-12))
     heat = np.asarray(heat.resize(grey.size, Image.Resampling.BILINEAR))[:, :, None]
     colours = matplotlib.colormaps["inferno"](heat[:, :, 0])[:, :, :3] * 255
@@ -288,7 +288,7 @@ class Labels:
         self.draw.text(middle, name + score, fill="black", font=font, anchor="lm")
 
     def _find_room(self, box, width, height):
-        """Return left and top of a label: above, in or below the box, where no label is yet."""
+        """Return the top-left corner of a free spot for a label above, inside or below the box."""
         right_most, lowest = max(self.size[0] - width, 0), max(self.size[1] - height, 0)
         left = min(max(box[0], 0), right_most)
         right = min(max(box[2] - width, 0), right_most)
@@ -319,7 +319,7 @@ def _get_name(names, class_id):
 
 
 def _get_colour(category_id):
-    """Return a bright colour that no other class has."""
+    """Return a bright colour, different for each class."""
     hue = category_id * 0.618034 % 1
     saturation, value = ((0.6, 1), (0.85, 1), (0.4, 1), (0.75, 0.85))[category_id // 5 % 4]
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
@@ -342,7 +342,7 @@ def _find_font(characters):
 
 
 def _has_glyphs(path, characters):
-    """Return True if the font does not draw the box of a missing character for one of these."""
+    """Return True if the font has a glyph for every character."""
     try:
         font = ImageFont.truetype(path, TEXT_HEIGHT)
         missing = bytes(font.getmask("\U0010ffff"))

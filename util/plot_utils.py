@@ -2,7 +2,7 @@
 
     python -m util.plot_utils RUN_DIR [RUN_DIR…] [--out FILE.png] [--table]
 
-Source: the role of `util/plot_utils.py` of the original.
+Counterpart of `util/plot_utils.py` in the original.
 """
 
 import argparse
@@ -31,10 +31,9 @@ TABLE_METRICS = ("AP", "AP50", "AP75")
 
 
 def read_log(run):
-    """Return the lines of log.txt, sorted by epoch. run: a folder with log.txt, or such a file.
+    """Return the lines of log.txt, sorted by epoch. run: a folder with log.txt, or its path.
 
-    Epochs without evaluation have no `test_…`. A last line that was not written to its end is left
-    out. Raises InputError.
+    Epochs without evaluation have no `test_…`. A truncated last line is ignored. Raises InputError.
     """
     path = Path(run) / "log.txt" if Path(run).is_dir() else Path(run)
     try:
@@ -59,12 +58,12 @@ def read_log(run):
 
 
 def select_evaluated(logs):
-    """Return the lines of epochs with evaluation."""
+    """Return the log entries of evaluated epochs."""
     return [log for log in logs if "test_coco_eval_bbox" in log]
 
 
 def get_metric(log, name):
-    """Return one of COCO_METRICS from a line of an epoch with evaluation."""
+    """Return one of COCO_METRICS from the log entry of an evaluated epoch."""
     return log["test_coco_eval_bbox"][COCO_METRICS.index(name)]
 
 
@@ -113,7 +112,7 @@ def plot_curves(runs, path):
 def make_table(runs):
     """Return a Markdown table of each run's epochs, last and best AP, AP50 and AP75.
 
-    From the second run on it has the difference from the first, too.
+    For every further run, also list the difference to the first.
     """
     columns = [f"{kind} {name}" for name in TABLE_METRICS for kind in ("last", "best")]
     rows = [["run", "epochs", *columns], ["---"] * (2 + len(columns))]

@@ -1,6 +1,6 @@
-"""Signals: stop a run cleanly when Ctrl-C or Slurm asks for it.
+"""Signals: stop a run cleanly on Ctrl-C or a signal from Slurm.
 
-While oneDNN multiplies, a handler must not run on the stack of its thread (see HandlerStack in
+During oneDNN's sgemm, a signal handler must not run on the thread's stack (see HandlerStack in
 util/ops/gemm.h). Handlers set with Python's `signal.signal` run on a separate stack if the thread
 has one; handlers set in C have to request it.
 """
@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopRequest:
     """Within its `with` block, the first of SIGNALS requests a stop; a second one acts at once.
 
-    Processes forked within the block do not take part: signals act on them as before the block.
+    Processes forked within the block keep the previous handlers.
 
     received: the signal, or None.
     """
@@ -61,7 +61,7 @@ class StopRequest:
         return self.received
 
     def exit(self, message):
-        """End the process with one line and the signal's exit code, 128 + its number."""
+        """Print a message and exit with code 128 + the signal's number."""
         if launch.is_main_process():
             print(f"stopped by {self.received.name}: {message}", file=sys.stderr, flush=True)
         sys.exit(128 + self.received)
@@ -72,14 +72,14 @@ def _restore_handlers_in_child():
         StopRequest.active.__exit__()
 
 
-# Pools (panopticapi has one) end their workers by SIGTERM. With siginterrupt(False) the reads in
-# which they wait would continue.
+# Process pools (such as panopticapi's) terminate workers with SIGTERM. With siginterrupt(False), a
+# worker's blocking read would be restarted instead.
 os.register_at_fork(after_in_child=_restore_handlers_in_child)
 
 
 @contextmanager
 def block_signals_in_children():
-    """Let children forked within the block ignore SIGNALS, which Slurm and terminals send them."""
+    """Block SIGNALS in children forked within the block, which Slurm and terminals send them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -89,7 +89,7 @@ def block_signals_in_children():
 
 @functools.cache
 def die_with_parent():
-    """Let the system kill this process when its parent ends (Linux only)."""
+    """Have the kernel kill this process when its parent dies (Linux only)."""
     if platform.system() == "Linux":
         pr_set_pdeathsig = 1  # sys/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Constant memory over training steps of many image sizes."""
+"""Keep memory constant over batches of varying image sizes."""
 
 from util.backend import jt
 from util.memory import return_freed_memory
@@ -8,9 +8,9 @@ class StepMemory:
     """Keep memory constant over batches of many sizes; call `tidy` after each batch.
 
     Jittor's allocator fragments: it keeps freed memory in the blocks into which one batch split it,
-    and allocates more for every new size. On the CPU, free the blocks if Jittor holds more than a
-    batch needs that started without them; and every BATCHES_BETWEEN_TRIMS batches return memory to
-    the system, so that one large batch does not hold it for days.
+    and allocates more for every new size. On the CPU, free cached blocks once Jittor holds more
+    than a batch that started with an empty cache needed; and every BATCHES_BETWEEN_TRIMS batches
+    return memory to the system, so that a single large batch does not inflate the process for days.
 
     With CUDA, freeing waits for the device. Free only once Jittor holds most of the GPU's memory,
     and between batches, when no blocks in use keep larger ones from being freed.

@@ -1,4 +1,4 @@
-"""The log of a training for TensorBoard. Only this file imports the package tensorboard."""
+"""Write a training run's TensorBoard log. Only this file imports the package tensorboard."""
 
 import time
 
@@ -14,7 +14,7 @@ from util.pictures import encode_jpeg
 class TensorBoardLog:
     """Write an event file into a folder (Path).
 
-    first_epoch: TensorBoard hides what earlier event files of the folder have from this epoch on.
+    first_epoch: TensorBoard discards steps from this epoch on in earlier event files of the folder.
     """
 
     def __init__(self, folder, first_epoch):
@@ -23,11 +23,11 @@ class TensorBoardLog:
         self.writer.add_event(Event(wall_time=time.time(), step=first_epoch, session_log=start))
 
     def add_epoch(self, line, predictions=None):
-        """Add an epoch. line: that of log.txt; predictions: path of predictions.png, or None."""
+        """Add an epoch. line: its log.txt entry; predictions: path of predictions.png, or None."""
         scalars = get_scalars(line).items()
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars]
         if predictions is not None:
-            # A PNG of photos would be megabytes in each epoch.
+            # JPEG, because a PNG of photos takes megabytes per epoch.
             jpeg = encode_jpeg(Image.open(predictions).convert("RGB"))
             image = Summary.Image(encoded_image_string=jpeg, colorspace=3)
             values.append(Summary.Value(tag="predictions", image=image))

@@ -39,7 +39,7 @@ def main():
 
 
 def print_training_command(splits):
-    """Print the command that trains on converted files.
+    """Print the command to train on the converted files.
 
     splits: dictionary split -> (image folder, annotation file).
     """

@@ -11,9 +11,9 @@ from util.files import atomic_write, list_files, make_folder
 
 
 class CocoWriter:
-    """Collect the images and annotations of one COCO file, and the errors on the way.
+    """Collect the images and annotations of one COCO file, and any errors.
 
-    classes: dictionary category id -> name; root: image folder, which file names are relative to.
+    classes: dictionary category id -> name; root: image folder that file names are relative to.
     errors: messages with file and line.
     """
 
@@ -26,16 +26,16 @@ class CocoWriter:
         """Add an image. Returns (id, width, height), or None if it cannot be read."""
         try:
             with Image.open(path, formats=IMAGE_FORMATS) as image:
-                # These formats' boxes refer to the upright image, as tools show it.
+                # In YOLO and VOC, boxes refer to the image after its EXIF orientation is applied.
                 width, height = ImageOps.exif_transpose(image).size
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                # CocoDataset knows an upright image by its swapped width and height only.
+                # CocoDataset can detect an applied orientation only from swapped width and height.
                 if 2 <= orientation <= 8 and (width, height) == image.size:
                     self.errors.append(
                         f"{path}: has EXIF orientation {orientation}, which COCO's format cannot "
                         "express; save it upright"
                     )
-        except Exception as error:  # Pillow raises almost any for damaged files
+        except Exception as error:  # Pillow may raise almost any exception for a corrupt file
             self.errors.append(
                 f"{path}: cannot be read as an image ({error}); replace or remove it"
             )
@@ -72,10 +72,10 @@ class CocoWriter:
 
 
 def write_splits(writers, out):
-    """Write OUT/train.json and so on. Returns a dictionary split -> (image folder, path).
+    """Write OUT/{split}.json for each split. Return {split: (image folder, path)}.
 
-    writers: split -> CocoWriter; out: folder. Raises InputError for their errors, or if a file
-    exists already, before anything is written.
+    writers: split -> CocoWriter; out: folder. Raises InputError, before anything is written, if a
+    writer has errors or a file exists.
     """
     raise_errors([error for writer in writers.values() for error in writer.errors])
     paths = {name: Path(out) / f"{name}.json" for name in writers}
@@ -106,7 +106,7 @@ def compute_polygon_area(polygon):
 
 
 def find_images(folder):
-    """Return the paths of the images in a folder (Path) and below, sorted; InputError for none."""
+    """Return the sorted paths of all images below a folder; raise InputError if there are none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the one with the images")
     paths = [path for path in list_files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]

@@ -1,4 +1,4 @@
-"""Split a COCO annotation file into training and validation."""
+"""Split a COCO annotation file into training and validation sets."""
 
 import json
 import random
@@ -15,9 +15,9 @@ from .coco_json import check_not_existing
 def split_coco(source: Path, val_fraction: float, seed: int) -> list[Path]:
     """Write SOURCE_train.json and SOURCE_val.json beside source; return their paths.
 
-    val_fraction: fraction of the images for validation; seed: random seed. Each image belongs to
-    its rarest class, and each class is split, so that both files have classes in about the same
-    proportion. Raises InputError.
+    val_fraction: fraction of the images for validation; seed: random seed. The split is stratified
+    by each image's rarest class, so that class proportions are similar in both files. Raises
+    InputError if the file is invalid, an output exists, or a split would be empty.
     """
     if not 0 < val_fraction < 1:
         raise InputError(f"--val {val_fraction}: give a fraction between 0 and 1")

@@ -1,7 +1,7 @@
 """Convert Pascal VOC's XML files, as VOC, LabelImg and Roboflow write them, to COCO files.
 
-Source: the VOC2012 devkit. Its boxes are of whole pixels and count from 1: xmin 1, xmax 500 is the
-width of an image of 500 pixels.
+Source: the VOC2012 devkit. Its boxes are 1-based inclusive pixel indices: xmin 1, xmax 500 spans an
+image 500 pixels wide.
 """
 
 import xml.etree.ElementTree as ET
@@ -18,14 +18,14 @@ FOLDERS = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # fo
 
 
 def convert_voc(source: str | Path, out: str | Path) -> dict[str, tuple[Path, Path]]:
-    """Convert a Pascal VOC dataset: write OUT/train.json and so on, a file for each split.
+    """Convert a Pascal VOC dataset: write one OUT/{split}.json per split.
 
     source: a folder with one of these layouts:
-      Annotations, JPEGImages, and if there are splits ImageSets/Main/train.txt and so on;
+      Annotations, JPEGImages, and optionally ImageSets/Main/{train,val,test}.txt;
       folders train, valid, test;
-      any other with XML files and images, which is one split.
-    Category ids count from 1, by class name. Difficult objects become crowds, which training and
-    evaluation ignore.
+      any other folder with XML files and images, treated as one training split.
+    Category ids start at 1, in alphabetical order of the class names. Difficult objects become
+    crowds, which training and evaluation ignore.
 
     Returns a dictionary split -> (image folder, annotation file). Raises InputError.
     """
@@ -64,7 +64,7 @@ def convert_voc(source: str | Path, out: str | Path) -> dict[str, tuple[Path, Pa
 
 
 class ImageFinder:
-    """Find the image of an XML file. paths: of all images."""
+    """Find the image of an XML file. paths: all image paths."""
 
     def __init__(self, paths):
         self.by_name, self.by_stem = defaultdict(list), defaultdict(list)
@@ -75,9 +75,9 @@ class ImageFinder:
     def find(self, xml, filename, errors):
         """Return the path of an XML file's image; None, and add an error, if it is not clear.
 
-        Its name is that of the XML file, or else its `filename`, with any suffix: renaming both
-        files leaves the old filename. Of several such images, take the one in the folder of the XML
-        file, or in one of the same name: annotations/a/1.xml, images/a/1.jpg.
+        Match by the XML file's stem first, then by its `filename`, ignoring the suffix: `filename`
+        is stale if both files were renamed. If several match, prefer one in the XML file's folder,
+        then one in a folder of the same name: annotations/a/1.xml, images/a/1.jpg.
         """
         stem = Path(filename).stem
         images = self.by_stem[xml.stem] or self.by_name[filename] or self.by_stem[stem]
@@ -128,7 +128,7 @@ def find_xml_files(folder):
 def parse_xml(path, errors):
     """Return (path, image name, [(class name, (xmin, ymin, xmax, ymax), is difficult)]).
 
-    Adds an error for what cannot be used, and returns None if that is the whole file.
+    Append a message to `errors` for each invalid object; return None if the file cannot be parsed.
     """
     try:
         root = ET.parse(path).getroot()

@@ -1,7 +1,7 @@
 """Convert YOLO datasets (Ultralytics, Roboflow, LabelImg) to COCO files.
 
-Label files have a line for each object: class index, then cx, cy, w, h of the box or the corners of
-a polygon, relative to the image's width and height.
+Label files have one line per object: class index, then cx, cy, w, h of the box or the corners of a
+polygon, relative to the image's width and height.
 """
 
 import os
@@ -12,14 +12,14 @@ from util.errors import InputError
 from .coco_json import CocoWriter, find_images, write_splits
 
 SPLITS = ("train", "val", "test")
-TOLERANCE = 1e-3  # for coordinates outside 0..1, from rounding in label files
+TOLERANCE = 1e-3  # allowed excess outside 0..1, caused by rounding in label files
 
 
 def convert_yolo(source: str | Path, out: str | Path) -> dict[str, tuple[Path, Path]]:
     """Convert a YOLO dataset: write OUT/train.json and so on, a file for each split.
 
-    source: a data.yaml, or its folder, or a folder of LabelImg with images, labels and classes.txt,
-    which is one split.
+    source: a data.yaml, its folder, or a LabelImg folder with images, labels and classes.txt (one
+    training split).
 
     Returns a dictionary split -> (image folder, annotation file). Raises InputError.
     """
@@ -29,7 +29,7 @@ def convert_yolo(source: str | Path, out: str | Path) -> dict[str, tuple[Path, P
     classes, splits = read_labelimg(source) if source.is_dir() else read_data_yaml(source)
     writers = {}
     for name, paths in splits.items():
-        # Names in a COCO file are relative to one folder, and without `..`.
+        # file_name in a COCO file is relative to one folder and must not contain `..`.
         paths = [Path(os.path.abspath(path)) for path in paths]
         root = Path(os.path.commonpath([path.parent for path in paths]))
         writers[name] = CocoWriter(classes, root)
@@ -39,7 +39,7 @@ def convert_yolo(source: str | Path, out: str | Path) -> dict[str, tuple[Path, P
 
 
 def read_labelimg(folder):
-    """Read a LabelImg folder. Returns the classes, index -> name, and one split of all images."""
+    """Read a LabelImg folder. Return the classes {index: name} and one split of all images."""
     path = folder / "classes.txt"
     if not path.is_file():
         raise InputError(f"{folder}: has neither data.yaml nor classes.txt; add one of them")
@@ -51,7 +51,7 @@ def read_labelimg(folder):
 def read_lines(path):
     """Return the lines of a text file. Raises InputError if it cannot be read as UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()  # as Windows marks UTF-8
+        return path.read_text(encoding="utf-8-sig").splitlines()  # Windows editors write a BOM
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 ({error}); save it as UTF-8") from error
 
@@ -80,7 +80,7 @@ def read_data_yaml(path):
         entries = entries if isinstance(entries, list) else [entries]
         paths = {entry: resolve_entry(entry, data, path) for entry in entries}
         missing = [entry for entry, found in paths.items() if found is None]
-        if missing and split == "test":  # tools name it even if there is none
+        if missing and split == "test":  # exporters list a test set even if there is none
             print(f"{path}: {missing[0]} is not a folder or list of images: skipping the test set")
         elif missing:
             raise InputError(f"{path}: {missing[0]} is not a folder or list of images; correct it")
@@ -92,7 +92,7 @@ def read_data_yaml(path):
 
 
 def resolve_entry(entry, data, yaml_path):
-    """Return the folder or text file that an entry of data.yaml names, or None."""
+    """Return the folder or text file of an entry of data.yaml, or None if there is none."""
     root = yaml_path.parent / str(data.get("path") or "")
     # Roboflow writes `../train/images` for a folder beside data.yaml.
     paths = root / entry, root / str(entry).removeprefix("../"), yaml_path.parent / entry

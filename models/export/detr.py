@@ -1,6 +1,6 @@
 """Build DETR's inference graph in ONNX from a state dict.
 
-Values are named after the modules. They are batch first.
+Tensors are batch first and named after the modules.
 """
 
 import json
@@ -112,7 +112,7 @@ def block(graph, x, stage, i):
 def conv_norm(graph, x, prefix, conv, norm, stride=1, kernel=1, dilation=1):
     """Add a convolution and its normalization; BatchNorm is folded into the convolution.
 
-    prefix: of the weights' names.
+    prefix: prefix of the weight names.
     """
     conv, norm = f"{prefix}.{conv}", f"{prefix}.{norm}"
     pads = [kernel // 2 * dilation] * 4
@@ -142,7 +142,7 @@ def position_encoding(graph, mask, like):
 
 
 def sine_encoding(graph, mask, features):
-    """features: number of features per axis."""
+    """Add the sine encoding. features: number of features per axis."""
     not_mask = graph.add("Cast", graph.add("Not", mask), to=TensorProto.FLOAT)
     exponent = np.arange(features // 2, dtype=np.float32) * np.float32(2 / features)
     wavelength = graph.weight("wavelength", np.float32(10000) ** exponent)
@@ -217,9 +217,9 @@ def decoder(graph, memory, attn_mask, pos):
 
 
 def residual(graph, x, prefix, norm, sublayer, *args):
-    """Add a residual branch with post-norm, or with pre-norm if the model has it.
+    """Add a residual branch, with pre-norm or post-norm as the model has.
 
-    prefix: of the weights' names; args: of sublayer, after graph, x and prefix.
+    prefix: prefix of the weight names; args: further arguments of sublayer.
     """
     with graph.scope(norm):
         norm = f"{prefix}.{norm}"
@@ -234,7 +234,7 @@ def feed_forward(graph, x, prefix):
 
 
 def attention(graph, x, prefix, name, pos, attn_mask=None, memory=None):
-    """Add the self-attention of x [B, N, C], or its attention to memory -> [B, N, C].
+    """Add self-attention over x [B, N, C], or cross-attention from x to memory -> [B, N, C].
 
     pos: added to the queries, and to the keys of self-attention; attn_mask: [B, 1, 1, M], added to
     the scores; memory: keys and values, [B, M, C] each.

@@ -1,4 +1,4 @@
-"""A builder of ONNX graphs with DETR's layers.
+"""Build ONNX graphs from DETR's layers.
 
 Methods take and return names of values; docstrings give their shapes. All operators are in opset
 17.
@@ -51,7 +51,7 @@ class Graph:
                         names[i] = name
 
     def weight(self, name, array=None):
-        """Add a weight of the model, or an array made of weights, and return its name."""
+        """Add a weight of the model, or an array derived from weights, and return its name."""
         if name not in self.initializers:
             value = self.weights[name] if array is None else array
             value = np.ascontiguousarray(value, np.float32)
@@ -59,7 +59,7 @@ class Graph:
         return name
 
     def constant(self, value):
-        """Add a number or a short list, int64 or float32, and return its name."""
+        """Add a constant, a scalar or short list of int64 or float32, and return its name."""
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         name = str(array.tolist())
@@ -67,7 +67,7 @@ class Graph:
         return name
 
     def shape(self, *dims):
-        """Concatenate dimensions, integers or values int64 [1], to a shape."""
+        """Concatenate dimensions (ints or int64 [1] tensors) into a shape."""
         parts = [self.constant([s]) if isinstance(s, int) else s for s in dims]
         return self.add("Concat", *parts, axis=0)
 

@@ -1,1 +1,1 @@
-"""Load, save and convert weights and checkpoints. Reading and converting needs no Jittor."""
+"""Load, save and convert weights and checkpoints. Reading and converting do not need Jittor."""

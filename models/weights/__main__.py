@@ -1,4 +1,4 @@
-"""Convert a checkpoint's model for other programs: `python -m models.weights IN OUT`."""
+"""Convert a checkpoint to PyTorch or transformers format: `python -m models.weights IN OUT`."""
 
 import argparse
 from pathlib import Path
@@ -67,7 +67,7 @@ def convert(source, target, options):
 
 
 def get_image_sizes(checkpoint):
-    """Return a checkpoint's flags eval_size and max_size, as far as it has them."""
+    """Return a checkpoint's eval_size and max_size, if present."""
     flags = checkpoint.get("args")
     flags = flags if isinstance(flags, dict) else {}
     return {name: flags[name] for name in ("eval_size", "max_size") if type(flags.get(name)) is int}

@@ -27,10 +27,11 @@ def load_checkpoint(source: str | Path) -> dict:
     """Load a checkpoint; its key "model" is a state dict, name -> NumPy array.
 
     source: the path of a `.pkl` of this program, a PyTorch or a safetensors file, which are told
-    apart by their content, or a folder of transformers; or an address, see `fetch.resolve_source`.
-    A bare state dict becomes {"model": state dict}. Weights of transformers get the original's
-    names, and the keys "args" and "classes" from the config.json beside them.
-    Raises InputError if the file is missing, damaged, of another format, or would run code.
+    apart by their content, or a folder of transformers; or a URL, see `fetch.resolve_source`. A
+    bare state dict becomes {"model": state dict}. Weights of transformers get the original's names,
+    and the keys "args" and "classes" from the config.json beside them.
+    Raises InputError if the file is missing or damaged, has an unsupported format, or cannot be
+    read without running code.
     """
     source = str(source)
     path = resolve_source(source)
@@ -81,7 +82,7 @@ def _convert_huggingface(state, folder):
 def read_class_names(checkpoint, source):
     """Return a checkpoint's category id -> name; {} if it has no names.
 
-    Raises InputError, which names source, if they are something else.
+    Raises InputError, which names source, if they are malformed.
     """
     classes = checkpoint.get("classes", {})
     if not isinstance(classes, dict) or not all(
@@ -102,7 +103,7 @@ def count_classes(checkpoint):
 
 
 def _read_all(paths):
-    """Read and merge the parts of a state dict."""
+    """Read and merge the shards of a state dict."""
     state = {}
     for path in paths:
         part = _read(path)

@@ -1,4 +1,4 @@
-"""Find weights by path, address or repository of Hugging Face."""
+"""Resolve weights given as a path, URL or Hugging Face repository."""
 
 import contextlib
 import hashlib
@@ -17,10 +17,10 @@ HF_URL = "https://huggingface.co"
 
 
 def resolve_source(source):
-    """Return the Path of source, a file or a folder. Addresses are downloaded to the user's cache.
+    """Resolve source to a local file or folder (Path). URLs are downloaded to the user's cache.
 
     source: a path; an `https://` address, see `util.download.download`; or
-    `hf://OWNER/NAME[@REVISION]`, a repository of Hugging Face, which becomes a folder.
+    `hf://OWNER/NAME[@REVISION]`, a Hugging Face repository, downloaded into a folder.
     Raises InputError.
     """
     if source.startswith("hf://"):
@@ -31,8 +31,8 @@ def resolve_source(source):
 def download_repository(source, folder):
     """Download weights and JSON files of a repository of Hugging Face; return their folder (Path).
 
-    Intact files in folder are kept. As for the library huggingface_hub, HF_ENDPOINT is the address
-    of a mirror and HF_TOKEN opens a private repository. Raises InputError.
+    Intact files in folder are kept. As in huggingface_hub, HF_ENDPOINT selects a mirror and
+    HF_TOKEN grants access to private repositories. Raises InputError.
     """
     match = re.fullmatch(r"hf://([\w.-]+)/([\w.-]+)(?:@([\w./-]+))?", source)
     if match is None:

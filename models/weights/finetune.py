@@ -8,13 +8,13 @@ from .model import model_state
 
 
 def load_matching_weights(model, state, old_classes, classes, source):
-    """Copy the weights that fit into the model, and print which were loaded and which were not.
+    """Copy the matching weights into the model, and print which were loaded and which were not.
 
     state: name -> float array; old_classes, classes: category id -> name, of the weights and of the
-    data. In the class head the rows of "no object" and of classes with the same name are loaded;
-    of the queries as many as both models have. The rest keeps its random initial values. Weights
-    of a box model fit a model with masks and vice versa.
-    Raises InputError if the backbone is another one; the model is then unchanged.
+    data. In the class head, only the rows of "no object" and of classes with equal names are
+    loaded; of the queries, as many as both models have. The rest keeps its random initial values.
+    Weights of a box model fit a model with masks and vice versa.
+    Raises InputError if the backbone differs; the model is then unchanged.
     """
     new_state = model_state(model)
     state = match_prefix(state, new_state)
@@ -83,7 +83,7 @@ def copy_if_fits(name, old, array, old_ids):
 
 
 def match_prefix(state, new_state):
-    """Return state with the names of new_state: with `detr.` for a model with masks, or without."""
+    """Add or remove the prefix `detr.`, so that the names match those of new_state."""
     if any(name.startswith("detr.") for name in new_state):
         prefix = "" if any(name.startswith("detr.") for name in state) else "detr."
         return {prefix + name: array for name, array in state.items()}

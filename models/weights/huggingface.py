@@ -13,7 +13,7 @@ from .safetensors_file import write_safetensors
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-# Files of weights, of which the first one in a folder is read; an index lists the parts of a model.
+# Weight files in order of preference; an index lists a model's shards.
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -21,8 +21,8 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 RESNETS = [name for name in DEPTHS if name != "tiny"]
-_PLACEHOLDER = re.compile(r"N/A|LABEL_\d+")  # for an id that is no class, or without a name
-# main.py's flags, the same in config.json, and transformers' default.
+_PLACEHOLDER = re.compile(r"N/A|LABEL_\d+")  # for an id that is not a class or has no name
+# (flag of main.py, its names in config.json, transformers' default)
 _FLAGS = (
     ("num_queries", ["num_queries"], 100),
     ("hidden_dim", ["d_model"], 256),
@@ -70,12 +70,12 @@ def parse_config(config, path):
 
 
 def _get_backbone(config, path):
-    """Return the ResNet's name, timm's, or that of transformers' own ResNet, by its blocks."""
+    """Return the ResNet's name: timm's, or inferred from the depths of transformers' own ResNet."""
     backbone = config.get("backbone_config") or {}
     if not isinstance(backbone, dict):
         raise InputError(f"{path}: backbone_config is not an object; download the file again")
     if backbone.get("model_type") == "resnet":
-        # They move the stride, which does not change the shapes of weights.
+        # They move the stride, which a shape check cannot detect.
         for name in ("downsample_in_bottleneck", "downsample_in_first_stage"):
             if backbone.get(name):
                 raise InputError(f"{path}: backbone_config has {name}, which is not supported")
@@ -87,7 +87,7 @@ def _get_backbone(config, path):
         name = f"resnet of {depths!r:.80} blocks"
     else:
         name = backbone.get("backbone") or config.get("backbone") or "resnet50"
-        name = str(name).split(".")[0]  # without timm's name of the pretrained weights
+        name = str(name).split(".")[0]  # strip timm's pretrained tag
     if name not in RESNETS:
         raise InputError(f"{path}: backbone is {name:.80}; only {', '.join(RESNETS)} are supported")
     return name
@@ -120,9 +120,9 @@ def make_config(architecture, classes):
 
 
 def parse_preprocessor(preprocessor):
-    """Return main.py's flags for the content of preprocessor_config.json, as far as it has them."""
+    """Return main.py's flags that preprocessor_config.json sets."""
     size = preprocessor.get("size")
-    if not isinstance(size, dict):  # older versions have two numbers
+    if not isinstance(size, dict):  # older versions store two integers
         size = {"shortest_edge": size, "longest_edge": preprocessor.get("max_size")}
     flags = {"eval_size": size.get("shortest_edge"), "max_size": size.get("longest_edge")}
     return {name: value for name, value in flags.items() if type(value) is int}
@@ -192,8 +192,8 @@ def check_exportable(architecture, source):
 def write_folder(folder, state, classes, architecture, eval_size=800, max_size=1333):
     """Write a folder (Path) that transformers' `from_pretrained` loads.
 
-    state: name -> array; classes: id -> name, {} if they have no names; eval_size, max_size: of
-    images, in pixels. Raises InputError if the folder cannot be written.
+    state: name -> array; classes: id -> name, {} if they have no names; eval_size, max_size: image
+    sizes for preprocessing, in pixels. Raises InputError if the folder cannot be written.
     """
     make_folder(folder)
     with atomic_write(folder / WEIGHTS[0]) as file:

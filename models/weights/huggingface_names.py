@@ -1,8 +1,8 @@
-"""Convert between the original's names of weights and those of `transformers`.
+"""Convert between the original's parameter names and those of `transformers`.
 
-Source: `DetrForObjectDetection` and `DetrForSegmentation` of transformers. Its files have the names
-of its versions before 5; version 5 also has others. The backbone is timm's ResNet, which has
-torchvision's names, or transformers' own.
+Source: `DetrForObjectDetection` and `DetrForSegmentation` of transformers. Checkpoint files use the
+names from before version 5; version 5 may also use new ones. The backbone is timm's ResNet, which
+has torchvision's names, or transformers' own.
 """
 
 import re
@@ -42,7 +42,7 @@ _NAMES = {
         for theirs, ours in names.items()
     },
 }
-# Parts of version 5's names, and what earlier versions have for them.
+# Substrings of version 5's names -> their equivalents in earlier versions.
 _NEW_NAMES = {
     "model.backbone.model.": "model.backbone.conv_encoder.model.",
     "model.backbone.position_embedding.": "model.position_embedding.",
@@ -57,7 +57,7 @@ _NEW_NAMES = {
     **{f"mask_head.fpn_stages.{i}.refine.norm.": f"mask_head.gn{i + 3}." for i in range(3)},
     "mask_head.output_conv.": "mask_head.out_lay.",
 }
-# Parts of the names of transformers' own ResNet, and what torchvision and timm have for them.
+# Substrings of transformers' ResNet names -> their equivalents in torchvision and timm.
 _RESNET_NAMES = {
     "model._backbone.": "model.",
     "embedder.embedder.convolution.": "conv1.",
@@ -76,7 +76,7 @@ def is_huggingface(state):
 
 
 def from_huggingface(state):
-    """Return a state dict with the original's names; a name without counterpart stays.
+    """Return a state dict with the original's names; unknown names are kept.
 
     state: name -> array, of transformers. Separate projections of queries, keys and values become
     one array, as in PyTorch's `nn.MultiheadAttention`.
@@ -116,7 +116,7 @@ def to_huggingface(state):
 
 
 def _replace_prefix(name, prefixes):
-    """Return the name with its prefix, after `detr.`, replaced; None if prefixes do not have it."""
+    """Return the name with its prefix, after `detr.`, replaced; None if no prefix matches."""
     detr = "detr." if name.startswith("detr.") else ""
     layer = re.search(r"coder\.layers\.(\d+)", name)
     number = layer[1] if layer else ""

@@ -19,9 +19,9 @@ def load_backbone(body, spec, backbone_name):
     """Load weights into body, a backbone's ResNet without its classifier.
 
     spec: "imagenet" (torchvision's V1 weights, downloaded once), "none" (keep the random weights),
-    or the path of such a file. backbone_name: such as "resnet50". Raises InputError as `download`,
-    `load_checkpoint` and `load_model_state` do, and ValueError if "imagenet" has no weights for
-    the backbone.
+    or the path of a torchvision ResNet checkpoint. backbone_name: such as "resnet50". Raises
+    InputError as `download`, `load_checkpoint` and `load_model_state` do, and ValueError if
+    "imagenet" has no weights for the backbone.
     """
     if spec == "none":
         return

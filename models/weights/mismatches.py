@@ -1,10 +1,10 @@
-"""Describe the differences between a state dict and what a model needs."""
+"""Describe mismatches between a state dict and a model."""
 
 
 def find_mismatches(expected, state):
-    """Return a phrase for each kind of difference between a state dict and what a model needs.
+    """Return one message per type of mismatch between a state dict and the expected shapes.
 
-    expected: name -> shape; state: name -> array, whose PyTorch's `num_batches_tracked` is ignored.
+    expected: name -> shape; state: name -> array; PyTorch's `num_batches_tracked` is ignored.
     """
     arrays = {
         name: value

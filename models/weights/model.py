@@ -23,7 +23,7 @@ def hash_weights(model):
 
 
 def load_model_state(model: nn.Module, state: dict[str, np.ndarray], source: str | Path) -> None:
-    """Copy state (name -> float array) into the model. What is frozen stays frozen.
+    """Copy state (name -> float array) into the model. Frozen parameters stay frozen.
 
     PyTorch's `num_batches_tracked` is ignored, as in the original. Raises InputError, which names
     source and lists weights that are missing, unexpected, or of another shape or type; the model

@@ -13,7 +13,7 @@ def get_class_names(checkpoint, source):
 
 
 def get_coco_names(num_classes):
-    """Return COCO's category id -> name if a published model has as many classes, else {}."""
+    """Return COCO's category id -> name if num_classes is that of a published model, else {}."""
     return {91: COCO_THINGS, 250: {**COCO_THINGS, **COCO_STUFF}}.get(num_classes, {})
 
 

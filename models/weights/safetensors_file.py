@@ -21,7 +21,7 @@ _DTYPES = {
 
 
 def is_safetensors_file(path):
-    """Return whether the file starts like a safetensors file. Raises OSError."""
+    """Return whether the file has a safetensors header. Raises OSError."""
     with open(path, "rb") as file:
         return file.read(9)[8:] == b"{"  # after the length of the JSON header
 
@@ -29,7 +29,7 @@ def is_safetensors_file(path):
 def read_safetensors(path):
     """Return the arrays in a file (Path), name -> NumPy array; bfloat16 becomes float32.
 
-    Raises InputError if the file is missing or damaged, or holds a type that NumPy does not have.
+    Raises InputError if the file is missing or damaged, or contains an unsupported dtype.
     """
     with convert_read_errors(path):
         with safetensors.safe_open(path, framework="np"):
@@ -41,7 +41,7 @@ def read_safetensors(path):
 def write_safetensors(arrays, file):
     """Write arrays (name -> NumPy array) to a binary file."""
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    file.write(save(arrays, metadata={"format": "pt"}))  # transformers asks for the format
+    file.write(save(arrays, metadata={"format": "pt"}))  # transformers requires this metadata
 
 
 def _to_array(dtype, shape, data):

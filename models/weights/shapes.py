@@ -1,4 +1,4 @@
-"""Names and shapes of a model's weights, without building it, which needs Jittor and a compiler."""
+"""Compute names and shapes of a model's weights without building it (no Jittor, no compiler)."""
 
 from models.architecture import (
     BASIC_BLOCK_BACKBONES,
@@ -12,7 +12,7 @@ from .mismatches import find_mismatches
 
 
 def check_weights(state, architecture, source):
-    """Raise InputError, which names source, if weights are missing from state or do not belong."""
+    """Raise InputError, which names source, if weights are missing, unexpected or mismatched."""
     if problems := find_mismatches(get_weight_shapes(architecture), state):
         raise InputError(f"{source}: not the weights of a DETR: {'; '.join(problems)}")
 
@@ -39,7 +39,7 @@ def get_weight_shapes(architecture):
 
 
 def _layer(name, outputs, *rest):
-    """The weight [outputs, *rest] and bias [outputs] of a linear, convolution or norm layer."""
+    """Return the shapes of a layer's weight [outputs, *rest] and bias [outputs]."""
     return {f"{name}.weight": (outputs, *rest), f"{name}.bias": (outputs,)}
 
 

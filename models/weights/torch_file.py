@@ -2,8 +2,8 @@
 
 A PyTorch file is a pickle of Python containers in which each tensor is a call with a storage, an
 offset, a size and strides. The zip format (PyTorch 1.6 and later) stores each storage as an entry;
-the legacy format appends all storages to the pickle. The pickle may name only what `_GLOBALS`
-lists.
+the legacy format appends all storages to the pickle. The pickle may only reference the globals in
+`_GLOBALS`.
 """
 
 import io
@@ -37,7 +37,7 @@ _STORAGE_NAMES = {dtype: name for name, dtype in _STORAGE_DTYPES.items()}
 
 
 def is_torch_file(path):
-    """Return whether the file starts like a PyTorch file of either format. Raises OSError."""
+    """Return whether the file has the header of either PyTorch format. Raises OSError."""
     with open(path, "rb") as file:
         start = file.read(len(_LEGACY_MAGIC))
     return start == _LEGACY_MAGIC or start.startswith(_ZIP_MAGIC)
@@ -49,7 +49,8 @@ def read_torch_file(path):
     Tensors and parameters become read-only NumPy arrays of the same dtype (bfloat16: float32),
     which share memory if the tensors did; OrderedDict and argparse.Namespace become dicts,
     torch.Size a tuple, torch.dtype and torch.device strings.
-    Raises InputError if the file is missing, damaged, not PyTorch's, or names anything else.
+    Raises InputError if the file is missing, damaged, not a PyTorch file, or references any other
+    global.
     """
     with convert_read_errors(path), open(path, "rb") as file:
         start = file.read(len(_LEGACY_MAGIC))
@@ -79,7 +80,7 @@ def write_torch_file(obj, file):
 
 
 class _Storage:
-    """The elements that tensors are views of, a 1-D array; None until they are read."""
+    """Flat array that tensors are views of; None until it is read."""
 
     def __init__(self, data=None):
         self.data = data

@@ -1,4 +1,4 @@
-"""The state of a training: what a checkpoint holds beside the weights, and where to resume."""
+"""Training state: save it in checkpoints and resume from it."""
 
 import math
 
@@ -13,17 +13,17 @@ from .model import model_state
 
 
 class TrainingState:
-    """Everything that a checkpoint holds, and the position in the training.
+    """State of a training run: the content of a checkpoint and the current position.
 
     Args:
-        args: the parsed flags. model, optimizer, lr_scheduler, best: what the training changes.
+        args: the parsed flags. model, optimizer, lr_scheduler, best: objects whose state is saved.
         classes: dictionary category id -> name; num_classes: highest category id + 1.
         num_images: number of training images.
 
     Attributes:
         epoch: the current epoch.
-        step, meters: steps that it has taken, and the state of their MetricLogger.
-        train_stats: the averages of its losses once it is trained, else None. A checkpoint is saved
+        step, meters: number of steps taken in this epoch, and the MetricLogger's state.
+        train_stats: mean losses of the epoch once it is trained, else None. A checkpoint is saved
             between training and evaluation, so a resumed run may start with the latter.
     """
 
@@ -37,7 +37,7 @@ class TrainingState:
 
     @property
     def is_trained(self):
-        """Whether the current epoch is trained, and only its evaluation is missing."""
+        """True if the current epoch is trained but not yet evaluated."""
         return self.train_stats is not None
 
     def start_epoch(self, epoch):
@@ -73,7 +73,7 @@ class TrainingState:
         """Continue where the checkpoint of --resume was saved.
 
         changed: names of the training flags that are given and differ from the checkpoint's.
-        Raises InputError if the checkpoint is damaged or of another training.
+        Raises InputError if the checkpoint is damaged or belongs to a different run.
         """
         args, source = self.args, self.args.resume
         optimizer = checkpoint.get("optimizer")
@@ -127,10 +127,10 @@ def optimizer_state(optimizer):
 
 
 def load_optimizer_state(optimizer, state, source):
-    """Restore what `optimizer_state` returned, to the last bit.
+    """Restore what `optimizer_state` returned, bit-exactly.
 
-    Raises InputError, which names source, if the groups hold other parameters or shapes; the
-    optimizer is unchanged then.
+    Raises InputError, which names source, if parameters or shapes differ; the optimizer is
+    unchanged then.
     """
     if state.keys() != {"state", "groups"}:
         raise InputError(
@@ -189,10 +189,10 @@ def check_training_state(checkpoint, source):
 
 
 def count_steps_done(checkpoint, source, *, images, batch_size, accum_steps, seed):
-    """Return the steps taken in the epoch that a checkpoint was saved in, in steps of this run.
+    """Convert the number of steps that a checkpoint took in its epoch to steps of this run.
 
-    images: number of training images; this and the rest are this run's.
-    Raises InputError, which names source, if this run's epoch would be another one.
+    images (number of training images), batch_size, accum_steps, seed: values of this run.
+    Raises InputError, which names source, if this run would iterate over different data.
     """
     saved_by, processes = checkpoint["processes"], launch.get_world_size()
     if saved_by != processes:
@@ -221,7 +221,7 @@ def count_steps_done(checkpoint, source, *, images, batch_size, accum_steps, see
 
 
 def _find_mismatch(value, form, place="checkpoint"):
-    """Return where value differs from form, or None.
+    """Return a description of the first mismatch between value and form, or None.
 
     form: a type or types; [form of each item]; {key: form}; {str: form of each value}.
     """

@@ -2,7 +2,7 @@
 
 With CUDA or without oneDNN most fall back to Jittor's operators. Comments compare the time of
 forward and backward with Jittor's, at DETR-R50's training sizes on two cores (`python -m
-tests.oracle.benchmark --rows operators`).
+tests.bench --rows operators`).
 """
 
 import numpy as np
@@ -114,7 +114,7 @@ def softmax(x, mask=None):
     mask: bool [B, n], True = ignore; each of its rows applies to N / B consecutive matrices and
         must leave a column unmasked.
     """
-    # Jittor compiles with -Ofast, which assumes finite math: -1e30, whose exp underflows to 0.
+    # Jittor compiles with -Ofast, which assumes finite math: -1e30 for -inf; its exp is 0.
     mask_bias = None if mask is None else mask.float32() * -1e30
     if _uses_onednn() or jt.flags.use_cuda:
         return functions.Softmax()(x, mask_bias)
@@ -202,9 +202,9 @@ def norm_of_all(arrays):
 
 # One pass and one CUDA kernel per parameter instead of Jittor's several
 def adamw(params, exp_avg_sqs, exp_avgs, grads, scale, decay, b0, b1, step_size, root, eps):
-    """Compute an AdamW step. Yields new (param, exp_avg_sq, exp_avg) for each of the lists' arrays.
+    """Compute an AdamW step; yield new (param, exp_avg_sq, exp_avg) for each parameter.
 
-    scale: [1], factor of the gradients; decay, …, eps: see `util.optim.AdamW.step`
+    scale: [1], gradient scaling factor; decay, …, eps: see `util.optim.AdamW.step`
     """
     if _uses_onednn() or jt.flags.use_cuda:
         scalars = np.float32([decay, b0, 1 - b0, b1, 1 - b1, step_size, root, eps])

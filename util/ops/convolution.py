@@ -9,9 +9,9 @@ HEADERS = {"pointwise": CONV, "im2col": CONV, "winograd": WINOGRAD}
 
 
 class Conv(jt.Function):
-    """Convolution by the kernels of a C++ namespace; scale, bias and residual may be None.
+    """Convolve with the kernels of a C++ namespace; scale, bias and residual may be None.
 
-    stride, padding, dilation: one number each
+    stride, padding, dilation: ints
     """
 
     def __init__(self, namespace, relu, stride, padding, dilation):
@@ -59,7 +59,7 @@ class Conv(jt.Function):
 
 
 class ConvOneDNN(jt.Function):
-    """oneDNN's convolution, for too few channels to use a matrix product.
+    """Convolve with oneDNN, if there are too few channels for a matrix product.
 
     Jittor's tuner would substitute it for `nn.conv2d` during compilation, which changes the graph
     and so is not safe with parallel compilation.
@@ -81,7 +81,7 @@ class ConvOneDNN(jt.Function):
 
 
 def space_to_batch(x, step):
-    """Rearrange x to step * step subsampled images, zero-padded.
+    """Rearrange x into step * step subsampled images, zero-padded.
 
     [B, C, H, W] -> [step * step * B, C, ceil(H / step), ceil(W / step)]
     """

@@ -99,7 +99,7 @@ class Softmax(jt.Function):
 
 
 class Transpose(jt.Function):
-    """CUDA only."""
+    """Transpose matrices (CUDA only)."""
 
     def execute(self, x):
         batch, m, n = x.shape

@@ -1,1 +1,1 @@
-"""The report of an evaluation as one HTML page that needs no other file."""
+"""Render the evaluation report as a self-contained HTML page."""

@@ -1,4 +1,4 @@
-"""The charts of the report, SVG elements."""
+"""Draw the report's charts as SVG."""
 
 import io
 import warnings
@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 MAX_COLOURED_CLASSES = 10  # with a colour and a name each in the curves; more are thin lines
 MAX_MATRIX_CLASSES = 80  # with a row and a column in the confusion matrix
 MAX_NAME_LENGTH = 24  # characters of a class name
-INK = "#010203"  # stands for the page's text colour, which is light or dark
+INK = "#010203"  # placeholder for the page's text colour (light or dark mode)
 BLUE = (0.26, 0.54, 0.96)
 GREEN, RED = "#2a9d5c", "#e05d44"
 STYLE = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "report",  # the same report is the same file
+    "svg.fonttype": "none",  # keep text as text, not outlines
+    "svg.hashsalt": "report",  # makes the output deterministic
     "text.parse_math": False,  # a class may be called $x$
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -40,7 +40,7 @@ def shorten(name):
 
 
 def to_svg(draw, *args, size=(7, 4.2)):
-    """Return the chart that `draw(axes, *args)` draws. size: width and height in inches."""
+    """Render the chart drawn by `draw(axes, *args)` as SVG. size: width and height in inches."""
     file = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # Matplotlib's font may lack the characters of a class name; the browser draws them.
@@ -64,7 +64,7 @@ def draw_f1(axes, report):
 
 
 def draw_lines(axes, x, report, key):
-    """Draw a line of the report's `key` for each class with objects, and one for all together."""
+    """Draw a line of the report's `key` for each class with objects, and one for all classes."""
     classes = [row for row in report["classes"] if row["objects"]]
     few = len(classes) <= MAX_COLOURED_CLASSES
     lines = []
@@ -117,7 +117,7 @@ def draw_scores(axes, report):
 
 
 def draw_confusion(confusion, names):
-    """Return the confusion matrix as SVG, of the classes with the most mistakes if it is large."""
+    """Draw the confusion matrix as SVG, of the classes with the most mistakes if it is large."""
     fractions = confusion / np.maximum(confusion.sum(0), 1)  # of each column
     if len(names) > MAX_MATRIX_CLASSES:
         mistakes = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()

@@ -1,4 +1,4 @@
-"""The page: page.html, filled with tables, charts and images."""
+"""Fill page.html with tables, charts and images."""
 
 import base64
 from html import escape
@@ -18,7 +18,7 @@ MAX_CONFUSED_PAIRS = 20
 
 
 def make_page(report: dict, images: list[bytes]) -> str:
-    """Return the page.
+    """Build the report's HTML.
 
     report: what `datasets.report.make_report` returns; images: a JPEG for each of its worst images.
     """
@@ -47,7 +47,7 @@ def make_page(report: dict, images: list[bytes]) -> str:
 
 
 def make_tiles(report):
-    """Make the main metrics, in large type."""
+    """Make the tiles that show the main metrics."""
     shown = {name: report["AP"]["bbox"][name] for name in ("AP", "AP50", "AP75")}
     if "segm" in report["AP"]:
         shown["AP of masks"] = report["AP"]["segm"]["AP"]
@@ -58,7 +58,7 @@ def make_tiles(report):
 
 
 def make_table(header, rows):
-    """Make an HTML table of cells that are HTML already."""
+    """Make an HTML table; cells are HTML and not escaped."""
     head = "".join(f"<th>{cell}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -102,12 +102,12 @@ def make_class_table(classes):
 
 
 def make_bar(value):
-    """Make a metric in 0..1 over a bar of that length."""
+    """Make a table cell with a metric in 0..1 and a bar of proportional length."""
     return f'<div class="bar" style="--share: {value or 0:.1%}">{format_metric(value)}</div>'
 
 
 def make_mistake_table(mistakes):
-    """Make a table of the kinds of mistakes, with their number and colour."""
+    """Make a table of mistake types with counts and colours."""
     rows = []
     for kind, each in mistakes.items():
         colour = f"rgb{MISTAKE_COLOURS[kind]}"

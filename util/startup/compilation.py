@@ -1,4 +1,4 @@
-"""Compilation by Jittor: its compiler and cache, a precompiled header, and progress."""
+"""Check Jittor's compiler, speed up its compilation and report its progress."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ def check_compiler():
 
 
 def get_jittor_cache():
-    """Return the folder (Path) of Jittor's cache, as Jittor finds it; it may not exist."""
+    """Return the folder (Path) of Jittor's cache, located as Jittor does; it may not exist."""
     config = Path.home() / ".cache" / "jittor" / "config.json"
     saved_home = json.loads(config.read_text()).get("JITTOR_HOME") if config.exists() else None
     home = Path(os.environ.get("JITTOR_HOME") or saved_home or Path.home())
@@ -83,7 +83,7 @@ def get_jittor_cache():
 
 def is_core_compiled():
     """Return True if the cache holds Jittor's core for this Python and this choice of CUDA."""
-    # The levels are Jittor's version, compiler, Python, system, CPU, place of installation, branch
+    # The levels are Jittor's version, compiler, Python, system, CPU, installation path, branch
     # (which may hold a slash) and, with CUDA, its version. A recursive search would walk through
     # thousands of kernels.
     levels = f"jt*/*/py{platform.python_version()}/*/*/*/*"
@@ -107,14 +107,14 @@ def announce_compilation():
 def use_precompiled_header(flags):
     """Compile CPU operators with a precompiled header, which is built if it is missing.
 
-    Each operator is a source file that includes Jittor's headers, 70 thousand lines. To precompile
-    them more than halves the time of compilation.
+    Each operator is a source file that includes Jittor's headers, 70 thousand lines. Precompiling
+    them more than halves the compile time.
 
     flags: `jittor.flags`. Does nothing unless the compiler is g++.
     """
     if flags.cc_type != "g++":
         return
-    # Jittor passes -g; reduce the debug information, which nobody needs here, to save time.
+    # Jittor passes -g; reduce debug information, which is not needed here, to save time.
     flags.cc_flags += " -femit-struct-debug-baseonly -fno-var-tracking "
     # g++ uses a precompiled header only with the options that it was compiled with.
     linker_options = ("-l", "-L", "-Wl,", "-shared")

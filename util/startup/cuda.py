@@ -1,8 +1,8 @@
 """Choose a CUDA toolkit that Jittor supports; importing Jittor with any other aborts the process.
 
 Jittor 1.3.11 needs CUDA 11 or 12 and cuDNN 8 in the folders that it searches. Check the installed
-toolkits, select the first usable one, or disable CUDA. Environment variables set by the user stay:
-`nvcc_path`, `nvcc_flags`, `use_cutt`, `use_cutlass` and `use_nccl`.
+toolkits, select the first usable one, or disable CUDA. Environment variables set by the user take
+precedence: `nvcc_path`, `nvcc_flags`, `use_cutt`, `use_cutlass` and `use_nccl`.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from util import launch
 from util.download import is_reachable
 
-MIN_CUDA, MAX_CUDA = (11, 0), (12, 9)  # with which Jittor's own sources compile
+MIN_CUDA, MAX_CUDA = (11, 0), (12, 9)  # versions that Jittor's sources compile with
 LIBRARIES = """
     cublas cudnn cudnn_ops_infer cudnn_ops_train cudnn_cnn_infer cudnn_cnn_train curand cufft
     cusparse
@@ -37,7 +37,7 @@ NCCL_SERVER = ("codeload.github.com", 443)
 
 
 class Obstacle(NamedTuple):
-    """Why CUDA is not used, and the remedy; None if there is no GPU, which nobody misses."""
+    """Reason why CUDA is not used, and the remedy; None if there is no GPU to use."""
 
     reason: str
     remedy: str | None = None
@@ -47,14 +47,14 @@ obstacle = None  # set by `choose_toolkit`; None if CUDA is used
 
 
 def choose_toolkit(jittor_cuda):
-    """Set the environment variables with which Jittor finds a CUDA that works, or none.
+    """Set environment variables so that Jittor uses a working CUDA toolkit, or no CUDA.
 
     jittor_cuda: folder (Path) into which `python -m jittor_utils.install_cuda` installs.
     """
     global obstacle
-    # Jittor would download these at its import, and exit if it is offline.
+    # Jittor would download these on import, and exit if it is offline.
     os.environ.setdefault("use_cutlass", "0")  # not used here
-    os.environ.setdefault("use_cutt", "0")  # for transposes, which are util.ops.transpose here
+    os.environ.setdefault("use_cutt", "0")  # for transposes; replaced by util.ops.transpose
     if launch.get_world_size() == 1:
         os.environ.setdefault("use_nccl", "0")
     if "nvcc_path" in os.environ:
@@ -140,7 +140,7 @@ def _check_toolkit(nvcc, driver):
         return Obstacle(f"{cudnn} is cuDNN {major}, and Jittor works with cuDNN 8", INSTALL)
     missing = [header for header in HEADERS if not _find(headers, header)]
     for library in (f"lib{name}.so" for name in LIBRARIES):
-        # CUDA 11 may have cuDNN only under its number.
+        # With CUDA 11, cuDNN may be installed only under its versioned name.
         numbered = [f"{library}.8"] if version[0] == 11 and "cudnn" in library else []
         if not _find(libraries, library, *numbered):
             missing.append(library)
@@ -150,7 +150,7 @@ def _check_toolkit(nvcc, driver):
 
 
 def _check_host_compiler(name, home):
-    """Return the Obstacle of a toolkit in home (Path) that does not support the C++ compiler."""
+    """Return an Obstacle if the toolkit in home (Path) does not support the C++ compiler."""
     config = _find((home / "include", home / "bin"), "crt/host_config.h")
     message = r"gcc versions later than (\d+) are not supported"
     newest = re.search(message, config.read_text()) if config else None
@@ -188,7 +188,7 @@ def _get_output(*command):
 
 
 def _has_gpu():
-    # Not cuInit, which takes up to seconds and breaks CUDA in forked children.
+    # Not cuInit, which can take seconds and breaks CUDA in forked children.
     nodes = ("nvidia[0-9]*", "dxg", "nvhost-gpu")
     if not any(next(Path("/dev").glob(pattern), None) for pattern in nodes):
         return False
@@ -233,7 +233,7 @@ def _embed_ptx(version):
 
 
 def assign_gpus(nccl):
-    """Assign a GPU to each of several processes, by NCCL or else CUDA_VISIBLE_DEVICES.
+    """Assign one GPU to each process, through NCCL if available, else CUDA_VISIBLE_DEVICES.
 
     nccl: folder (Path) of Jittor's NCCL.
     """

@@ -1,4 +1,4 @@
-"""oneDNN, which Jittor calls "mkl" and would download from one university's server."""
+"""Provide oneDNN, which Jittor calls "mkl" and would download from a university's server."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ JITTOR_SERVER = ("cg.cs.tsinghua.edu.cn", 443)
 
 
 def provide(parent):
-    """Stage oneDNN in parent (Path), where Jittor looks; warn and turn it off if there is none.
+    """Stage oneDNN in parent (Path), where Jittor looks; if there is none, warn and disable it.
 
     Raises OSError if parent cannot be written.
     """

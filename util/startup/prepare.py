@@ -21,9 +21,9 @@ from util.startup import compilation, cuda, onednn
 def prepare():
     """Choose a CUDA toolkit or none, stage oneDNN, and set Jittor's environment variables.
 
-    Takes milliseconds once oneDNN is staged. Does nothing once Jittor is imported. Warns about what
-    costs speed. Exits (SystemExit) with one line if Jittor cannot work. Raises OSError if Jittor's
-    home cannot be written.
+    Takes milliseconds once oneDNN is staged. Does nothing once Jittor is imported. Warns about
+    anything that makes training slow. Exits (SystemExit) with one line if Jittor cannot work.
+    Raises OSError if Jittor's home cannot be written.
     """
     if "jittor_utils" in sys.modules:
         return
@@ -82,12 +82,12 @@ def _flush_denormals():
     """Flush denormals to zero in this thread and those that it starts.
 
     Jittor's kernels do so (`-Ofast`), but only once one is loaded, in the thread that loads it. A
-    resumed run loads them at another moment and would differ in the last bits.
+    resumed run loads them at a different point, so its results would differ in the last bits.
     """
     if platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
         return
     for dtype in (np.float16, np.float32, np.float64):
-        str(np.finfo(dtype))  # cached by NumPy, which would warn if it were computed afterwards
+        str(np.finfo(dtype))  # cached by NumPy, which would warn if this were first computed later
     libm = ctypes.CDLL("libm.so.6")
     environment = (ctypes.c_uint32 * 8)()  # fenv_t, whose last member is the register MXCSR
     libm.fegetenv(environment)

@@ -5,10 +5,10 @@ import shutil
 
 
 def stage(files, links, folder, is_complete):
-    """Copy files into folder (Path), which then appears complete or not at all.
+    """Copy files into folder (Path) atomically.
 
-    Copies, because environments share Jittor's home, and staged files outlive the environment they
-    come from. Other processes wait. A broken folder is replaced.
+    Copy instead of linking, because environments share Jittor's home and may be deleted. Other
+    processes wait. A broken folder is replaced.
 
     files: {path in folder: Path of the source}; links: {path in folder: target}; is_complete:
     function of folder. Raises OSError if folder cannot be written.
