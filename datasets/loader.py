@@ -249,7 +249,7 @@ class BatchWorkers(jt.dataset.Dataset):
     def receive(self, number):
         """Wait for batch `number`, in the main process, and return what `load_batch` returned.
 
-        Each worker sends its batches in rising order, so the requested one is the oldest of a worker.
+        Each worker sends its batches in rising order, so the requested one is a worker's oldest.
         """
         while True:
             while self.idqueue.total_push() > self.idqueue.total_pop():

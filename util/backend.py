@@ -74,7 +74,7 @@ def set_seed(seed):
 
 
 def _count_gpus():
-    # Jittor's count may be -1 if CUDA does not start.
+    # Jittor's count may be -1 if CUDA fails to initialize.
     return max(jt.get_device_count(), 0) if jt.has_cuda else 0
 
 

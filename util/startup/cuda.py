@@ -70,7 +70,7 @@ def choose_toolkit(jittor_cuda):
 def find_toolkit(jittor_cuda):
     """Return the first nvcc (Path) that works, or the Obstacle of the first one that was tried.
 
-    jittor_cuda: as in `choose_toolkit`. If it is empty, it is removed.
+    jittor_cuda: as in `choose_toolkit`. Removed if empty.
     """
     if not _has_gpu():
         return Obstacle("this machine has no usable NVIDIA GPU")
