@@ -33,7 +33,6 @@ CASES = {
     },
     "masks": {"num_labels": 5, **SMALL},
 }
-FORMS = ("safetensors", "sharded", "bin", "new-names")
 
 
 def build(case):
