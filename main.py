@@ -50,17 +50,14 @@ def main(args):
     from models.weights.training import TrainingState
     from predict import predict_files
     from util import dist
-    from util.backend import jt, select_device, set_seed
+    from util.backend import select_device, set_seed
     from util.best import Best
     from util.optim import StepLR, build_optimizer
     from util.output import OutputFolder
     from util.signals import StopRequest
-    from util.startup.compilation import report_progress
 
     start_time = time.time()
     device = select_device(args.device)
-    if launch.is_main_process() and not jt.flags.use_parallel_op_compiler:
-        report_progress(jt.flags)  # the parallel compiler reports its own progress
 
     # ------------------------------ predict
     if args.predict:

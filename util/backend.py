@@ -36,6 +36,9 @@ TAKEN_BY_JITTOR = (
 )
 
 
+CUDA_MODULES = ("cub", "cublas", "cudnn", "curand", "cufft", "cusparse")
+
+
 def select_device(name):
     """Select the device and return its name, "cuda" or "cpu".
 
@@ -76,6 +79,17 @@ def set_seed(seed):
 def _count_gpus():
     # Jittor's count may be -1 if CUDA fails to initialize.
     return max(jt.get_device_count(), 0) if jt.has_cuda else 0
+
+
+def _check_cuda_modules():
+    """Exit with one line if Jittor lacks a part of CUDA, which it does not say if it is silent."""
+    modules = CUDA_MODULES if jt.has_cuda else ()
+    missing = [name for name in modules if getattr(jt.compile_extern, name) is None]
+    if missing:
+        sys.exit(
+            f"error: Jittor's CUDA modules are incomplete ({', '.join(missing)} missing, with "
+            f"{os.environ.get('nvcc_path')}); log_silent=0 shows why, --device cpu works without"
+        )
 
 
 def _use_gpu():
@@ -119,5 +133,6 @@ def _restore_signals():
 
 _restore_signals()
 _end_compilers()
+_check_cuda_modules()
 _use_gpu()
 use_precompiled_header(jt.flags)

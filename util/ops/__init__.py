@@ -29,10 +29,16 @@ def bmm_transpose(a, b):  # 7 ms instead of 143
     return functions.BatchedMatmul("T")(a, b) if _uses_onednn() else nn.bmm_transpose(a, b)
 
 
-# The same sgemm call as Jittor's, but with a HandlerStack on each thread (gemm.h)
+# The same library calls as Jittor's tuner substitutes while it compiles, which is not safe with
+# parallel compilation; on the CPU with a HandlerStack on each thread (gemm.h)
 def linear(x, weight, bias=None):
     """Return x @ weight^T + bias: float32 [..., K], [N, K], [N] -> [..., N]."""
-    return functions.Linear()(x, weight, bias) if _uses_onednn() else nn.linear(x, weight, bias)
+    if _uses_onednn():
+        return functions.Linear()(x, weight, bias)
+    if not jt.flags.use_cuda:
+        return nn.linear(x, weight, bias)
+    y = functions.LinearCuda()(x, weight)
+    return y if bias is None else y + bias
 
 
 class Linear(nn.Linear):
@@ -82,11 +88,11 @@ def conv2d(
         y = convolution.Conv(kernels, relu, 1, 1, 1)(x, weight, scale, bias, residual)
         return convolution.batch_to_space(y, step, h, w)
     weight = weight if scale is None else weight * scale.reshape(-1, 1, 1, 1)
-    if not _uses_onednn():
-        y = nn.conv2d(x, weight, bias, stride, padding, dilation)
-    else:
-        y = convolution.ConvOneDNN(stride, padding, dilation)(x, weight)
+    if _uses_onednn() or jt.flags.use_cuda:
+        y = convolution.ConvLibrary(stride, padding, dilation)(x, weight)
         y = y if bias is None else y + bias.broadcast(y.shape, [0, 2, 3])
+    else:
+        y = nn.conv2d(x, weight, bias, stride, padding, dilation)
     return _add_and_relu(y, residual, relu)
 
 

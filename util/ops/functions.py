@@ -50,6 +50,28 @@ class Linear(jt.Function):
         return d_x, d_weight, d_bias
 
 
+class LinearCuda(jt.Function):
+    """x @ weight^T with cuBLAS."""
+
+    def execute(self, x, weight):
+        self.saved = x, weight
+        y = _cublas_matmul(_flatten(x), weight, False, True)
+        return y.reshape(*x.shape[:-1], weight.shape[0])
+
+    def grad(self, d):
+        x, weight = self.saved
+        d_x = _cublas_matmul(_flatten(d), weight, False, False).reshape(x.shape)
+        return d_x, _cublas_matmul(_flatten(d), _flatten(x), True, False)
+
+
+def _flatten(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def _cublas_matmul(a, b, transpose_a, transpose_b):
+    return jt.compile_extern.cublas_ops.cublas_matmul(a, b, transpose_a, transpose_b)
+
+
 def relu_backward(d, y):
     source = "detr::relu_backward(in0_p, in1_p, out0_p, in0->num);"
     return run_kernel(LAYERS, d.shape, [d, y], source)

@@ -1,4 +1,4 @@
-"""Check Jittor's compiler, speed up its compilation and report its progress."""
+"""Check Jittor's compiler, and announce and speed up its compilation."""
 
 import hashlib
 import json
@@ -9,11 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import threading
-import time
 from pathlib import Path
-
-from tqdm import tqdm
 
 from util.errors import warn
 from util.files import lock_folder
@@ -98,7 +94,7 @@ def announce_compilation():
     """Print how long compilation will take on this machine."""
     what = "a new model's operators in the first step (about half a minute)"
     if os.environ.get("nvcc_path"):
-        what = "a new model's CUDA kernels, one after another, in the first step (many minutes)"
+        what = "a new model's CUDA kernels in the first step (a few minutes on 2 cores)"
     if not is_core_compiled():
         what = f"its core once per machine (about 2 minutes on 2 cores), then {what}"
     print(f"Jittor compiles {what}; later runs read its cache.", flush=True)
@@ -140,26 +136,3 @@ def _precompile(header, command):
         return False
     os.replace(building, header.with_name("operators.h.gch"))
     return True
-
-
-def report_progress(flags, interval=10):
-    """Start a thread that prints the number of compiled operators, if it has changed.
-
-    flags: `jittor.flags`; interval: seconds.
-    """
-    folder = Path(flags.cache_path) / "jit"
-
-    def count_operators():
-        names = os.listdir(folder) if folder.is_dir() else ()
-        return sum(name.endswith(".so") for name in names)
-
-    def report():
-        first = last = count_operators()
-        while True:
-            time.sleep(interval)
-            count = count_operators()
-            if count > last:
-                tqdm.write(f"Jittor has compiled {count - first} operators", file=sys.stderr)
-            last = count
-
-    threading.Thread(target=report, daemon=True).start()

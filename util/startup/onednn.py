@@ -2,12 +2,13 @@
 
 import os
 import platform
+import shutil
 from importlib import metadata
 from pathlib import Path
 
 from util.download import is_reachable
 from util.errors import warn
-from util.startup.staging import stage
+from util.startup.staging import link, stage
 
 WHEEL = "onednn-devel-cpu-gomp==2022.2.1"
 FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
@@ -18,7 +19,7 @@ JITTOR_SERVER = ("cg.cs.tsinghua.edu.cn", 443)
 def provide(parent):
     """Stage oneDNN in parent (Path), where Jittor looks; if there is none, warn and disable it.
 
-    Raises OSError if parent cannot be written.
+    Raises InputError if parent cannot be written.
     """
     has_wheels = platform.system() == "Linux" and platform.machine() == "x86_64"
     if has_wheels and _is_complete(parent / FOLDER):
@@ -26,7 +27,8 @@ def provide(parent):
     libraries = parent.glob("dnnl*/lib/libmkldnn.*")
     has_download = not has_wheels and any(path.is_file() for path in libraries)
     if has_wheels and (files := _find_wheel_files()):
-        stage(files, LINKS, parent / FOLDER, _is_complete)
+        # Copy instead of linking, because environments share Jittor's home and may be deleted.
+        stage(parent / FOLDER, _is_complete, lambda folder: _copy(files, folder))
     elif "use_mkl" not in os.environ and not has_download and not is_reachable(JITTOR_SERVER):
         os.environ["use_mkl"] = "0"
         remedy = f"run `pip install {WHEEL}`" if has_wheels else f"connect to {JITTOR_SERVER[0]}"
@@ -36,6 +38,13 @@ def provide(parent):
 def _is_complete(folder):
     files = [folder / name for name in ("include/dnnl.hpp", "lib/libmkldnn.so", *LINKS)]
     return all(file.is_file() and file.stat().st_size for file in files)
+
+
+def _copy(files, folder):
+    for name, source in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
+    link(folder, LINKS)
 
 
 def _find_wheel_files():

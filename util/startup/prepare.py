@@ -23,7 +23,7 @@ def prepare():
 
     Takes milliseconds once oneDNN is staged. Does nothing once Jittor is imported. Warns about
     anything that makes training slow. Exits (SystemExit) with one line if Jittor cannot work.
-    Raises OSError if Jittor's home cannot be written.
+    Raises InputError if Jittor's home cannot be written.
     """
     if "jittor_utils" in sys.modules:
         return
@@ -32,11 +32,9 @@ def prepare():
     memory.keep_freed_memory()
     _flush_denormals()
     cache = compilation.get_jittor_cache()
-    cuda.choose_toolkit(cache / "jtcuda")
-    # Compile in one thread with CUDA, because Jittor's tuner replaces operators there, and changes
-    # the graph without a lock. On the CPU it replaces none (see util.ops).
-    threads = 0 if os.environ["nvcc_path"] else len(os.sched_getaffinity(0))
-    os.environ.setdefault("use_parallel_op_compiler", str(threads))
+    cuda.choose_toolkit(cache)
+    # In threads, which is safe because Jittor's tuner replaces no operator (see util.ops).
+    os.environ.setdefault("use_parallel_op_compiler", str(len(os.sched_getaffinity(0))))
     if "OMP_WAIT_POLICY" not in os.environ:
         # How long OpenMP's threads spin while they wait for each other. With the default, a
         # training step of R50 takes 2.5 times as long beside one busy process and 5 times beside
@@ -66,7 +64,7 @@ def prepare_device(name):
         if obstacle.remedy and launch.is_main_process():
             warn(f"the GPU is not used: {obstacle.reason}; {obstacle.remedy}")
     elif os.environ.get("nvcc_path"):
-        cuda.assign_gpus(compilation.get_jittor_cache() / "nccl")
+        cuda.assign_gpus(compilation.get_jittor_cache())
     compilation.announce_compilation()
 
 

@@ -1,33 +1,37 @@
-"""Stage the files of installed wheels where Jittor looks for a library."""
+"""Build a folder where Jittor looks for a library, from files that are installed elsewhere."""
 
-import fcntl
 import shutil
 
+from util.files import convert_write_errors, lock_folder
 
-def stage(files, links, folder, is_complete):
-    """Copy files into folder (Path) atomically.
 
-    Copy instead of linking, because environments share Jittor's home and may be deleted. Other
-    processes wait. A broken folder is replaced.
+def stage(folder, is_complete, fill):
+    """Build folder (Path) atomically, unless it is complete. Other processes wait.
 
-    files: {path in folder: Path of the source}; links: {path in folder: target}; is_complete:
-    function of folder. Raises OSError if folder cannot be written.
+    A broken folder is replaced. is_complete: function of folder; fill: function of an empty folder
+    that is then renamed. Raises InputError if it cannot be written.
     """
+    if is_complete(folder):
+        return
     parent = folder.parent
-    parent.mkdir(parents=True, exist_ok=True)
     building = parent / "staging"  # Jittor takes the first folder whose name starts like folder's
-    with open(parent / "staging.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_complete(folder):
-            return
-        for leftover in (building, folder):
-            if leftover.is_symlink():
-                leftover.unlink()
-            elif leftover.exists():
-                shutil.rmtree(leftover)
-        for name, source in files.items():
-            (building / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, building / name)
-        for name, target in links.items():
-            (building / name).symlink_to(target)
-        building.rename(folder)
+    with convert_write_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        with lock_folder(parent):
+            if is_complete(folder):
+                return
+            for leftover in (building, folder):
+                if leftover.is_symlink():
+                    leftover.unlink()
+                elif leftover.exists():
+                    shutil.rmtree(leftover)
+            building.mkdir()
+            fill(building)
+            building.rename(folder)
+
+
+def link(folder, targets):
+    """Create links in folder (Path) and its subfolders. targets: {path in folder: target}"""
+    for name, target in targets.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(target)
