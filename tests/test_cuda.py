@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from processes import run_python
 
-from util import step_memory
+from util import backend, doctor, step_memory
 from util.backend import jt, select_device
 from util.errors import InputError
 from util.startup import cuda, gpu, nccl, toolkit
@@ -541,6 +541,43 @@ def test_without_nccl_each_process_sees_one_gpu(tmp_path, processes, capsys, vis
     err = capsys.readouterr().err
     assert err.startswith("warning: NCCL is missing, so gradients are averaged on the CPU")
     assert "-m pip install --no-deps nvidia-nccl-cu12==" in err and err.count("\n") == 1
+
+
+def test_the_doctor_lists_what_is_used_and_what_is_not(tmp_path, machine):
+    system, wheels = (
+        make_toolkit(tmp_path / "cuda", cudnn=None),
+        make_cuda_wheels(tmp_path / "site"),
+    )
+    machine.update(PATH=str(system.parent), NVIDIA_TF32_OVERRIDE="0")
+    found = dict(doctor.examine())
+    assert found["GPUs"] == ["Fake, compute capability 8.0, 40 GiB"]
+    fitting, unfit, choice = found["CUDA"]
+    assert fitting.startswith(f"fits: {wheels} (CUDA 13.2), cuDNN 9.28.1 in ")
+    assert unfit == f"not used: there is no cuDNN for {system} (CUDA 12.4)"
+    assert choice == f"--device auto takes the GPU, with {wheels}"
+    assert found["NCCL"] == ["missing: nvidia-nccl-cu13==2.32.3"]
+    assert "NVIDIA_TF32_OVERRIDE=0" in found["variables"]
+    assert not (tmp_path / "cache").exists(), "it writes nothing"
+
+
+def test_the_doctor_works_without_a_gpu_and_without_jittor():
+    done = run_python("-X", "importtime", "-m", "util.doctor", **NO_GPU)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) < 30, done.stderr
+    assert any("--device auto takes the CPU" in line for line in lines)
+    assert " jittor_utils\n" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["cub", "cudnn"])
+def test_a_cuda_module_that_does_not_build_is_one_line(monkeypatch, name):
+    """Jittor only logs it, and not with log_silent=1."""
+    monkeypatch.setattr(jt, "has_cuda", True)
+    for module in backend.CUDA_MODULES:
+        monkeypatch.setattr(jt.compile_extern, module, object(), raising=False)
+    backend.check_cuda_modules()
+    monkeypatch.setattr(jt.compile_extern, name, None)
+    with pytest.raises(SystemExit, match=rf"^error: Jittor's CUDA modules .*\({name} missing, "):
+        backend.check_cuda_modules()
 
 
 def test_gpu_memory_is_freed_between_batches_if_it_is_almost_full(monkeypatch):

@@ -81,7 +81,7 @@ def _count_gpus():
     return max(jt.get_device_count(), 0) if jt.has_cuda else 0
 
 
-def _check_cuda_modules():
+def check_cuda_modules():
     """Exit with one line if Jittor lacks a part of CUDA, which it does not say if it is silent."""
     modules = CUDA_MODULES if jt.has_cuda else ()
     missing = [name for name in modules if getattr(jt.compile_extern, name) is None]
@@ -133,6 +133,6 @@ def _restore_signals():
 
 _restore_signals()
 _end_compilers()
-_check_cuda_modules()
+check_cuda_modules()
 _use_gpu()
 use_precompiled_header(jt.flags)
