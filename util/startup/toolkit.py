@@ -20,7 +20,6 @@ from typing import NamedTuple
 from util.startup.staging import link, stage
 
 CUDA_VERSIONS = (11, 12, 13)
-OLDEST_GPU = {13: 75}  # compute capability, for toolkits that refuse the older ones
 HEADERS = ("cuda_runtime.h", "cublas.h", "curand.h", "cufft.h", "cusparse.h", "cub/cub.cuh")
 LIBRARIES = ("cudart", "cublas", "cublasLt", "curand", "cufft", "cusparse")
 ALSO_LINKED = ("cudadevrt", "nvJitLink", "nvrtc")  # used by nvcc, cuSPARSE and cuDNN
@@ -133,7 +132,7 @@ def check_toolkit(nvcc, driver, capabilities):
         update = "update the driver to 580 or newer" if major == 13 else "update the driver"
         return Obstacle(reason, f"{update}, or {install}")
     for gpu in sorted(set(capabilities)):
-        if gpu < OLDEST_GPU.get(major, 0) or get_gpu_code(nvcc, gpu) is None:
+        if get_gpu_code(nvcc, gpu) is None:
             reason = f"{name} does not support GPUs of compute capability {gpu // 10}.{gpu % 10}"
             return Obstacle(reason, install)
     home = Path(os.path.realpath(nvcc)).parent.parent
