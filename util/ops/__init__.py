@@ -1,6 +1,6 @@
-"""Fast CPU operators, and some CUDA kernels, that replace Jittor's.
+"""Fast operators for the CPU and CUDA that replace Jittor's.
 
-With CUDA or without oneDNN most fall back to Jittor's operators. Comments compare the time of
+Without CUDA and oneDNN they fall back to Jittor's operators. Comments compare the time of
 forward and backward with Jittor's, at DETR-R50's training sizes on two cores (`python -m
 tests.bench --rows operators`).
 """
@@ -10,35 +10,29 @@ import numpy as np
 from util.backend import jt, nn
 
 from . import convolution, functions
-from .code import OPTIMIZER, run_kernel, run_multi_output_kernel
+from .code import OPTIMIZER, has_kernels, run_kernel, uses_cuda
 
 # Below this, matrices are too small for sgemm: a demo step takes 72 ms with 1, 65 ms with 32.
 MIN_CHANNELS = 32
-SUM_BLOCKS = 32  # partial sums per array in norm_of_all with CUDA
 
 
 # Jittor's is a naive single-threaded loop; here one sgemm per matrix, parallel over the batch: 5 ms
 # instead of 499.
 def bmm(a, b):
     """Return a @ b for each matrix of a batch: float32 [N, m, k], [N, k, n] -> [N, m, n]."""
-    return functions.BatchedMatmul("N")(a, b) if _uses_onednn() else nn.bmm(a, b)
+    return functions.BatchedMatmul("N")(a, b) if has_kernels() else nn.bmm(a, b)
 
 
 def bmm_transpose(a, b):  # 7 ms instead of 143
     """Return a @ b^T for each matrix of a batch: float32 [N, m, k], [N, n, k] -> [N, m, n]."""
-    return functions.BatchedMatmul("T")(a, b) if _uses_onednn() else nn.bmm_transpose(a, b)
+    return functions.BatchedMatmul("T")(a, b) if has_kernels() else nn.bmm_transpose(a, b)
 
 
 # The same library calls as Jittor's tuner substitutes while it compiles, which is not safe with
 # parallel compilation; on the CPU with a HandlerStack on each thread (gemm.h)
 def linear(x, weight, bias=None):
     """Return x @ weight^T + bias: float32 [..., K], [N, K], [N] -> [..., N]."""
-    if _uses_onednn():
-        return functions.Linear()(x, weight, bias)
-    if not jt.flags.use_cuda:
-        return nn.linear(x, weight, bias)
-    y = functions.LinearCuda()(x, weight)
-    return y if bias is None else y + bias
+    return functions.Linear()(x, weight, bias) if has_kernels() else nn.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):
@@ -72,8 +66,12 @@ def conv2d(
     """
     outputs, channels, *kernel = weight.shape
     is_square = all(a == b for a, b in (kernel, stride, padding, dilation))
-    if _uses_onednn() and is_square and min(outputs, channels * kernel[0] ** 2) >= MIN_CHANNELS:
-        step, geometry = dilation[0], (stride[0], padding[0], dilation[0])
+    geometry = stride[0], padding[0], dilation[0]
+    if uses_cuda() and is_square:
+        return convolution.Conv("cudnn", relu, *geometry)(x, weight, scale, bias, residual)
+    is_wide = min(outputs, channels * kernel[0] ** 2) >= MIN_CHANNELS
+    if has_kernels() and is_square and is_wide:
+        step = dilation[0]
         if kernel[0] == 1 and geometry == (1, 0, 1):
             kernels = "pointwise"
         elif kernel[0] == 3 and geometry == (1, step, step) and channels >= MIN_CHANNELS:
@@ -88,8 +86,8 @@ def conv2d(
         y = convolution.Conv(kernels, relu, 1, 1, 1)(x, weight, scale, bias, residual)
         return convolution.batch_to_space(y, step, h, w)
     weight = weight if scale is None else weight * scale.reshape(-1, 1, 1, 1)
-    if _uses_onednn() or jt.flags.use_cuda:
-        y = convolution.ConvLibrary(stride, padding, dilation)(x, weight)
+    if has_kernels() and not uses_cuda():
+        y = convolution.ConvOneDNN(stride, padding, dilation)(x, weight)
         y = y if bias is None else y + bias.broadcast(y.shape, [0, 2, 3])
     else:
         y = nn.conv2d(x, weight, bias, stride, padding, dilation)
@@ -102,12 +100,12 @@ def conv(x, layer):
 
 
 def relu(x):  # 6 ms instead of 10
-    return functions.Relu()(x) if _uses_onednn() else nn.relu(x)
+    return functions.Relu()(x) if has_kernels() else nn.relu(x)
 
 
 def max_pool(x):  # 35 ms instead of 98
     """Max-pool 3x3, stride 2, padding 1: [B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]."""
-    if _uses_onednn():
+    if has_kernels():
         return functions.MaxPool()(x)
     return nn.Pool(3, stride=2, padding=1, op="maximum")(x)
 
@@ -122,7 +120,7 @@ def softmax(x, mask=None):
     """
     # Jittor compiles with -Ofast, which assumes finite math: -1e30 for -inf; its exp is 0.
     mask_bias = None if mask is None else mask.float32() * -1e30
-    if _uses_onednn() or jt.flags.use_cuda:
+    if has_kernels():
         return functions.Softmax()(x, mask_bias)
     if mask is not None:
         mask_bias = mask_bias.reshape(mask.shape[0], 1, 1, -1)
@@ -133,7 +131,7 @@ def softmax(x, mask=None):
 def transpose(x):
     """Transpose matrices: float32 [B, m, n] -> [B, n, m]."""
     # Jittor's CUDA kernel needs cuTT, an extra download.
-    return functions.Transpose()(x) if jt.flags.use_cuda else x.transpose(0, 2, 1)
+    return functions.Transpose()(x) if uses_cuda() else x.transpose(0, 2, 1)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -161,7 +159,7 @@ class Dropout(nn.Dropout):
     """nn.Dropout, seeded from Jittor's generator."""
 
     def execute(self, x):
-        if _uses_onednn() and self.is_train and self.p > 0:
+        if has_kernels() and self.is_train and self.p > 0:
             return functions.Dropout(self.p)(x, jt.random((2,)).stop_grad())
         return super().execute(x)
 
@@ -170,7 +168,7 @@ class LayerNorm(nn.LayerNorm):  # 0.3 ms instead of 2.1
     """nn.LayerNorm over the last dimension."""
 
     def execute(self, x):
-        if _uses_onednn():
+        if has_kernels():
             return functions.LayerNorm(self.eps)(x, self.weight, self.bias)
         return super().execute(x)
 
@@ -178,7 +176,7 @@ class LayerNorm(nn.LayerNorm):  # 0.3 ms instead of 2.1
 def norm(x, layer, residual=None, relu=False):
     """Apply a normalization layer to x [B, C, H, W], add the residual, apply ReLU."""
     # One fused operator instead of ten: 0.4 ms instead of 5.2
-    if _uses_onednn() and isinstance(layer, BatchNorm2d) and layer.is_train and not jt.in_mpi:
+    if has_kernels() and isinstance(layer, BatchNorm2d) and layer.is_train and not jt.in_mpi:
         fused = functions.BatchNorm(layer.eps, relu)
         y, mean, variance = fused(x, layer.weight, layer.bias, residual)
         variance = variance * _bessel_correction(x)
@@ -190,15 +188,9 @@ def norm(x, layer, residual=None, relu=False):
 
 def norm_of_all(arrays):
     """Return the global L2 norm [1] of a list of float32 arrays. Partial sums keep it precise."""
-    if jt.flags.use_cuda:
-        sums = "".join(
-            f"detr::square_sums<<<out0_shape1, detr::ROW_THREADS>>>(in{i}_p, in{i}->num, out0_p + "
-            f"{i} * out0_shape1);"
-            for i in range(len(arrays))
-        )
-        shape = [len(arrays), SUM_BLOCKS]
-        return run_kernel("", shape, arrays, cuda_source=sums).sum(1).sum().sqrt()
-    if _uses_onednn():
+    if uses_cuda():
+        return jt.concat(functions.square_sums(arrays)).sum(1).sum().sqrt()
+    if has_kernels():
         source = "out0_p[0] = detr::square_sum(in0_p, in0->num);"
         squares = [run_kernel(OPTIMIZER, [1], [x], source) for x in arrays]
     else:
@@ -206,34 +198,22 @@ def norm_of_all(arrays):
     return jt.concat(squares).sum().sqrt()
 
 
-# One pass and one CUDA kernel per parameter instead of Jittor's several
+# One pass per parameter instead of Jittor's several; with CUDA one launch for many parameters
 def adamw(params, exp_avg_sqs, exp_avgs, grads, scale, decay, b0, b1, step_size, root, eps):
     """Compute an AdamW step; yield new (param, exp_avg_sq, exp_avg) for each parameter.
 
     scale: [1], gradient scaling factor; decay, …, eps: see `util.optim.AdamW.step`
     """
-    if _uses_onednn() or jt.flags.use_cuda:
+    if has_kernels():
         scalars = np.float32([decay, b0, 1 - b0, b1, 1 - b1, step_size, root, eps])
-        scalars = jt.array(scalars)
-        pointers = "in5_p, out0_p, out1_p, out2_p, in0->num"
-        source = f"detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p[0], {pointers});"
-        cuda_source = f"""
-            detr::adamw<<<(in0->num - 1) / detr::ELEMENT_THREADS + 1, detr::ELEMENT_THREADS>>>(
-                in0_p, in1_p, in2_p, in3_p, in4_p, {pointers});
-        """
-        for arrays in zip(params, exp_avg_sqs, exp_avgs, grads):
-            inputs, shapes = [*arrays, scale, scalars], [arrays[0].shape] * 3
-            yield run_multi_output_kernel(OPTIMIZER, shapes, inputs, source, cuda_source)
+        step = functions.adamw_cuda if uses_cuda() else functions.adamw
+        yield from step(zip(params, exp_avg_sqs, exp_avgs, grads), scale, jt.array(scalars))
         return
     for p, v, m, g in zip(params, exp_avg_sqs, exp_avgs, grads):
         g = g * scale
         m = b0 * m + (1 - b0) * g
         v = b1 * v + (1 - b1) * g * g
         yield p * decay - step_size * m / (jt.sqrt(v) * root + eps), v, m
-
-
-def _uses_onednn():
-    return not jt.flags.use_cuda and jt.compile_extern.mkl_ops is not None
 
 
 def _add_and_relu(x, residual, apply_relu):

@@ -28,26 +28,35 @@ def _digest(path):
     return hashlib.sha1(source + "".join(map(_digest, included)).encode()).hexdigest()
 
 
-GEMM = _include("gemm.h")
-CONV = _include("conv.h")
-WINOGRAD = _include("winograd.h")
-NORM = _include("norm.h")
-LAYERS = _include("layers.h")
-OPTIMIZER = _include("optimizer.h")
-CUDA = _include("kernels.cuh")
+def _headers(cpu, cuda):
+    return {"cpu_header": _include(cpu), "cuda_header": _include(cuda)}
 
 
-def run_kernel(header, shape, inputs, source="", cuda_source=""):
-    """Run an operator with one float32 output; header: of the CPU source, a constant from above."""
-    return jt.code(shape, "float32", inputs, **_sources(header, source, cuda_source))
+# The two files of a pair have functions of the same names and arguments.
+GEMM = _headers("gemm.h", "gemm.cuh")
+CONV = _headers("conv.h", "conv.cuh")
+WINOGRAD = _headers("winograd.h", "conv.cuh")
+NORM = _headers("norm.h", "norm.cuh")
+LAYERS = _headers("layers.h", "layers.cuh")
+OPTIMIZER = _headers("optimizer.h", "optimizer.cuh")
 
 
-def run_multi_output_kernel(header, shapes, inputs, source="", cuda_source=""):
+def run_kernel(headers, shape, inputs, source):
+    """Run an operator with one float32 output; headers: a constant from above."""
+    return jt.code(shape, "float32", inputs, **headers, cpu_src=source, cuda_src=source)
+
+
+def run_multi_output_kernel(headers, shapes, inputs, source):
     """Run an operator with several float32 outputs."""
     dtypes = ["float32"] * len(shapes)
-    return jt.code(shapes, dtypes, inputs, **_sources(header, source, cuda_source))
+    return jt.code(shapes, dtypes, inputs, **headers, cpu_src=source, cuda_src=source)
 
 
-def _sources(header, cpu, cuda):
-    cuda_header = CUDA if cuda else ""  # so that editing kernels.cuh recompiles no CPU operator
-    return dict(cpu_header=header, cpu_src=cpu, cuda_header=cuda_header, cuda_src=cuda)
+def uses_cuda():
+    """Return True if operators run on the GPU."""
+    return bool(jt.flags.use_cuda)
+
+
+def has_kernels():
+    """Return True if the operators of the headers above can run: with CUDA or with oneDNN."""
+    return uses_cuda() or jt.compile_extern.mkl_ops is not None

@@ -1,11 +1,11 @@
-"""Convolutions as jt.Functions: on the CPU with a fused epilogue, with CUDA by cuDNN."""
+"""Convolutions with a fused epilogue, as jt.Functions."""
 
 from util.backend import jt, nn
 
 from .code import CONV, WINOGRAD, run_kernel
 from .functions import relu_backward
 
-HEADERS = {"pointwise": CONV, "im2col": CONV, "winograd": WINOGRAD}
+HEADERS = {"pointwise": CONV, "im2col": CONV, "cudnn": CONV, "winograd": WINOGRAD}
 
 
 class Conv(jt.Function):
@@ -58,8 +58,8 @@ class Conv(jt.Function):
         return f"detr::ConvShape{{{sizes}, {weight}_shape2, {weight}_shape3, {geometry}}}"
 
 
-class ConvLibrary(jt.Function):
-    """Convolve with cuDNN, or on the CPU with oneDNN (for too few channels for a matrix product).
+class ConvOneDNN(jt.Function):
+    """Convolve with oneDNN, if there are too few channels for a matrix product.
 
     Jittor's tuner would substitute it for `nn.conv2d` during compilation, which changes the graph
     and so is not safe with parallel compilation.
@@ -70,20 +70,14 @@ class ConvLibrary(jt.Function):
 
     def execute(self, x, weight):
         self.saved = x, weight
-        return _get_library_op("conv")(x, weight, *self.geometry)
+        return jt.compile_extern.mkl_ops.mkl_conv(x, weight, *self.geometry)
 
     def grad(self, d):
         x, weight = self.saved
-        d_x = _get_library_op("conv_backward_x")(weight, d, *x.shape[2:], *self.geometry)
-        d_weight = _get_library_op("conv_backward_w")(x, d, *weight.shape[2:], *self.geometry)
+        onednn = jt.compile_extern.mkl_ops
+        d_x = onednn.mkl_conv_backward_x(weight, d, *x.shape[2:], *self.geometry)
+        d_weight = onednn.mkl_conv_backward_w(x, d, *weight.shape[2:], *self.geometry)
         return d_x, d_weight
-
-
-def _get_library_op(name):
-    libraries = jt.compile_extern
-    if jt.flags.use_cuda:
-        return getattr(libraries.cudnn_ops, f"cudnn_{name}")
-    return getattr(libraries.mkl_ops, f"mkl_{name}")
 
 
 def space_to_batch(x, step):

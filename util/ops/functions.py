@@ -2,7 +2,9 @@
 
 from util.backend import jt
 
-from .code import GEMM, LAYERS, NORM, run_kernel, run_multi_output_kernel
+from .code import GEMM, LAYERS, NORM, OPTIMIZER, run_kernel, run_multi_output_kernel
+
+MAX_ARRAYS, ARRAY_BLOCKS = 32, 32  # as in optimizer.cuh
 
 
 class BatchedMatmul(jt.Function):
@@ -50,28 +52,6 @@ class Linear(jt.Function):
         return d_x, d_weight, d_bias
 
 
-class LinearCuda(jt.Function):
-    """x @ weight^T with cuBLAS."""
-
-    def execute(self, x, weight):
-        self.saved = x, weight
-        y = _cublas_matmul(_flatten(x), weight, False, True)
-        return y.reshape(*x.shape[:-1], weight.shape[0])
-
-    def grad(self, d):
-        x, weight = self.saved
-        d_x = _cublas_matmul(_flatten(d), weight, False, False).reshape(x.shape)
-        return d_x, _cublas_matmul(_flatten(d), _flatten(x), True, False)
-
-
-def _flatten(x):
-    return x.reshape(-1, x.shape[-1])
-
-
-def _cublas_matmul(a, b, transpose_a, transpose_b):
-    return jt.compile_extern.cublas_ops.cublas_matmul(a, b, transpose_a, transpose_b)
-
-
 def relu_backward(d, y):
     source = "detr::relu_backward(in0_p, in1_p, out0_p, in0->num);"
     return run_kernel(LAYERS, d.shape, [d, y], source)
@@ -116,8 +96,7 @@ class Softmax(jt.Function):
 
     def _run(self, kernel, inputs, args):
         source = f"detr::{kernel}({args}, {self.rows}, {self.n});"
-        cuda_source = f"detr::{kernel}<<<{self.rows}, detr::ROW_THREADS>>>({args}, {self.n});"
-        return run_kernel(LAYERS, inputs[0].shape, inputs, source, cuda_source)
+        return run_kernel(LAYERS, inputs[0].shape, inputs, source)
 
 
 class Transpose(jt.Function):
@@ -125,13 +104,8 @@ class Transpose(jt.Function):
 
     def execute(self, x):
         batch, m, n = x.shape
-        cuda_source = """
-            const int columns = (in0_shape2 - 1) / detr::TILE + 1;
-            const int rows = (in0_shape1 - 1) / detr::TILE + 1;
-            detr::transpose<<<dim3(columns, rows, in0_shape0), dim3(detr::TILE, detr::TILE_ROWS)>>>(
-                in0_p, out0_p, in0_shape1, in0_shape2);
-        """
-        return run_kernel("", [batch, n, m], [x], cuda_source=cuda_source)
+        sizes = "in0_shape0, in0_shape1, in0_shape2"
+        return run_kernel(LAYERS, [batch, n, m], [x], f"detr::transpose(in0_p, out0_p, {sizes});")
 
     def grad(self, d):
         return self.execute(d)
@@ -197,3 +171,50 @@ class BatchNorm(jt.Function):
         """
         *grads, d_residual = run_multi_output_kernel(NORM, shapes, [d, *self.saved], source)
         return *grads, d_residual if self.has_residual else None
+
+
+def adamw(rows, scale, scalars):
+    """Yield new (param, exp_avg_sq, exp_avg) for rows of these and a gradient; scalars: [8]."""
+    source = """
+        detr::adamw(in0_p, in1_p, in2_p, in3_p, in4_p[0], in5_p, out0_p, out1_p, out2_p, in0->num);
+    """
+    for arrays in rows:
+        shapes = [arrays[0].shape] * 3
+        yield run_multi_output_kernel(OPTIMIZER, shapes, [*arrays, scale, scalars], source)
+
+
+def adamw_cuda(rows, scale, scalars):
+    """Do the same as `adamw` with CUDA, with MAX_ARRAYS parameters per launch."""
+    for part in _split(list(rows)):
+        count = len(part)
+        source = "detr::Updates updates;" + "".join(
+            f"updates.{name}[{i}] = in{4 * i + k}_p;"
+            for i in range(count)
+            for k, name in enumerate("pvmg")
+        )
+        source += "".join(
+            f"updates.sizes[{i}] = in{4 * i}->num;"
+            + "".join(f"updates.{name}2[{i}] = out{3 * i + k}_p;" for k, name in enumerate("pvm"))
+            for i in range(count)
+        )
+        source += f"detr::adamw(updates, {count}, in{4 * count}_p, in{4 * count + 1}_p);"
+        inputs = [array for arrays in part for array in arrays]
+        shapes = [arrays[0].shape for arrays in part for _ in range(3)]
+        outputs = run_multi_output_kernel(OPTIMIZER, shapes, [*inputs, scale, scalars], source)
+        yield from zip(*[iter(outputs)] * 3)
+
+
+def square_sums(arrays):
+    """Return partial sums of squares of each array, a list of [n, ARRAY_BLOCKS] (CUDA only)."""
+    sums = []
+    for part in _split(arrays):
+        source = "detr::Arrays arrays;" + "".join(
+            f"arrays.x[{i}] = in{i}_p; arrays.sizes[{i}] = in{i}->num;" for i in range(len(part))
+        )
+        source += f"detr::square_sums(arrays, {len(part)}, out0_p);"
+        sums.append(run_kernel(OPTIMIZER, [len(part), ARRAY_BLOCKS], part, source))
+    return sums
+
+
+def _split(arrays):
+    return [arrays[i : i + MAX_ARRAYS] for i in range(0, len(arrays), MAX_ARRAYS)]

@@ -1,0 +1,290 @@
+"""The CUDA operators, host code included, run on the CPU (cuda_on_cpu.h), against the CPU's."""
+
+import subprocess
+
+import numpy as np
+import pytest
+import tiny
+from processes import REPO
+
+from util import ops
+from util.backend import jt
+from util.ops import code
+from util.optim import build_optimizer
+
+PAIRS = (code.GEMM, code.CONV, code.NORM, code.LAYERS, code.OPTIMIZER)
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Return a function that runs another one with the CUDA operators, and the CPU's otherwise."""
+    emulator = f'#include "{REPO}/tests/helpers/cuda_on_cpu.h"\n'
+
+    def run(function, *arguments):
+        with monkeypatch.context() as patch:
+            for module in (code, ops):
+                patch.setattr(module, "uses_cuda", lambda: True)
+            for pair in PAIRS:
+                patch.setitem(pair, "cpu_header", emulator + pair["cuda_header"])
+            return function(*arguments)
+
+    return run
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def run_with_gradients(function, arrays):
+    """Return the result of a function of Vars, and the gradients of a weighted sum of it."""
+    inputs = [jt.array(array) for array in arrays]
+    result = function(*inputs)
+    weight = jt.array(normal(*result.shape, seed=9))
+    return [var.numpy() for var in [result, *jt.grad((result * weight).sum(), inputs)]]
+
+
+def assert_equal(on_cuda, function, *shapes, limit=2e-6):
+    """Compare results and gradients, relative to the largest value of each array."""
+    arrays = [normal(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    expected = run_with_gradients(function, arrays)
+    found = on_cuda(run_with_gradients, function, arrays)
+    for a, b in zip(expected, found):
+        np.testing.assert_allclose(b, a, rtol=0, atol=limit * max(1e-6, np.abs(a).max()))
+
+
+@pytest.mark.parametrize("batch, m, n, k", [(1, 1, 1, 1), (5, 7, 4, 33), (2, 40, 65, 31)])
+def test_matrix_products(on_cuda, batch, m, n, k):
+    assert_equal(on_cuda, ops.bmm, (batch, m, k), (batch, k, n))
+    assert_equal(on_cuda, ops.bmm_transpose, (batch, m, k), (batch, n, k))
+    assert_equal(on_cuda, ops.linear, (batch, m, k), (n, k), (n,))
+    assert_equal(on_cuda, ops.linear, (batch, m, k), (n, k))
+
+
+GEOMETRIES = [  # kernel, stride, padding, dilation
+    (1, 1, 0, 1),
+    (1, 2, 0, 1),
+    (3, 1, 1, 1),
+    (3, 2, 1, 1),
+    (3, 1, 2, 2),
+    (7, 2, 3, 1),
+]
+
+
+@pytest.mark.parametrize("kernel, stride, padding, dilation", GEOMETRIES)
+@pytest.mark.parametrize("epilogue", [False, True])
+def test_convolution(on_cuda, kernel, stride, padding, dilation, epilogue):
+    scale = jt.array(normal(40, seed=7)).stop_grad()
+
+    def convolve(x, w, bias=None, residual=None):
+        geometry = (stride, stride), (padding, padding), (dilation, dilation)
+        if not epilogue:
+            return ops.conv2d(x, w, None, *geometry)
+        return ops.conv2d(x, w, bias, *geometry, scale, residual, relu=True)
+
+    side_h, side_w = ((side - 1) // stride + 1 for side in (13, 10))
+    extra = [(40,), (2, 40, side_h, side_w)] if epilogue else []
+    assert_equal(on_cuda, convolve, (2, 33, 13, 10), (40, 33, kernel, kernel), *extra, limit=1e-5)
+
+
+def test_convolution_of_new_sizes(on_cuda):
+    """Descriptors are kept, and set again for each size and batch."""
+    for size in ((1, 8, 9, 7), (2, 8, 5, 16), (1, 8, 9, 7), (3, 8, 30, 41)):
+        convolve = lambda x, w: ops.conv2d(x, w, padding=(1, 1))
+        assert_equal(on_cuda, convolve, size, (6, 8, 3, 3), limit=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1000), (2, 3, 33, 40)])
+def test_relu(on_cuda, shape):
+    assert_equal(on_cuda, ops.relu, shape)
+
+
+@pytest.mark.parametrize("h, w", [(1, 1), (2, 3), (33, 40), (16, 15)])
+def test_max_pool(on_cuda, h, w):
+    assert_equal(on_cuda, ops.max_pool, (2, 3, h, w))
+
+
+def test_max_pool_of_equal_values(on_cuda):
+    """The gradient goes to the first of them, as after a ReLU."""
+    x = np.maximum(normal(1, 2, 12, 11), 0)
+    expected, found = (run(run_with_gradients, ops.max_pool, [x]) for run in (call, on_cuda))
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def call(function, *arguments):
+    return function(*arguments)
+
+
+@pytest.mark.parametrize("n", [1, 31, 129, 1050])
+@pytest.mark.parametrize("masked", [False, True])
+def test_softmax(on_cuda, n, masked):
+    mask = np.zeros((2, n), bool)
+    mask[1, n // 2 + 1 :] = True
+    assert_equal(
+        on_cuda, lambda x: ops.softmax(x * 5, jt.array(mask) if masked else None), (6, 3, n)
+    )
+
+
+@pytest.mark.parametrize("batch, m, n", [(1, 1, 1), (2, 32, 32), (3, 33, 5), (2, 70, 101)])
+def test_transpose(on_cuda, batch, m, n):
+    assert_equal(on_cuda, ops.transpose, (batch, m, n), limit=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (3, 50, 64), (700, 33)])
+def test_layer_norm(on_cuda, shape):
+    layer = ops.LayerNorm(shape[-1])
+
+    def apply(x, weight, bias):
+        layer.weight, layer.bias = weight, bias
+        return layer(x)
+
+    assert_equal(on_cuda, apply, shape, shape[-1:], shape[-1:], limit=1e-5)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 5, 9, 11), (1, 3, 2, 5), (3, 40, 20, 30)])
+def test_batch_norm(on_cuda, shape, relu):
+    def apply(x, weight, bias, residual):
+        layer = ops.BatchNorm2d(shape[1])
+        layer.weight, layer.bias = weight, bias
+        y = ops.norm(x, layer, residual, relu)
+        statistics = (layer.running_mean * layer.running_var).reshape(1, -1, 1, 1)
+        return y + statistics.stop_grad()
+
+    assert_equal(on_cuda, apply, shape, shape[1:2], shape[1:2], shape, limit=1e-5)
+
+
+def test_dropout_drops_the_same_elements(on_cuda):
+    layer = ops.Dropout(0.3)
+    layer.train()
+
+    def apply(x):
+        jt.set_global_seed(5)
+        return layer(x)
+
+    assert_equal(on_cuda, apply, (1000, 7), limit=0)
+
+
+def test_adamw_and_norm_of_many_arrays(on_cuda):
+    """More arrays than a launch takes, of very different sizes."""
+    shapes = [(1,), (70, 300), (33, 16, 3, 3)] + [(7,)] * 40
+    scale = jt.array(np.float32([0.7]))
+    p, v, m, g = ([jt.array(normal(*shape, seed=k)) for shape in shapes] for k in range(4))
+    v = [x * x for x in v]
+
+    def step():
+        updates = ops.adamw(p, v, m, g, scale, 0.99, 0.9, 0.999, 1e-2, 3.0, 1e-8)
+        return [x.numpy() for update in updates for x in update] + [ops.norm_of_all(g).numpy()]
+
+    for a, b in zip(step(), on_cuda(step)):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-7)
+
+
+MODELS = [
+    "--backbone resnet18 --masks --hidden_dim 128 --nheads 8",
+    "--backbone tiny --backbone_norm batch --pre_norm",
+]
+
+
+@pytest.mark.parametrize("flags", MODELS)
+def test_a_training_step_of_a_model(on_cuda, flags):
+    """Losses and gradients of two steps, with dropout, clipping and AdamW."""
+
+    def train():
+        jt.set_global_seed(3)
+        args = tiny.arguments("--dropout 0.1", flags)
+        model, criterion, _ = tiny.build(args)
+        model.train()
+        optimizer = build_optimizer(model, args)
+        results = {"losses": [], "gradients": []}
+        for number in range(2):
+            samples, targets = tiny.make_batch(number)
+            for target, size in zip(targets, ((64, 96), (80, 64))):
+                target["masks"] = np.ones((1, *size), bool)
+            losses = criterion(model(samples.to_jittor()), targets)
+            weighted = [losses[name] * weight for name, weight in criterion.weight_dict.items()]
+            optimizer.backward(sum(weighted))
+            gradients = [grad for group in optimizer.param_groups for grad in group["grads"]]
+            results["losses"].append(sum(weighted).numpy())
+            results["gradients"].append([grad.numpy() for grad in gradients])
+            optimizer.clip_grad_norm(0.1)
+            optimizer.step()
+        return results
+
+    expected, found = train(), on_cuda(train)
+    total = np.sqrt(sum(np.square(g).sum() for g in expected["gradients"][0]))
+    for theirs, mine in zip(expected["losses"], found["losses"]):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+    for theirs, mine in zip(zip(*expected["gradients"]), zip(*found["gradients"])):
+        # A unit whose sign before a ReLU is decided by rounding changes gradients in one batch; an
+        # error shows in both. Zero gradients have only rounding errors.
+        distances = [
+            np.linalg.norm(b - a) / max(np.linalg.norm(a), 1e-5 * total)
+            for a, b in zip(theirs, mine)
+        ]
+        assert min(distances) < 1e-3, distances
+
+
+FAULTS = {
+    "a barrier is missing": ("cuda.cuh", "__syncthreads();\n    x = warps[0];", "x = warps[0];"),
+    "threads leave before a shuffle": (
+        "cuda.cuh",
+        "x = warp_reduce(x, combine);\n    __sync",
+        "if (threadIdx.x == 1) return x; x = warp_reduce(x, combine);\n    __sync",
+    ),
+    "the grid is too large": (
+        "layers.cuh",
+        "+ TILE - 1) / TILE, batch)",
+        "+ TILE - 1) / TILE, 70000)",
+    ),
+    "a row length is wrong": ("gemm.cuh", "tb == 'N' ? n : k, k * n", "tb == 'N' ? k : n, k * n"),
+    "the workspace is too small": (
+        "conv.cuh",
+        "const float one = 1, zero = 0;\n    checkCudaErrors(cudnnConvolutionForward(",
+        "const float one = 1, zero = 0;\n    plan.workspace /= 2;\n"
+        "    checkCudaErrors(cudnnConvolutionForward(",
+    ),
+}
+PROGRAM = """
+#include "{repo}/tests/helpers/cuda_on_cpu.h"
+#include "layers.cuh"
+#include "conv.cuh"
+#include "gemm.cuh"
+int main() {{
+    float x[3 * 300], y[3 * 300];
+    auto show = [&] {{ for (float value : y) std::printf("%a\\n", value); }};
+    for (int i = 0; i < 900; i++) x[i] = std::sin(i * i), y[i] = 0;
+    detr::softmax(x, nullptr, 1, y, 3, 300), show();
+    detr::transpose(x, y, 1, 3, 300), show();
+    detr::batched_matmul('N', 'N', 2, 3, 5, 7, x, x + 400, y), show();
+    const detr::Epilogue relu{{nullptr, nullptr, nullptr, true}};
+    detr::cudnn::conv(x, x, relu, y, {{1, 2, 3, 9, 10, 3, 3, 1, 1, 1}}), show();
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run_program(tmp_path_factory):
+    """Return a function that runs PROGRAM with a change in a header: exit code and output."""
+
+    def run(file=None, old="", new=""):
+        folder = tmp_path_factory.mktemp("program")
+        for header in (REPO / "util" / "ops").glob("*.cuh"):
+            text = header.read_text()
+            if header.name == file:
+                assert text.count(old) == 1, old
+                text = text.replace(old, new)
+            (folder / header.name).write_text(text)
+        (folder / "main.cc").write_text(PROGRAM.format(repo=REPO))
+        command = "g++ -std=c++14 -O1 -o program main.cc"
+        subprocess.run(command.split(), cwd=folder, check=True)
+        done = subprocess.run([folder / "program"], capture_output=True, text=True)
+        return done.returncode, done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_emulation_finds_a_fault(run_program, fault):
+    code, output = run_program()
+    assert code == 0 and len(output.split()) == 4 * 900
+    assert run_program(*FAULTS[fault]) != (code, output)

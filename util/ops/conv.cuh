@@ -1,0 +1,190 @@
+// Convolutions by cuDNN, of any geometry. In gradients, `scale` [co] is the epilogue's, or null.
+#pragma once
+# include "cuda.cuh"  // spaced: see code.py
+#include <array>
+#include <map>
+
+namespace detr {
+
+struct Epilogue {  // y = max(scale * y + bias + residual, 0), as in common.h
+    const float *scale, *bias, *residual;
+    bool relu;
+};
+
+struct ConvShape {  // [batch, ci, h, w] -> [batch, co, oh, ow], as in common.h
+    dim_t batch, ci, co, h, w, kh, kw, stride, padding, dilation;
+    dim_t oh() const { return (h + 2 * padding - dilation * (kh - 1) - 1) / stride + 1; }
+    dim_t ow() const { return (w + 2 * padding - dilation * (kw - 1) - 1) / stride + 1; }
+};
+
+static __global__ void finish(float* y, Epilogue epilogue, dim_t channels, dim_t n, dim_t size) {
+    const dim_t i = thread_index();
+    if (i >= size) return;
+    const dim_t c = i / n % channels;
+    float value = epilogue.scale ? epilogue.scale[c] * y[i] : y[i];
+    if (epilogue.bias) value += epilogue.bias[c];
+    if (epilogue.residual) value += epilogue.residual[i];
+    y[i] = epilogue.relu && value < 0 ? 0 : value;
+}
+
+// out [rows, n] = scale [rows] * w [rows, n]; out may be w.
+static __global__ void scale_rows(const float* w, const float* scale, float* out, dim_t size, dim_t n) {
+    const dim_t i = thread_index();
+    if (i < size) out[i] = scale[i / n] * w[i];
+}
+
+namespace cudnn {
+
+// cuDNN's descriptors of a convolution. They are created once and set before each use, which costs less than to create them.
+struct Descriptors {
+    cudnnTensorDescriptor_t x, y;
+    cudnnFilterDescriptor_t w;
+    cudnnConvolutionDescriptor_t conv;
+
+    Descriptors() {
+        checkCudaErrors(cudnnCreateTensorDescriptor(&x));
+        checkCudaErrors(cudnnCreateTensorDescriptor(&y));
+        checkCudaErrors(cudnnCreateFilterDescriptor(&w));
+        checkCudaErrors(cudnnCreateConvolutionDescriptor(&conv));
+    }
+
+    void set(const ConvShape& k) const {
+        checkCudaErrors(cudnnSetTensor4dDescriptor(x, CUDNN_TENSOR_NCHW, CUDNN_DATA_FLOAT, k.batch, k.ci, k.h, k.w));
+        checkCudaErrors(cudnnSetTensor4dDescriptor(y, CUDNN_TENSOR_NCHW, CUDNN_DATA_FLOAT, k.batch, k.co, k.oh(), k.ow()));
+        checkCudaErrors(cudnnSetFilter4dDescriptor(w, CUDNN_DATA_FLOAT, CUDNN_TENSOR_NCHW, k.co, k.ci, k.kh, k.kw));
+        checkCudaErrors(cudnnSetConvolution2dDescriptor(conv, k.padding, k.padding, k.stride, k.stride, k.dilation, k.dilation,
+                                                        CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT));
+    }
+};
+
+inline const Descriptors& descriptors(const ConvShape& shape) {
+    static const Descriptors kept;
+    kept.set(shape);
+    return kept;
+}
+
+// What cuDNN's queries said, which take longer than most convolutions: a query for the algorithm per class of sizes (each power
+// of two of h * w), one for its workspace per size.
+template <class Algorithm> class Plans {
+    using Key = std::array<dim_t, 10>;
+    std::map<Key, Algorithm> algorithms;
+    std::map<Key, size_t> workspaces;
+
+    static Key key(const ConvShape& k, dim_t h, dim_t w) {
+        return {k.batch, k.ci, k.co, h, w, k.kh, k.kw, k.stride, k.padding, k.dilation};
+    }
+
+public:
+    struct Plan { Algorithm algorithm; size_t workspace; };
+
+    // choose(): the algorithm; measure(algorithm): its workspace
+    template <class Choose, class Measure> Plan get(const ConvShape& shape, Choose choose, Measure measure) {
+        dim_t log_size = 0;
+        while (shape.h * shape.w >> log_size) log_size++;
+        const Key size_class = key(shape, log_size, 0), size = key(shape, shape.h, shape.w);
+        auto algorithm = algorithms.find(size_class);
+        if (algorithm == algorithms.end()) algorithm = algorithms.emplace(size_class, choose()).first;
+        auto workspace = workspaces.find(size);
+        if (workspace == workspaces.end()) {
+            if (workspaces.size() >= 100000) workspaces.clear();
+            workspace = workspaces.emplace(size, measure(algorithm->second)).first;
+        }
+        return {algorithm->second, workspace->second};
+    }
+};
+
+// Return the first algorithm that cuDNN's heuristics suggest, as PyTorch takes it.
+template <class Performance, class Query> inline auto first_algorithm(Query query) -> decltype(Performance::algo) {
+    Performance found[8];
+    int count;
+    checkCudaErrors(query(8, &count, found));
+    for (int i = 0; i < count; i++)
+        if (found[i].status == CUDNN_STATUS_SUCCESS) return found[i].algo;
+    checkCudaErrors(CUDNN_STATUS_NOT_SUPPORTED);  // raises
+    return found[0].algo;
+}
+
+inline void conv(const float* w, const float* x, const Epilogue& epilogue, float* y, const ConvShape& k) {
+    if (!k.batch) return;
+    const Descriptors& d = descriptors(k);
+    static Plans<cudnnConvolutionFwdAlgo_t> plans;
+    auto handle = jittor::cudnn_handle;
+    auto plan = plans.get(
+        k,
+        [&] {
+            return first_algorithm<cudnnConvolutionFwdAlgoPerf_t>([&](int most, int* count, cudnnConvolutionFwdAlgoPerf_t* found) {
+                return cudnnGetConvolutionForwardAlgorithm_v7(handle, d.x, d.w, d.conv, d.y, most, count, found);
+            });
+        },
+        [&](cudnnConvolutionFwdAlgo_t algorithm) {
+            size_t bytes;
+            checkCudaErrors(cudnnGetConvolutionForwardWorkspaceSize(handle, d.x, d.w, d.conv, d.y, algorithm, &bytes));
+            return bytes;
+        });
+    Scratch workspace(plan.workspace);
+    const float one = 1, zero = 0;
+    checkCudaErrors(cudnnConvolutionForward(handle, &one, d.x, x, d.w, w, d.conv, plan.algorithm, workspace.floats(), plan.workspace,
+                                            &zero, d.y, y));
+    const dim_t n = k.oh() * k.ow(), size = k.batch * k.co * n;
+    if (epilogue.scale || epilogue.bias || epilogue.residual || epilogue.relu)
+        launch(finish, blocks(size), THREADS, y, epilogue, k.co, n, size);
+}
+
+inline void conv_backward_input(const float* w, const float* scale, const float* dy, float* dx, const ConvShape& k) {
+    if (!k.batch) return;
+    const dim_t taps = k.ci * k.kh * k.kw, weights = k.co * taps;
+    Scratch scaled(scale ? weights * sizeof(float) : 0);
+    if (scale) {
+        launch(scale_rows, blocks(weights), THREADS, w, scale, scaled.floats(), weights, taps);
+        w = scaled.floats();
+    }
+    const Descriptors& d = descriptors(k);
+    static Plans<cudnnConvolutionBwdDataAlgo_t> plans;
+    auto handle = jittor::cudnn_handle;
+    using Performance = cudnnConvolutionBwdDataAlgoPerf_t;
+    auto plan = plans.get(
+        k,
+        [&] {
+            return first_algorithm<Performance>([&](int most, int* count, Performance* found) {
+                return cudnnGetConvolutionBackwardDataAlgorithm_v7(handle, d.w, d.y, d.conv, d.x, most, count, found);
+            });
+        },
+        [&](cudnnConvolutionBwdDataAlgo_t algorithm) {
+            size_t bytes;
+            checkCudaErrors(cudnnGetConvolutionBackwardDataWorkspaceSize(handle, d.w, d.y, d.conv, d.x, algorithm, &bytes));
+            return bytes;
+        });
+    Scratch workspace(plan.workspace);
+    const float one = 1, zero = 0;
+    checkCudaErrors(cudnnConvolutionBackwardData(handle, &one, d.w, w, d.y, dy, d.conv, plan.algorithm, workspace.floats(),
+                                                 plan.workspace, &zero, d.x, dx));
+}
+
+inline void conv_backward_weight(const float* dy, const float* scale, const float* x, float* dw, const ConvShape& k) {
+    const dim_t taps = k.ci * k.kh * k.kw, weights = k.co * taps;
+    const Descriptors& d = descriptors(k);
+    static Plans<cudnnConvolutionBwdFilterAlgo_t> plans;
+    auto handle = jittor::cudnn_handle;
+    using Performance = cudnnConvolutionBwdFilterAlgoPerf_t;
+    auto plan = plans.get(
+        k,
+        [&] {
+            return first_algorithm<Performance>([&](int most, int* count, Performance* found) {
+                return cudnnGetConvolutionBackwardFilterAlgorithm_v7(handle, d.x, d.y, d.conv, d.w, most, count, found);
+            });
+        },
+        [&](cudnnConvolutionBwdFilterAlgo_t algorithm) {
+            size_t bytes;
+            checkCudaErrors(cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, d.x, d.y, d.conv, d.w, algorithm, &bytes));
+            return bytes;
+        });
+    Scratch workspace(plan.workspace);
+    const float one = 1, zero = 0;
+    checkCudaErrors(cudnnConvolutionBackwardFilter(handle, &one, d.x, x, d.y, dy, d.conv, plan.algorithm, workspace.floats(),
+                                                   plan.workspace, &zero, d.w, dw));
+    if (scale) launch(scale_rows, blocks(weights), THREADS, dw, scale, dw, weights, taps);
+}
+
+}  // namespace cudnn
+
+}  // namespace detr

@@ -1,0 +1,38 @@
+// Matrix products by cuBLAS, in float32.
+#pragma once
+# include "cuda.cuh"  // spaced: see code.py
+
+namespace detr {
+
+// c [m, n] = op(a) [m, k] . op(b) [k, n] for each matrix of a batch, all contiguous. cuBLAS has columns where we have rows, so it
+// computes c^T = op(b)^T . op(a)^T.
+inline void batched_matmul(char ta, char tb, dim_t batch, dim_t m, dim_t n, dim_t k, const float* a, const float* b, float* c) {
+    if (!batch || !m || !n) return;
+    const float one = 1, zero = 0;
+    checkCudaErrors(cublasGemmStridedBatchedEx(
+        jittor::cublas_handle, tb == 'N' ? CUBLAS_OP_N : CUBLAS_OP_T, ta == 'N' ? CUBLAS_OP_N : CUBLAS_OP_T, n, m, k, &one,
+        b, CUDA_R_32F, tb == 'N' ? n : k, k * n, a, CUDA_R_32F, ta == 'N' ? k : m, m * k, &zero,
+        c, CUDA_R_32F, n, m * n, batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+}
+
+inline void matmul(char ta, char tb, dim_t m, dim_t n, dim_t k, const float* a, const float* b, float* c) {
+    if (!m || !n) return;
+    const float one = 1, zero = 0;
+    checkCudaErrors(cublasGemmEx(
+        jittor::cublas_handle, tb == 'N' ? CUBLAS_OP_N : CUBLAS_OP_T, ta == 'N' ? CUBLAS_OP_N : CUBLAS_OP_T, n, m, k, &one,
+        b, CUDA_R_32F, tb == 'N' ? n : k, a, CUDA_R_32F, ta == 'N' ? k : m, &zero,
+        c, CUDA_R_32F, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+}
+
+static __global__ void add_bias(float* y, const float* bias, dim_t size, dim_t n) {
+    const dim_t i = thread_index();
+    if (i < size) y[i] += bias[i % n];
+}
+
+// y [rows, n] = x [rows, k] . w^T [k, n] + bias [n] or null
+inline void linear(const float* x, const float* w, const float* bias, float* y, dim_t rows, dim_t n, dim_t k) {
+    matmul('N', 'T', rows, n, k, x, w, y);
+    if (bias) launch(add_bias, blocks(rows * n), THREADS, y, bias, rows * n, n);
+}
+
+}  // namespace detr
