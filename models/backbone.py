@@ -16,11 +16,20 @@ class FrozenBatchNorm2d(nn.Module):
         self.bias = jt.zeros(num_features).stop_grad()
         self.running_mean = jt.zeros(num_features).stop_grad()
         self.running_var = jt.ones(num_features).stop_grad()
+        self.kept_affine = None, None  # ids of the four and what `get_affine` computed from them
 
     def get_affine(self):
-        """Return the equivalent scale and bias per channel, [C] each."""
-        scale = self.weight / jt.sqrt(self.running_var + 1e-5)
-        return scale, self.bias - self.running_mean * scale
+        """Return the equivalent scale and bias per channel, [C] each.
+
+        They are computed once, not in each forward pass, until the buffers are replaced.
+        """
+        buffers = self.weight, self.bias, self.running_mean, self.running_var
+        ids = [buffer.id for buffer in buffers]
+        if self.kept_affine[0] != ids:
+            scale = self.weight / jt.sqrt(self.running_var + 1e-5)
+            bias = self.bias - self.running_mean * scale
+            self.kept_affine = ids, (scale.stop_grad(), bias.stop_grad())
+        return self.kept_affine[1]
 
     def execute(self, x):
         """[B, C, H, W] -> [B, C, H, W]"""

@@ -17,7 +17,8 @@ class PositionEmbeddingSine(nn.Module):
         super().__init__()
         self.num_pos_feats = num_pos_feats
         exponent = np.arange(num_pos_feats // 2, dtype=np.float32) * np.float32(2 / num_pos_feats)
-        self.wavelength = np.float32(temperature) ** exponent
+        # In a tuple, because Jittor takes attributes for parameters; copied to the GPU only once.
+        self.wavelength = (jt.array(np.float32(temperature) ** exponent).stop_grad(),)
 
     def execute(self, features):
         """NestedTensor with mask [B, h, w] -> float32 [B, 2 * num_pos_feats, h, w].
@@ -25,15 +26,16 @@ class PositionEmbeddingSine(nn.Module):
         y features come before x features.
         """
         not_mask = jt.logical_not(features.mask).float32()
-        y = not_mask.cumsum(1)
-        x = not_mask.cumsum(2)
+        # Cumulative sums, as products because Jittor's cumsum over rows runs on the CPU with CUDA.
+        y = ops.bmm(_triangles(not_mask.shape[0], not_mask.shape[1]), not_mask)
+        x = ops.bmm_transpose(not_mask, _triangles(not_mask.shape[0], not_mask.shape[2]))
         y = y / (not_mask.sum(1, keepdims=True) + 1e-6) * (2 * math.pi)
         x = x / (not_mask.sum(2, keepdims=True) + 1e-6) * (2 * math.pi)
         return _channels_first(jt.concat([self._features(y), self._features(x)], dim=3)).stop_grad()
 
     def _features(self, position):
         """[B, h, w] -> [B, h, w, num_pos_feats]: sine and cosine of each frequency, interleaved."""
-        angle = position.unsqueeze(-1) / jt.array(self.wavelength)
+        angle = position.unsqueeze(-1) / self.wavelength[0]
         waves = jt.stack([angle.sin(), angle.cos()], dim=4)
         return waves.reshape(position.shape + [self.num_pos_feats])
 
@@ -63,6 +65,11 @@ class PositionEmbeddingLearned(nn.Module):
         x = self.col_embed.weight[:w].broadcast(shape, [0, 1])
         y = self.row_embed.weight[:h].broadcast(shape, [0, 2])
         return _channels_first(jt.concat([x, y], dim=3))
+
+
+def _triangles(batch, n):
+    """Return [batch, n, n]: ones on and below the diagonal."""
+    return (jt.index((batch, n, n), 1) >= jt.index((batch, n, n), 2)).float32()
 
 
 def _channels_first(x):

@@ -8,6 +8,7 @@ from arguments import get_args_parser
 from models.backbone import FrozenBatchNorm2d
 from models.detr import PostProcess
 from models.position_encoding import PositionEmbeddingLearned
+from models.weights.model import load_model_state
 from util.backend import jt, set_seed
 from util.misc import NestedTensor
 
@@ -120,14 +121,18 @@ def test_learned_encoding_has_fifty_rows_and_columns():
 
 
 def test_frozen_batch_norm():
-    values = np.random.default_rng(0).uniform(0.5, 2, (4, 3)).astype(np.float32)
+    """Its constants are kept until weights are loaded."""
     norm = FrozenBatchNorm2d(3)
-    for name, value in zip(("weight", "bias", "running_mean", "running_var"), values):
-        getattr(norm, name).update(jt.array(value))
+    names = "weight", "bias", "running_mean", "running_var"
     x = np.random.default_rng(1).standard_normal((2, 3, 4, 5), np.float32)
-    weight, bias, mean, variance = values[:, :, None, None]
-    expected = (x - mean) / np.sqrt(variance + 1e-5) * weight + bias
-    np.testing.assert_allclose(norm(jt.array(x)).numpy(), expected, atol=1e-5)
+    for seed in range(2):
+        values = np.random.default_rng(seed).uniform(0.5, 2, (4, 3)).astype(np.float32)
+        load_model_state(norm, dict(zip(names, values)), "file.pkl")
+        weight, bias, mean, variance = values[:, :, None, None]
+        expected = (x - mean) / np.sqrt(variance + 1e-5) * weight + bias
+        for _ in range(2):
+            np.testing.assert_allclose(norm(jt.array(x)).numpy(), expected, atol=1e-5)
+    assert sorted(norm.state_dict()) == sorted(names)
 
 
 def test_dropout_works_in_training_only():

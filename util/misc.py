@@ -1,5 +1,7 @@
 """Padded batches of images, and nearest-neighbour resizing."""
 
+import functools
+
 import numpy as np
 
 from util.backend import jt
@@ -45,7 +47,7 @@ def nested_tensor_from_arrays(images):
 
 def resize_nearest(x, size):
     """Resize a Var [..., h, w] to size (height, width) by PyTorch's nearest interpolation."""
-    rows, columns = (jt.array(nearest_index(old, new)) for old, new in zip(x.shape[-2:], size))
+    rows, columns = (_get_index(old, new) for old, new in zip(x.shape[-2:], size))
     *dims, rows_in, columns_in = (f"i{i}" for i in range(x.ndim))
     # Not indexing, which Jittor recompiles for some sizes with CUDA.
     return x.reindex(
@@ -53,3 +55,9 @@ def resize_nearest(x, size):
         [*dims, f"@e0({rows_in})", f"@e1({columns_in})"],
         extras=[rows, columns],
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _get_index(old, new):
+    """Return `nearest_index` as a Var, which is copied to the GPU only once."""
+    return jt.array(nearest_index(old, new)).stop_grad()
