@@ -4,7 +4,7 @@ import math
 from contextlib import contextmanager
 
 from util.backend import nn
-from util.ops import Dropout, Linear, bmm, bmm_transpose, linear, softmax
+from util.ops import Dropout, Linear, bmm, bmm_transpose, in_projection, softmax
 
 
 class MultiheadAttention(nn.Module):
@@ -38,8 +38,8 @@ class MultiheadAttention(nn.Module):
         Each row of the mask must leave at least one key unmasked.
         """
         batch, num_queries, _ = query.shape
-        inputs = query, key, value
-        q, k, v = (self._split_heads(self._project(x, i)) for i, x in enumerate(inputs))
+        weights = self.in_proj_weight, self.in_proj_bias
+        q, k, v = map(self._split_heads, in_projection(query, key, value, *weights))
         scores = bmm_transpose(q / math.sqrt(q.shape[-1]), k)  # [B * heads, N, M]
         weights = softmax(scores, key_padding_mask)
         if self.attention_hook:
@@ -48,10 +48,6 @@ class MultiheadAttention(nn.Module):
         heads = bmm(weights, v).reshape(batch, self.num_heads, num_queries, -1)
         heads = heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim)
         return self.out_proj(heads)
-
-    def _project(self, x, i):
-        rows = slice(i * self.embed_dim, (i + 1) * self.embed_dim)
-        return linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
 
     def _split_heads(self, x):
         """[B, N, E] -> [B * heads, N, E / heads]"""

@@ -118,6 +118,7 @@ class Backbone(nn.Module):
             del self.body.maxpool, self.body.avgpool, self.body.fc
         self.stage_channels = get_stage_channels(name)
         self.return_interm_layers = return_interm_layers
+        self.is_frozen = norm == "frozen"  # up to layer1
         trained = ("layer2", "layer3", "layer4") if norm == "frozen" else ""  # prefixes of names
         for parameter_name, parameter in self.body.named_parameters():
             if not (train_backbone and parameter_name.startswith(trained)):
@@ -133,6 +134,8 @@ class Backbone(nn.Module):
         features = []
         for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
             x = stage(x)
+            if stage is body.layer1 and self.is_frozen:
+                x = x.stop_grad()  # so that layer2 computes no gradient of it
             features.append(x)
         return [
             NestedTensor(x, resize_nearest(samples.mask, x.shape[-2:]))

@@ -35,6 +35,15 @@ def linear(x, weight, bias=None):
     return functions.Linear()(x, weight, bias) if has_kernels() else nn.linear(x, weight, bias)
 
 
+def in_projection(query, key, value, weight, bias):
+    """Return three linear layers: query, key, value [..., E], weight [3E, E], bias [3E]."""
+    if has_kernels():
+        return functions.InProjection()(query, key, value, weight, bias)
+    rows = [slice(i * weight.shape[1], (i + 1) * weight.shape[1]) for i in range(3)]
+    inputs = query, key, value
+    return [nn.linear(x, weight[part], bias[part]) for x, part in zip(inputs, rows)]
+
+
 class Linear(nn.Linear):
     def execute(self, x):
         return linear(x, self.weight, self.bias)

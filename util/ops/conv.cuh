@@ -1,4 +1,4 @@
-// Convolutions by cuDNN, of any geometry. In gradients, `scale` [co] is the epilogue's, or null.
+// Convolutions by cuDNN, of any geometry.
 #pragma once
 # include "cuda.cuh"  // spaced: see code.py
 #include <array>
@@ -27,10 +27,14 @@ static __global__ void finish(float* y, Epilogue epilogue, dim_t channels, dim_t
     y[i] = epilogue.relu && value < 0 ? 0 : value;
 }
 
-// out [rows, n] = scale [rows] * w [rows, n]; out may be w.
-static __global__ void scale_rows(const float* w, const float* scale, float* out, dim_t size, dim_t n) {
+// The gradient dy before the epilogue: d_residual (or null) without its scale, d_product with it. y: null without ReLU
+static __global__ void finish_backward(const float* dy, const float* y, const float* scale, float* d_residual, float* d_product,
+                                       dim_t channels, dim_t n, dim_t size) {
     const dim_t i = thread_index();
-    if (i < size) out[i] = scale[i / n] * w[i];
+    if (i >= size) return;
+    const float d = !y || y[i] > 0 ? dy[i] : 0;
+    if (d_residual) d_residual[i] = d;
+    d_product[i] = scale ? d * scale[i / n % channels] : d;
 }
 
 namespace cudnn {
@@ -130,15 +134,9 @@ inline void conv(const float* w, const float* x, const Epilogue& epilogue, float
         launch(finish, blocks(size), THREADS, y, epilogue, k.co, n, size);
 }
 
-inline void conv_backward_input(const float* w, const float* scale, const float* dy, float* dx, const ConvShape& k) {
-    if (!k.batch) return;
-    const dim_t taps = k.ci * k.kh * k.kw, weights = k.co * taps;
-    Scratch scaled(scale ? weights * sizeof(float) : 0);
-    if (scale) {
-        launch(scale_rows, blocks(weights), THREADS, w, scale, scaled.floats(), weights, taps);
-        w = scaled.floats();
-    }
-    const Descriptors& d = descriptors(k);
+// dx [batch, ci, h, w] from the gradient d of the convolution's output, without an epilogue
+inline void conv_backward_input(const float* w, const float* d, float* dx, const ConvShape& k) {
+    const Descriptors& of = descriptors(k);
     static Plans<cudnnConvolutionBwdDataAlgo_t> plans;
     auto handle = jittor::cudnn_handle;
     using Performance = cudnnConvolutionBwdDataAlgoPerf_t;
@@ -146,23 +144,24 @@ inline void conv_backward_input(const float* w, const float* scale, const float*
         k,
         [&] {
             return first_algorithm<Performance>([&](int most, int* count, Performance* found) {
-                return cudnnGetConvolutionBackwardDataAlgorithm_v7(handle, d.w, d.y, d.conv, d.x, most, count, found);
+                return cudnnGetConvolutionBackwardDataAlgorithm_v7(handle, of.w, of.y, of.conv, of.x, most, count, found);
             });
         },
         [&](cudnnConvolutionBwdDataAlgo_t algorithm) {
             size_t bytes;
-            checkCudaErrors(cudnnGetConvolutionBackwardDataWorkspaceSize(handle, d.w, d.y, d.conv, d.x, algorithm, &bytes));
+            checkCudaErrors(
+                cudnnGetConvolutionBackwardDataWorkspaceSize(handle, of.w, of.y, of.conv, of.x, algorithm, &bytes));
             return bytes;
         });
     Scratch workspace(plan.workspace);
     const float one = 1, zero = 0;
-    checkCudaErrors(cudnnConvolutionBackwardData(handle, &one, d.w, w, d.y, dy, d.conv, plan.algorithm, workspace.floats(),
-                                                 plan.workspace, &zero, d.x, dx));
+    checkCudaErrors(cudnnConvolutionBackwardData(handle, &one, of.w, w, of.y, d, of.conv, plan.algorithm, workspace.floats(),
+                                                 plan.workspace, &zero, of.x, dx));
 }
 
-inline void conv_backward_weight(const float* dy, const float* scale, const float* x, float* dw, const ConvShape& k) {
-    const dim_t taps = k.ci * k.kh * k.kw, weights = k.co * taps;
-    const Descriptors& d = descriptors(k);
+// dw [co, ci, kh, kw] from the same
+inline void conv_backward_weight(const float* d, const float* x, float* dw, const ConvShape& k) {
+    const Descriptors& of = descriptors(k);
     static Plans<cudnnConvolutionBwdFilterAlgo_t> plans;
     auto handle = jittor::cudnn_handle;
     using Performance = cudnnConvolutionBwdFilterAlgoPerf_t;
@@ -170,19 +169,33 @@ inline void conv_backward_weight(const float* dy, const float* scale, const floa
         k,
         [&] {
             return first_algorithm<Performance>([&](int most, int* count, Performance* found) {
-                return cudnnGetConvolutionBackwardFilterAlgorithm_v7(handle, d.x, d.y, d.conv, d.w, most, count, found);
+                return cudnnGetConvolutionBackwardFilterAlgorithm_v7(handle, of.x, of.y, of.conv, of.w, most, count, found);
             });
         },
         [&](cudnnConvolutionBwdFilterAlgo_t algorithm) {
             size_t bytes;
-            checkCudaErrors(cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, d.x, d.y, d.conv, d.w, algorithm, &bytes));
+            checkCudaErrors(
+                cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, of.x, of.y, of.conv, of.w, algorithm, &bytes));
             return bytes;
         });
     Scratch workspace(plan.workspace);
     const float one = 1, zero = 0;
-    checkCudaErrors(cudnnConvolutionBackwardFilter(handle, &one, d.x, x, d.y, dy, d.conv, plan.algorithm, workspace.floats(),
-                                                   plan.workspace, &zero, d.w, dw));
-    if (scale) launch(scale_rows, blocks(weights), THREADS, dw, scale, dw, weights, taps);
+    checkCudaErrors(cudnnConvolutionBackwardFilter(handle, &one, of.x, x, of.y, d, of.conv, plan.algorithm, workspace.floats(),
+                                                   plan.workspace, &zero, of.w, dw));
+}
+
+// Gradients of `conv` with its epilogue; y: output, null without ReLU; scale, dx, d_residual may be null
+inline void conv_backward(const float* dy, const float* x, const float* w, const float* y, const float* scale, float* dw,
+                          float* dx, float* d_residual, const ConvShape& k) {
+    if (!k.batch) return;
+    const dim_t n = k.oh() * k.ow(), size = k.batch * k.co * n;
+    const bool has_epilogue = y || scale || d_residual;
+    Scratch product(has_epilogue ? size * sizeof(float) : 0);
+    if (has_epilogue)
+        launch(finish_backward, blocks(size), THREADS, dy, y, scale, d_residual, product.floats(), k.co, n, size);
+    const float* d = has_epilogue ? product.floats() : dy;
+    conv_backward_weight(d, x, dw, k);
+    if (dx) conv_backward_input(w, d, dx, k);
 }
 
 }  // namespace cudnn

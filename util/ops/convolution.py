@@ -2,7 +2,7 @@
 
 from util.backend import jt, nn
 
-from .code import CONV, WINOGRAD, run_kernel
+from .code import CONV, WINOGRAD, run_kernel, run_multi_output_kernel
 from .functions import relu_backward
 
 HEADERS = {"pointwise": CONV, "im2col": CONV, "cudnn": CONV, "winograd": WINOGRAD}
@@ -37,6 +37,8 @@ class Conv(jt.Function):
         return y
 
     def grad(self, d):
+        if self.prefix == "detr::cudnn::conv":
+            return self.grad_cuda(d)
         d = relu_backward(d, self.y) if self.relu else d
         x, weight = self.x, self.weight
         extra, scale = ([], "nullptr") if self.scale is None else ([self.scale], "in2_p")
@@ -50,6 +52,25 @@ class Conv(jt.Function):
             d.sum((0, 2, 3)) if self.has_bias else None,
             d if self.has_residual else None,
         )
+
+    def grad_cuda(self, d):
+        """Return the same as `grad`, from one operator."""
+        inputs, outputs, pointers = [d, self.x, self.weight], [self.weight.shape], []
+        for array in (self.y if self.relu else None, self.scale):
+            pointers.append("nullptr" if array is None else f"in{len(inputs)}_p")
+            inputs += [] if array is None else [array]
+        pointers.append("out0_p")
+        is_wanted = self.input_mask[0] >= 0, self.has_residual
+        for wanted, shape in zip(is_wanted, (self.x.shape, d.shape)):
+            pointers.append(f"out{len(outputs)}_p" if wanted else "nullptr")
+            outputs += [shape] if wanted else []
+        arguments = f"in0_p, in1_p, in2_p, {', '.join(pointers)}, {self.get_sizes('in1', 'in2')}"
+        source = f"{self.prefix}_backward({arguments});"
+        d_weight, *grads = run_multi_output_kernel(self.header, outputs, inputs, source)
+        d_x, d_residual = (grads.pop(0) if wanted else None for wanted in is_wanted)
+        if self.has_bias:
+            d = relu_backward(d, self.y) if self.relu else d
+        return d_x, d_weight, None, d.sum((0, 2, 3)) if self.has_bias else None, d_residual
 
     def get_sizes(self, x, weight):
         """Return the ConvShape; x, weight: their names in the operator."""

@@ -42,14 +42,36 @@ class Linear(jt.Function):
 
     def grad(self, d):
         x, weight = self.saved
-        sizes = "in0->num / in1_shape0, in1_shape1, in1_shape0"
-        source = f"detr::matmul('N', 'N', {sizes}, in0_p, in1_p, out0_p);"
-        d_x = run_kernel(GEMM, x.shape, [d, weight], source)
-        sizes = "out0_shape0, out0_shape1, in0->num / out0_shape0"
-        source = f"detr::matmul('T', 'N', {sizes}, in0_p, in1_p, out0_p);"
-        d_weight = run_kernel(GEMM, weight.shape, [d, x], source)
-        d_bias = d.reshape(-1, d.shape[-1]).sum(0) if self.has_bias else None
-        return d_x, d_weight, d_bias
+        shapes = [x.shape, weight.shape] + ([weight.shape[:1]] if self.has_bias else [])
+        d_bias = "out2_p" if self.has_bias else "nullptr"
+        sizes = "in0->num / in2_shape0, in2_shape0, in2_shape1"
+        source = f"detr::linear_backward(in0_p, in1_p, in2_p, out0_p, out1_p, {d_bias}, {sizes});"
+        grads = run_multi_output_kernel(GEMM, shapes, [d, x, weight], source)
+        return grads if self.has_bias else (*grads, None)
+
+
+class InProjection(jt.Function):
+    """Three linear layers, of query, key and value, with their weights in one array."""
+
+    def execute(self, query, key, value, weight, bias):
+        self.saved = inputs = query, key, value, weight
+        source = "const int64_t n = in3_shape1;" + "".join(
+            f"detr::linear(in{i}_p, in3_p + {i} * n * n, in4_p + {i} * n, out{i}_p, "
+            f"in{i}->num / n, n, n);"
+            for i in range(3)
+        )
+        shapes = [x.shape for x in inputs[:3]]
+        return run_multi_output_kernel(GEMM, shapes, [*inputs, bias], source)
+
+    def grad(self, *grads):
+        *inputs, weight = self.saved
+        source = "const int64_t n = in6_shape1;" + "".join(
+            f"detr::linear_backward(in{i}_p, in{i + 3}_p, in6_p + {i} * n * n, out{i}_p, "
+            f"out3_p + {i} * n * n, out4_p + {i} * n, in{i}->num / n, n, n);"
+            for i in range(3)
+        )
+        shapes = [*(x.shape for x in inputs), weight.shape, weight.shape[:1]]
+        return run_multi_output_kernel(GEMM, shapes, [*grads, *inputs, weight], source)
 
 
 def relu_backward(d, y):

@@ -35,4 +35,30 @@ inline void linear(const float* x, const float* w, const float* bias, float* y, 
     if (bias) launch(add_bias, blocks(rows * n), THREADS, y, bias, rows * n, n);
 }
 
+// A block per 32 columns
+static __global__ void sum_columns(const float* x, float* out, dim_t rows, dim_t n) {
+    __shared__ float sums[32][33];
+    const dim_t i = (dim_t)blockIdx.x * 32 + threadIdx.x;
+    float sum = 0;
+    for (dim_t row = threadIdx.y; i < n && row < rows; row += 32) sum += x[row * n + i];
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y || i >= n) return;
+    for (int k = 1; k < 32; k++) sum += sums[k][threadIdx.x];
+    out[i] = sum;
+}
+
+// out [n] = sum of the rows of x [rows, n]
+inline void sum_rows(const float* x, float* out, dim_t rows, dim_t n) {
+    launch(sum_columns, dim3((n + 31) / 32), dim3(32, 32), x, out, rows, n);
+}
+
+// Gradients of `linear`: dx [rows, k], dw [n, k], and db [n] or null
+inline void linear_backward(const float* dy, const float* x, const float* w, float* dx, float* dw, float* db, dim_t rows, dim_t n,
+                            dim_t k) {
+    matmul('N', 'N', rows, k, n, dy, w, dx);
+    matmul('T', 'N', n, k, rows, dy, x, dw);
+    if (db) sum_rows(dy, db, rows, n);
+}
+
 }  // namespace detr

@@ -69,4 +69,24 @@ inline void linear(const float* x, const float* w, const float* bias, float* y, 
         for (dim_t i = 0; i < n; i++) y[r * n + i] += bias[i];
 }
 
+// out [n] = sum of the rows of x [rows, n], in order, so that it does not depend on the thread count
+inline void sum_rows(const float* x, float* out, dim_t rows, dim_t n) {
+    const dim_t width = 64;
+    #pragma omp parallel for
+    for (dim_t start = 0; start < n; start += width) {
+        const dim_t end = std::min(n, start + width);
+        for (dim_t i = start; i < end; i++) out[i] = 0;
+        for (dim_t r = 0; r < rows; r++)
+            for (dim_t i = start; i < end; i++) out[i] += x[r * n + i];
+    }
+}
+
+// Gradients of `linear`: dx [rows, k], dw [n, k], and db [n] or null
+inline void linear_backward(const float* dy, const float* x, const float* w, float* dx, float* dw, float* db, dim_t rows, dim_t n,
+                            dim_t k) {
+    matmul('N', 'N', rows, k, n, dy, w, dx);
+    matmul('T', 'N', n, k, rows, dy, x, dw);
+    if (db) sum_rows(dy, db, rows, n);
+}
+
 }  // namespace detr
