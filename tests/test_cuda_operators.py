@@ -87,8 +87,8 @@ def test_convolution(on_cuda, kernel, stride, padding, dilation, epilogue):
 
 
 def test_convolution_of_new_sizes(on_cuda):
-    """Descriptors are kept, and set again for each size and batch."""
-    for size in ((1, 8, 9, 7), (2, 8, 5, 16), (1, 8, 9, 7), (3, 8, 30, 41)):
+    """Descriptors are set for each size; an algorithm that a size does not allow is replaced."""
+    for size in ((1, 8, 9, 8), (2, 8, 5, 16), (1, 8, 9, 7), (1, 8, 9, 8), (3, 8, 30, 41)):
         convolve = lambda x, w: ops.conv2d(x, w, padding=(1, 1))
         assert_equal(on_cuda, convolve, size, (6, 8, 3, 3), limit=1e-5)
 
@@ -243,6 +243,7 @@ FAULTS = {
         "const float one = 1, zero = 0;\n    plan.workspace /= 2;\n"
         "    checkCudaErrors(cudnnConvolutionForward(",
     ),
+    "an algorithm is taken for all sizes": ("conv.cuh", "plan.algorithm = choose();\n", ""),
 }
 PROGRAM = """
 #include "{repo}/tests/helpers/cuda_on_cpu.h"
@@ -258,6 +259,7 @@ int main() {{
     detr::batched_matmul('N', 'N', 2, 3, 5, 7, x, x + 400, y), show();
     const detr::Epilogue relu{{nullptr, nullptr, nullptr, true}};
     detr::cudnn::conv(x, x, relu, y, {{1, 2, 3, 9, 10, 3, 3, 1, 1, 1}}), show();
+    detr::cudnn::conv(x, x, relu, y, {{1, 2, 3, 9, 11, 3, 3, 1, 1, 1}}), show();
 }}
 """
 
@@ -286,5 +288,5 @@ def run_program(tmp_path_factory):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_emulation_finds_a_fault(run_program, fault):
     code, output = run_program()
-    assert code == 0 and len(output.split()) == 4 * 900
+    assert code == 0 and len(output.split()) == 5 * 900
     assert run_program(*FAULTS[fault]) != (code, output)

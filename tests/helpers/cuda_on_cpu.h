@@ -246,23 +246,24 @@ inline int cudnnSetConvolution2dDescriptor(cudnnConvolutionDescriptor_t d, int64
 namespace on_cpu {
 
 static const size_t WORKSPACE = 4096;  // bytes that each convolution asks for
-static long queries = 0;               // for an algorithm or a workspace
+
+// Algorithm 1 is the heuristics' choice for even widths, and not supported for others; 2 is for all.
+inline bool supports(const on_cpu_tensor& x, int algorithm) { return algorithm == 2 || (algorithm == 1 && x.w % 2 == 0); }
 
 template <class Algorithm> struct Performance { Algorithm algo; int status; };
 
-template <class Algorithm> int find_algorithm(int most, int* count, Performance<Algorithm>* found) {
-    queries++;
+template <class Algorithm>
+int find_algorithm(const on_cpu_tensor& x, int most, int* count, Performance<Algorithm>* found) {
     require(most >= 2, "room for algorithms");
-    found[0] = {Algorithm(0), 1};  // not supported
-    found[1] = {Algorithm(1), CUDNN_STATUS_SUCCESS};
+    found[0] = {Algorithm(0), CUDNN_STATUS_NOT_SUPPORTED};
+    found[1] = {Algorithm(x.w % 2 ? 2 : 1), CUDNN_STATUS_SUCCESS};
     *count = 2;
     return 0;
 }
 
-inline int measure(int algorithm, size_t* bytes) {
-    queries++;
+inline int measure(const on_cpu_tensor& x, int algorithm, size_t* bytes) {
     *bytes = WORKSPACE;
-    return algorithm != 1;
+    return supports(x, algorithm) ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_NOT_SUPPORTED;
 }
 
 // Call f(image, output channel, input channel, output pixel, input pixel, weight) for each product; the last three are indices.
@@ -273,7 +274,7 @@ int for_each_product(const on_cpu_tensor& x, const on_cpu_filter& w, const on_cp
         const int64_t side = axis ? x.w : x.h, kernel = axis ? w.w : w.h, out = axis ? y.w : y.h;
         if (out != (side + 2 * k.padding[axis] - k.dilation[axis] * (kernel - 1) - 1) / k.stride[axis] + 1) return 1;
     }
-    if (x.n != y.n || x.c != w.i || y.c != w.o || algorithm != 1 || bytes != WORKSPACE) return 1;
+    if (x.n != y.n || x.c != w.i || y.c != w.o || !supports(x, algorithm) || bytes != WORKSPACE) return 1;
     std::memset(workspace, 0xff, bytes);
     for (int64_t n = 0; n < x.n; n++)
         for (int64_t o = 0; o < w.o; o++)
@@ -304,35 +305,35 @@ using cudnnConvolutionFwdAlgoPerf_t = on_cpu::Performance<cudnnConvolutionFwdAlg
 using cudnnConvolutionBwdDataAlgoPerf_t = on_cpu::Performance<cudnnConvolutionBwdDataAlgo_t>;
 using cudnnConvolutionBwdFilterAlgoPerf_t = on_cpu::Performance<cudnnConvolutionBwdFilterAlgo_t>;
 
-inline int cudnnGetConvolutionForwardAlgorithm_v7(int, cudnnTensorDescriptor_t, cudnnFilterDescriptor_t,
+inline int cudnnGetConvolutionForwardAlgorithm_v7(int, cudnnTensorDescriptor_t x, cudnnFilterDescriptor_t,
                                                   cudnnConvolutionDescriptor_t, cudnnTensorDescriptor_t, int most, int* count,
                                                   cudnnConvolutionFwdAlgoPerf_t* found) {
-    return on_cpu::find_algorithm(most, count, found);
+    return on_cpu::find_algorithm(*x, most, count, found);
 }
 inline int cudnnGetConvolutionBackwardDataAlgorithm_v7(int, cudnnFilterDescriptor_t, cudnnTensorDescriptor_t,
-                                                       cudnnConvolutionDescriptor_t, cudnnTensorDescriptor_t, int most, int* count,
-                                                       cudnnConvolutionBwdDataAlgoPerf_t* found) {
-    return on_cpu::find_algorithm(most, count, found);
+                                                       cudnnConvolutionDescriptor_t, cudnnTensorDescriptor_t x, int most,
+                                                       int* count, cudnnConvolutionBwdDataAlgoPerf_t* found) {
+    return on_cpu::find_algorithm(*x, most, count, found);
 }
-inline int cudnnGetConvolutionBackwardFilterAlgorithm_v7(int, cudnnTensorDescriptor_t, cudnnTensorDescriptor_t,
+inline int cudnnGetConvolutionBackwardFilterAlgorithm_v7(int, cudnnTensorDescriptor_t x, cudnnTensorDescriptor_t,
                                                          cudnnConvolutionDescriptor_t, cudnnFilterDescriptor_t, int most,
                                                          int* count, cudnnConvolutionBwdFilterAlgoPerf_t* found) {
-    return on_cpu::find_algorithm(most, count, found);
+    return on_cpu::find_algorithm(*x, most, count, found);
 }
-inline int cudnnGetConvolutionForwardWorkspaceSize(int, cudnnTensorDescriptor_t, cudnnFilterDescriptor_t,
+inline int cudnnGetConvolutionForwardWorkspaceSize(int, cudnnTensorDescriptor_t x, cudnnFilterDescriptor_t,
                                                    cudnnConvolutionDescriptor_t, cudnnTensorDescriptor_t, int algorithm,
                                                    size_t* bytes) {
-    return on_cpu::measure(algorithm, bytes);
+    return on_cpu::measure(*x, algorithm, bytes);
 }
 inline int cudnnGetConvolutionBackwardDataWorkspaceSize(int, cudnnFilterDescriptor_t, cudnnTensorDescriptor_t,
-                                                        cudnnConvolutionDescriptor_t, cudnnTensorDescriptor_t, int algorithm,
+                                                        cudnnConvolutionDescriptor_t, cudnnTensorDescriptor_t x, int algorithm,
                                                         size_t* bytes) {
-    return on_cpu::measure(algorithm, bytes);
+    return on_cpu::measure(*x, algorithm, bytes);
 }
-inline int cudnnGetConvolutionBackwardFilterWorkspaceSize(int, cudnnTensorDescriptor_t, cudnnTensorDescriptor_t,
+inline int cudnnGetConvolutionBackwardFilterWorkspaceSize(int, cudnnTensorDescriptor_t x, cudnnTensorDescriptor_t,
                                                           cudnnConvolutionDescriptor_t, cudnnFilterDescriptor_t, int algorithm,
                                                           size_t* bytes) {
-    return on_cpu::measure(algorithm, bytes);
+    return on_cpu::measure(*x, algorithm, bytes);
 }
 
 inline int cudnnConvolutionForward(int, const void*, cudnnTensorDescriptor_t dx, const float* x, cudnnFilterDescriptor_t dw,

@@ -67,33 +67,37 @@ inline const Descriptors& descriptors(const ConvShape& shape) {
     return kept;
 }
 
-// What cuDNN's queries said, which take longer than most convolutions: a query for the algorithm per class of sizes (each power
-// of two of h * w), one for its workspace per size.
+template <class Algorithm> struct Plan { Algorithm algorithm; size_t workspace; };
+
+// What cuDNN's queries said, which take longer than most convolutions: one for the algorithm per class of sizes (each power of
+// two of h * w), one for its workspace per size. An algorithm that a size does not allow is asked for anew.
 template <class Algorithm> class Plans {
     using Key = std::array<dim_t, 10>;
     std::map<Key, Algorithm> algorithms;
-    std::map<Key, size_t> workspaces;
+    std::map<Key, Plan<Algorithm>> plans;
 
     static Key key(const ConvShape& k, dim_t h, dim_t w) {
         return {k.batch, k.ci, k.co, h, w, k.kh, k.kw, k.stride, k.padding, k.dilation};
     }
 
 public:
-    struct Plan { Algorithm algorithm; size_t workspace; };
-
-    // choose(): the algorithm; measure(algorithm): its workspace
-    template <class Choose, class Measure> Plan get(const ConvShape& shape, Choose choose, Measure measure) {
+    // choose(): the algorithm; measure(algorithm, bytes): the status of the query for its workspace
+    template <class Choose, class Measure> Plan<Algorithm> get(const ConvShape& shape, Choose choose, Measure measure) {
+        const Key size = key(shape, shape.h, shape.w);
+        auto kept = plans.find(size);
+        if (kept != plans.end()) return kept->second;
         dim_t log_size = 0;
         while (shape.h * shape.w >> log_size) log_size++;
-        const Key size_class = key(shape, log_size, 0), size = key(shape, shape.h, shape.w);
+        const Key size_class = key(shape, log_size, 0);
         auto algorithm = algorithms.find(size_class);
         if (algorithm == algorithms.end()) algorithm = algorithms.emplace(size_class, choose()).first;
-        auto workspace = workspaces.find(size);
-        if (workspace == workspaces.end()) {
-            if (workspaces.size() >= 100000) workspaces.clear();
-            workspace = workspaces.emplace(size, measure(algorithm->second)).first;
+        Plan<Algorithm> plan{algorithm->second, 0};
+        if (measure(plan.algorithm, &plan.workspace) != CUDNN_STATUS_SUCCESS) {
+            plan.algorithm = choose();
+            checkCudaErrors(measure(plan.algorithm, &plan.workspace));
         }
-        return {algorithm->second, workspace->second};
+        if (plans.size() >= 100000) plans.clear();
+        return plans[size] = plan;
     }
 };
 
@@ -120,10 +124,8 @@ inline void conv(const float* w, const float* x, const Epilogue& epilogue, float
                 return cudnnGetConvolutionForwardAlgorithm_v7(handle, d.x, d.w, d.conv, d.y, most, count, found);
             });
         },
-        [&](cudnnConvolutionFwdAlgo_t algorithm) {
-            size_t bytes;
-            checkCudaErrors(cudnnGetConvolutionForwardWorkspaceSize(handle, d.x, d.w, d.conv, d.y, algorithm, &bytes));
-            return bytes;
+        [&](cudnnConvolutionFwdAlgo_t algorithm, size_t* bytes) {
+            return cudnnGetConvolutionForwardWorkspaceSize(handle, d.x, d.w, d.conv, d.y, algorithm, bytes);
         });
     Scratch workspace(plan.workspace);
     const float one = 1, zero = 0;
@@ -147,11 +149,8 @@ inline void conv_backward_input(const float* w, const float* d, float* dx, const
                 return cudnnGetConvolutionBackwardDataAlgorithm_v7(handle, of.w, of.y, of.conv, of.x, most, count, found);
             });
         },
-        [&](cudnnConvolutionBwdDataAlgo_t algorithm) {
-            size_t bytes;
-            checkCudaErrors(
-                cudnnGetConvolutionBackwardDataWorkspaceSize(handle, of.w, of.y, of.conv, of.x, algorithm, &bytes));
-            return bytes;
+        [&](cudnnConvolutionBwdDataAlgo_t algorithm, size_t* bytes) {
+            return cudnnGetConvolutionBackwardDataWorkspaceSize(handle, of.w, of.y, of.conv, of.x, algorithm, bytes);
         });
     Scratch workspace(plan.workspace);
     const float one = 1, zero = 0;
@@ -172,11 +171,8 @@ inline void conv_backward_weight(const float* d, const float* x, float* dw, cons
                 return cudnnGetConvolutionBackwardFilterAlgorithm_v7(handle, of.x, of.y, of.conv, of.w, most, count, found);
             });
         },
-        [&](cudnnConvolutionBwdFilterAlgo_t algorithm) {
-            size_t bytes;
-            checkCudaErrors(
-                cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, of.x, of.y, of.conv, of.w, algorithm, &bytes));
-            return bytes;
+        [&](cudnnConvolutionBwdFilterAlgo_t algorithm, size_t* bytes) {
+            return cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, of.x, of.y, of.conv, of.w, algorithm, bytes);
         });
     Scratch workspace(plan.workspace);
     const float one = 1, zero = 0;
