@@ -176,7 +176,7 @@ def training(_):
         losses.append(ours.train("resnet50", 20)["losses"])
     error = np.abs(losses[0] / losses[1] - 1).max()
     sources = (Path(jt.flags.cache_path) / "jit").glob("*.cc")
-    # Not safe with parallel compilation, see ops.convolution.ConvLibrary
+    # Not safe with parallel compilation, see ops.convolution.ConvOneDNN
     replaced = sum("relay_groups" in path.read_text(errors="replace") for path in sources)
     return (
         f"20 steps of resnet50: losses {error:.1e} from the CPU's; Jittor's tuner replaced "

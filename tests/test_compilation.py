@@ -79,7 +79,7 @@ def test_a_new_operator_of_jittor_is_compiled_with_it():
     "flags", ["--backbone tiny --backbone_norm batch", "--backbone resnet18", "--masks"]
 )
 def test_jittors_tuner_replaces_no_operator(flags):
-    """It would change the graph in compiling threads; see `ops.convolution.ConvLibrary`."""
+    """It would change the graph in compiling threads; see `ops.convolution.ConvOneDNN`."""
     sizes = "--hidden_dim 128 --nheads 8"
     model, criterion, _ = tiny.build(tiny.arguments(sizes, flags))
     model.train()

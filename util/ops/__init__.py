@@ -77,7 +77,7 @@ def conv2d(
     is_square = all(a == b for a, b in (kernel, stride, padding, dilation))
     geometry = stride[0], padding[0], dilation[0]
     if uses_cuda() and is_square:
-        return convolution.Conv("cudnn", relu, *geometry)(x, weight, scale, bias, residual)
+        return convolution.ConvCuda(relu, *geometry)(x, weight, scale, bias, residual)
     is_wide = min(outputs, channels * kernel[0] ** 2) >= MIN_CHANNELS
     if has_kernels() and is_square and is_wide:
         step = dilation[0]

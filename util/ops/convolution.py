@@ -37,8 +37,6 @@ class Conv(jt.Function):
         return y
 
     def grad(self, d):
-        if self.prefix == "detr::cudnn::conv":
-            return self.grad_cuda(d)
         d = relu_backward(d, self.y) if self.relu else d
         x, weight = self.x, self.weight
         extra, scale = ([], "nullptr") if self.scale is None else ([self.scale], "in2_p")
@@ -53,8 +51,20 @@ class Conv(jt.Function):
             d if self.has_residual else None,
         )
 
-    def grad_cuda(self, d):
-        """Return the same as `grad`, from one operator."""
+    def get_sizes(self, x, weight):
+        """Return the ConvShape; x, weight: their names in the operator."""
+        sizes = f"{x}_shape0, {x}_shape1, {weight}_shape0, {x}_shape2, {x}_shape3"
+        geometry = f"{self.stride}, {self.padding}, {self.dilation}"
+        return f"detr::ConvShape{{{sizes}, {weight}_shape2, {weight}_shape3, {geometry}}}"
+
+
+class ConvCuda(Conv):
+    """Convolve with cuDNN; all gradients but the bias's come from one operator."""
+
+    def __init__(self, relu, stride, padding, dilation):
+        super().__init__("cudnn", relu, stride, padding, dilation)
+
+    def grad(self, d):
         inputs, outputs, pointers = [d, self.x, self.weight], [self.weight.shape], []
         for array in (self.y if self.relu else None, self.scale):
             pointers.append("nullptr" if array is None else f"in{len(inputs)}_p")
@@ -71,12 +81,6 @@ class Conv(jt.Function):
         if self.has_bias:
             d = relu_backward(d, self.y) if self.relu else d
         return d_x, d_weight, None, d.sum((0, 2, 3)) if self.has_bias else None, d_residual
-
-    def get_sizes(self, x, weight):
-        """Return the ConvShape; x, weight: their names in the operator."""
-        sizes = f"{x}_shape0, {x}_shape1, {weight}_shape0, {x}_shape2, {x}_shape3"
-        geometry = f"{self.stride}, {self.padding}, {self.dilation}"
-        return f"detr::ConvShape{{{sizes}, {weight}_shape2, {weight}_shape3, {geometry}}}"
 
 
 class ConvOneDNN(jt.Function):
