@@ -243,6 +243,7 @@ FAULTS = {
         "const float one = 1, zero = 0;\n    plan.workspace /= 2;\n"
         "    checkCudaErrors(cudnnConvolutionForward(",
     ),
+    "the workspace has no limit": ("conv.cuh", "found[i].memory <= max_workspace()", "true"),
     "an algorithm is taken for all sizes": ("conv.cuh", "plan.algorithm = choose();\n", ""),
 }
 PROGRAM = """

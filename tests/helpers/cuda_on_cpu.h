@@ -181,6 +181,8 @@ struct Scratch {
     float* floats() { return memory.data(); }
 };
 
+inline size_t max_workspace() { return 4096; }
+
 }  // namespace detr
 
 inline void checkCudaErrors(int status) { on_cpu::require(status == 0, "a call of cuBLAS or cuDNN"); }
@@ -250,14 +252,15 @@ static const size_t WORKSPACE = 4096;  // bytes that each convolution asks for
 // Algorithm 1 is the heuristics' choice for even widths, and not supported for others; 2 is for all.
 inline bool supports(const on_cpu_tensor& x, int algorithm) { return algorithm == 2 || (algorithm == 1 && x.w % 2 == 0); }
 
-template <class Algorithm> struct Performance { Algorithm algo; int status; };
+template <class Algorithm> struct Performance { Algorithm algo; int status; size_t memory; };
 
 template <class Algorithm>
 int find_algorithm(const on_cpu_tensor& x, int most, int* count, Performance<Algorithm>* found) {
-    require(most >= 2, "room for algorithms");
-    found[0] = {Algorithm(0), CUDNN_STATUS_NOT_SUPPORTED};
-    found[1] = {Algorithm(x.w % 2 ? 2 : 1), CUDNN_STATUS_SUCCESS};
-    *count = 2;
+    require(most >= 3, "room for algorithms");
+    found[0] = {Algorithm(0), CUDNN_STATUS_NOT_SUPPORTED, 0};
+    found[1] = {Algorithm(3), CUDNN_STATUS_SUCCESS, 2 * WORKSPACE};  // too much
+    found[2] = {Algorithm(x.w % 2 ? 2 : 1), CUDNN_STATUS_SUCCESS, WORKSPACE};
+    *count = 3;
     return 0;
 }
 

@@ -70,7 +70,7 @@ inline const Descriptors& descriptors(const ConvShape& shape) {
 template <class Algorithm> struct Plan { Algorithm algorithm; size_t workspace; };
 
 // What cuDNN's queries said, which take longer than most convolutions: one for the algorithm per class of sizes (each power of
-// two of h * w), one for its workspace per size. An algorithm that a size does not allow is asked for anew.
+// two of h * w), one for its workspace per size. An algorithm that a size does not allow, or only with too large a workspace, is asked for anew.
 template <class Algorithm> class Plans {
     using Key = std::array<dim_t, 10>;
     std::map<Key, Algorithm> algorithms;
@@ -92,7 +92,7 @@ public:
         auto algorithm = algorithms.find(size_class);
         if (algorithm == algorithms.end()) algorithm = algorithms.emplace(size_class, choose()).first;
         Plan<Algorithm> plan{algorithm->second, 0};
-        if (measure(plan.algorithm, &plan.workspace) != CUDNN_STATUS_SUCCESS) {
+        if (measure(plan.algorithm, &plan.workspace) != CUDNN_STATUS_SUCCESS || plan.workspace > max_workspace()) {
             plan.algorithm = choose();
             checkCudaErrors(measure(plan.algorithm, &plan.workspace));
         }
@@ -101,15 +101,18 @@ public:
     }
 };
 
-// Return the first algorithm that cuDNN's heuristics suggest, as PyTorch takes it.
+// Return the first algorithm that cuDNN's heuristics suggest, as PyTorch does, but one with less workspace if it takes too much.
 template <class Performance, class Query> inline auto first_algorithm(Query query) -> decltype(Performance::algo) {
     Performance found[8];
-    int count;
+    int count, best = -1;
     checkCudaErrors(query(8, &count, found));
-    for (int i = 0; i < count; i++)
-        if (found[i].status == CUDNN_STATUS_SUCCESS) return found[i].algo;
-    checkCudaErrors(CUDNN_STATUS_NOT_SUPPORTED);  // raises
-    return found[0].algo;
+    for (int i = 0; i < count; i++) {
+        if (found[i].status != CUDNN_STATUS_SUCCESS) continue;
+        if (found[i].memory <= max_workspace()) return found[i].algo;
+        if (best < 0 || found[i].memory < found[best].memory) best = i;
+    }
+    if (best < 0) checkCudaErrors(CUDNN_STATUS_NOT_SUPPORTED);  // raises
+    return found[best].algo;
 }
 
 inline void conv(const float* w, const float* x, const Epilogue& epilogue, float* y, const ConvShape& k) {

@@ -7,6 +7,7 @@
 #include <cudnn.h>
 #include "executor.h"
 #include "helper_cuda.h"
+#include "mem/mem_info.h"
 
 namespace jittor {
 EXTERN_LIB cublasHandle_t cublas_handle;
@@ -23,20 +24,24 @@ inline void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Argumen
     checkCudaErrors(cudaGetLastError());
 }
 
-// Device memory from Jittor's allocator. Later operators may reuse it: they run in the same stream.
+// Device memory from Jittor's allocator for results, which caches what is freed; its allocator for temporary memory keeps two
+// blocks and returns others to the driver. Later operators may reuse the memory: they run in the same stream.
 struct Scratch {
     size_t bytes, allocation = 0;
     void* memory = nullptr;
 
     explicit Scratch(size_t bytes) : bytes(bytes) {
-        if (bytes) memory = jittor::exe.temp_allocator->alloc(bytes, allocation);
+        if (bytes) memory = jittor::exe.allocator->alloc(bytes, allocation);
     }
     ~Scratch() {
-        if (bytes) jittor::exe.temp_allocator->free(memory, bytes, allocation);
+        if (bytes) jittor::exe.allocator->free(memory, bytes, allocation);
     }
     Scratch(const Scratch&) = delete;
     float* floats() { return (float*)memory; }
 };
+
+// Bytes that an algorithm may use
+inline size_t max_workspace() { return jittor::mem_info.total_cuda_ram / 4; }
 
 }  // namespace detr
 #endif  // else tests/helpers/cuda_on_cpu.h has these

@@ -6,7 +6,7 @@ namespace detr {
 
 static __global__ void relu_element(const float* x, float* y, dim_t n) {
     const dim_t i = thread_index();
-    if (i < n) y[i] = x[i] > 0 ? x[i] : 0;
+    if (i < n) y[i] = x[i] < 0 ? 0 : x[i];  // NaN stays
 }
 
 inline void relu(const float* x, float* y, dim_t n) { launch(relu_element, blocks(n), THREADS, x, y, n); }
