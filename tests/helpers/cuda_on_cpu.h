@@ -194,7 +194,8 @@ enum { CUBLAS_OP_N, CUBLAS_OP_T, CUDA_R_32F, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEF
 inline int cublasGemmStridedBatchedEx(int, int ta, int tb, int64_t m, int64_t n, int64_t k, const void* alpha, const void* a, int,
                                       int64_t lda, int64_t stride_a, const void* b, int, int64_t ldb, int64_t stride_b,
                                       const void* beta, void* c, int, int64_t ldc, int64_t stride_c, int64_t batch, int, int) {
-    if (lda < (ta == CUBLAS_OP_N ? m : k) || ldb < (tb == CUBLAS_OP_N ? k : n) || ldc < m || k < 0) return 1;
+    const int64_t one = 1, rows_a = ta == CUBLAS_OP_N ? m : k, rows_b = tb == CUBLAS_OP_N ? k : n;
+    if (lda < std::max(one, rows_a) || ldb < std::max(one, rows_b) || ldc < std::max(one, m)) return 1;
     const float scale = *(const float*)alpha, keep = *(const float*)beta;
     for (int64_t s = 0; s < batch; s++) {
         const float *A = (const float*)a + s * stride_a, *B = (const float*)b + s * stride_b;
@@ -204,7 +205,8 @@ inline int cublasGemmStridedBatchedEx(int, int ta, int tb, int64_t m, int64_t n,
             for (int64_t i = 0; i < m; i++) {
                 double sum = 0;
                 for (int64_t l = 0; l < k; l++)
-                    sum += (double)A[ta == CUBLAS_OP_N ? l * lda + i : i * lda + l] * B[tb == CUBLAS_OP_N ? j * ldb + l : l * ldb + j];
+                    sum += (double)A[ta == CUBLAS_OP_N ? l * lda + i : i * lda + l] *
+                           B[tb == CUBLAS_OP_N ? j * ldb + l : l * ldb + j];
                 C[j * ldc + i] = scale * sum + (keep ? keep * C[j * ldc + i] : 0);
             }
     }
@@ -214,8 +216,8 @@ inline int cublasGemmStridedBatchedEx(int, int ta, int tb, int64_t m, int64_t n,
 inline int cublasGemmEx(int handle, int ta, int tb, int64_t m, int64_t n, int64_t k, const void* alpha, const void* a, int type_a,
                         int64_t lda, const void* b, int type_b, int64_t ldb, const void* beta, void* c, int type_c, int64_t ldc,
                         int compute, int algorithm) {
-    return cublasGemmStridedBatchedEx(handle, ta, tb, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0,
-                                      1, compute, algorithm);
+    return cublasGemmStridedBatchedEx(handle, ta, tb, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc,
+                                      0, 1, compute, algorithm);
 }
 
 // ---- cuDNN
@@ -340,8 +342,8 @@ inline int cudnnGetConvolutionBackwardFilterWorkspaceSize(int, cudnnTensorDescri
 }
 
 inline int cudnnConvolutionForward(int, const void*, cudnnTensorDescriptor_t dx, const float* x, cudnnFilterDescriptor_t dw,
-                                   const float* w, cudnnConvolutionDescriptor_t conv, int algorithm, void* workspace, size_t bytes,
-                                   const void*, cudnnTensorDescriptor_t dy, float* y) {
+                                   const float* w, cudnnConvolutionDescriptor_t conv, int algorithm, void* workspace,
+                                   size_t bytes, const void*, cudnnTensorDescriptor_t dy, float* y) {
     on_cpu::clear(y, dy->n * dy->c * dy->h * dy->w);
     return on_cpu::for_each_product(*dx, *dw, *conv, *dy, algorithm, workspace, bytes,
                                     [=](int64_t o, int64_t i, int64_t k) { y[o] += x[i] * w[k]; });
@@ -353,9 +355,10 @@ inline int cudnnConvolutionBackwardData(int, const void*, cudnnFilterDescriptor_
     return on_cpu::for_each_product(*dx, *dw, *conv, *dy, algorithm, workspace, bytes,
                                     [=](int64_t o, int64_t i, int64_t k) { x[i] += y[o] * w[k]; });
 }
-inline int cudnnConvolutionBackwardFilter(int, const void*, cudnnTensorDescriptor_t dx, const float* x, cudnnTensorDescriptor_t dy,
-                                          const float* y, cudnnConvolutionDescriptor_t conv, int algorithm, void* workspace,
-                                          size_t bytes, const void*, cudnnFilterDescriptor_t dw, float* w) {
+inline int cudnnConvolutionBackwardFilter(int, const void*, cudnnTensorDescriptor_t dx, const float* x,
+                                          cudnnTensorDescriptor_t dy, const float* y, cudnnConvolutionDescriptor_t conv,
+                                          int algorithm, void* workspace, size_t bytes, const void*, cudnnFilterDescriptor_t dw,
+                                          float* w) {
     on_cpu::clear(w, dw->o * dw->i * dw->h * dw->w);
     return on_cpu::for_each_product(*dx, *dw, *conv, *dy, algorithm, workspace, bytes,
                                     [=](int64_t o, int64_t i, int64_t k) { w[k] += x[i] * y[o]; });

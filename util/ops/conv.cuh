@@ -70,7 +70,8 @@ inline const Descriptors& descriptors(const ConvShape& shape) {
 template <class Algorithm> struct Plan { Algorithm algorithm; size_t workspace; };
 
 // What cuDNN's queries said, which take longer than most convolutions: one for the algorithm per class of sizes (each power of
-// two of h * w), one for its workspace per size. An algorithm that a size does not allow, or only with too large a workspace, is asked for anew.
+// two of h * w), one for its workspace per size. If a size does not allow the algorithm, or only with too large a workspace, it
+// gets one of its own.
 template <class Algorithm> class Plans {
     using Key = std::array<dim_t, 10>;
     std::map<Key, Algorithm> algorithms;
@@ -120,10 +121,11 @@ inline void conv(const float* w, const float* x, const Epilogue& epilogue, float
     const Descriptors& d = descriptors(k);
     static Plans<cudnnConvolutionFwdAlgo_t> plans;
     auto handle = jittor::cudnn_handle;
+    using Performance = cudnnConvolutionFwdAlgoPerf_t;
     auto plan = plans.get(
         k,
         [&] {
-            return first_algorithm<cudnnConvolutionFwdAlgoPerf_t>([&](int most, int* count, cudnnConvolutionFwdAlgoPerf_t* found) {
+            return first_algorithm<Performance>([&](int most, int* count, Performance* found) {
                 return cudnnGetConvolutionForwardAlgorithm_v7(handle, d.x, d.w, d.conv, d.y, most, count, found);
             });
         },
@@ -132,8 +134,8 @@ inline void conv(const float* w, const float* x, const Epilogue& epilogue, float
         });
     Scratch workspace(plan.workspace);
     const float one = 1, zero = 0;
-    checkCudaErrors(cudnnConvolutionForward(handle, &one, d.x, x, d.w, w, d.conv, plan.algorithm, workspace.floats(), plan.workspace,
-                                            &zero, d.y, y));
+    checkCudaErrors(cudnnConvolutionForward(handle, &one, d.x, x, d.w, w, d.conv, plan.algorithm, workspace.floats(),
+                                            plan.workspace, &zero, d.y, y));
     const dim_t n = k.oh() * k.ow(), size = k.batch * k.co * n;
     if (epilogue.scale || epilogue.bias || epilogue.residual || epilogue.relu)
         launch(finish, blocks(size), THREADS, y, epilogue, k.co, n, size);

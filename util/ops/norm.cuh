@@ -151,7 +151,8 @@ static __global__ void batch_norm_channel(const float* x, const float* w, const 
 // x [B, C, n], with weight w, bias b, residual or null, and ReLU; means and variances: of the batch
 inline void batch_norm(const float* x, const float* w, const float* b, float eps, const float* residual, bool relu, float* y,
                        float* means, float* variances, dim_t batch, dim_t channels, dim_t n) {
-    launch(batch_norm_channel, (unsigned)channels, THREADS, x, w, b, eps, residual, relu, y, means, variances, batch, channels, n);
+    launch(batch_norm_channel, (unsigned)channels, THREADS, x, w, b, eps, residual, relu, y, means, variances, batch, channels,
+           n);
 }
 
 static __global__ void batch_norm_backward_channel(const float* dy, const float* x, const float* w, const float* means,
