@@ -157,13 +157,13 @@ def operators(_):
             times.append(time.perf_counter() - start)
         return sorted(times[2:])[5] * 1000
 
-    choose, milliseconds = ops._uses_onednn, {}
+    choose, milliseconds = ops.has_kernels, {}
     for name, (function, shapes) in cases.items():
         inputs = [jt.randn(shape) for shape in shapes]
         jt.sync(inputs)
-        ops._uses_onednn = choose
+        ops.has_kernels = choose
         own = measure(function, inputs)
-        ops._uses_onednn = lambda: False
+        ops.has_kernels = lambda: False
         milliseconds[name] = own, measure(function, inputs)
     return milliseconds
 
