@@ -119,7 +119,7 @@ class Backbone(nn.Module):
         self.stage_channels = get_stage_channels(name)
         self.return_interm_layers = return_interm_layers
         self.is_frozen = norm == "frozen"  # up to layer1
-        trained = ("layer2", "layer3", "layer4") if norm == "frozen" else ""  # prefixes of names
+        trained = ("layer2", "layer3", "layer4") if self.is_frozen else ""  # prefixes of names
         for parameter_name, parameter in self.body.named_parameters():
             if not (train_backbone and parameter_name.startswith(trained)):
                 parameter.stop_grad()

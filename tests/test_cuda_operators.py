@@ -271,7 +271,7 @@ def run_program(tmp_path_factory):
 
     def run(file=None, old="", new=""):
         folder = tmp_path_factory.mktemp("program")
-        for header in (REPO / "util" / "ops").glob("*.cuh"):
+        for header in (REPO / "util" / "ops").glob("*h"):
             text = header.read_text()
             if header.name == file:
                 assert text.count(old) == 1, old

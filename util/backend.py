@@ -34,8 +34,6 @@ TAKEN_BY_JITTOR = (
     *(signal.SIGINT, signal.SIGCHLD, signal.SIGQUIT),
     *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
 )
-
-
 CUDA_MODULES = ("cub", "cublas", "cudnn", "curand", "cufft", "cusparse")
 
 

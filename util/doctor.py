@@ -32,6 +32,8 @@ def examine():
     """Yield (name, list of lines) for each part of the machine."""
     cache = compilation.get_jittor_cache()
     driver, gpus = gpu.get_driver_version(), gpu.get_gpus()
+    capabilities = [each.capability for each in gpus]
+    chosen = cuda.find_toolkit(cache, driver, capabilities)
     yield "system", [f"{platform.platform()}, {len(os.sched_getaffinity(0))} CPU cores"]
     yield "Python", [f"{platform.python_version()} ({sys.executable})"]
     yield "packages", [", ".join(f"{name} {_get_version(name)}" for name in PACKAGES)]
@@ -40,8 +42,8 @@ def examine():
     yield "compiler", [f"{compiler} {version}" if version else f"{compiler} is missing"]
     yield "driver", [_describe_driver(driver)]
     yield "GPUs", [_describe_gpu(each) for each in gpus] or ["none that NVML lists"]
-    yield "CUDA", _list_toolkits(cache, driver, [each.capability for each in gpus])
-    yield "NCCL", [_describe_nccl(cache)]
+    yield "CUDA", [*_list_toolkits(cache, driver, capabilities), _describe_choice(chosen)]
+    yield "NCCL", [_describe_nccl(chosen, cache)]
     yield "MPI", [_describe_mpi()]
     staged = cache / "mkl" / onednn.FOLDER
     yield (
@@ -73,17 +75,18 @@ def _describe_gpu(device):
 
 
 def _list_toolkits(cache, driver, capabilities):
-    """Return a line for each nvcc, in the order in which they are tried, then what is chosen."""
-    lines = []
+    """Yield a line for each nvcc, in the order in which they are tried."""
     for nvcc in toolkit.find_nvccs(cache / "jtcuda", driver or (0, 0)):
         found = toolkit.check_toolkit(nvcc, driver, capabilities)
         is_usable = isinstance(found, toolkit.Toolkit)
-        lines.append(_describe_toolkit(found) if is_usable else f"not used: {found.reason}")
-    result = cuda.find_toolkit(cache)
-    if isinstance(result, toolkit.Toolkit):
-        return [*lines, f"--device auto takes the GPU, with {result.nvcc}"]
-    remedy = f"; {result.remedy}" if result.remedy else ""
-    return [*lines, f"--device auto takes the CPU: {result.reason}{remedy}"]
+        yield _describe_toolkit(found) if is_usable else f"not used: {found.reason}"
+
+
+def _describe_choice(chosen):
+    if isinstance(chosen, toolkit.Toolkit):
+        return f"--device auto takes the GPU, with {chosen.nvcc}"
+    remedy = f"; {chosen.remedy}" if chosen.remedy else ""
+    return f"--device auto takes the CPU: {chosen.reason}{remedy}"
 
 
 def _describe_toolkit(found):
@@ -93,12 +96,11 @@ def _describe_toolkit(found):
     )
 
 
-def _describe_nccl(cache):
-    result = cuda.find_toolkit(cache)
-    if isinstance(result, toolkit.Obstacle):
+def _describe_nccl(chosen, cache):
+    if isinstance(chosen, toolkit.Obstacle):
         return "not needed on the CPU"
-    files = nccl.find_nccl(result.version, cache)
-    return str(files[1]) if files else f"missing: {nccl.WHEELS[result.version[0]]}"
+    files = nccl.find_nccl(chosen.version, cache)
+    return str(files[1]) if files else f"missing: {nccl.WHEELS[chosen.version[0]]}"
 
 
 def _describe_mpi():

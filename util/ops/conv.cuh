@@ -6,17 +6,6 @@
 
 namespace detr {
 
-struct Epilogue {  // y = max(scale * y + bias + residual, 0), as in common.h
-    const float *scale, *bias, *residual;
-    bool relu;
-};
-
-struct ConvShape {  // [batch, ci, h, w] -> [batch, co, oh, ow], as in common.h
-    dim_t batch, ci, co, h, w, kh, kw, stride, padding, dilation;
-    dim_t oh() const { return (h + 2 * padding - dilation * (kh - 1) - 1) / stride + 1; }
-    dim_t ow() const { return (w + 2 * padding - dilation * (kw - 1) - 1) / stride + 1; }
-};
-
 static __global__ void finish(float* y, Epilogue epilogue, dim_t channels, dim_t n, dim_t size) {
     const dim_t i = thread_index();
     if (i >= size) return;
@@ -69,120 +58,84 @@ inline const Descriptors& descriptors(const ConvShape& shape) {
 
 template <class Algorithm> struct Plan { Algorithm algorithm; size_t workspace; };
 
-// What cuDNN's queries said, which take longer than most convolutions: one for the algorithm per class of sizes (each power of
-// two of h * w), one for its workspace per size. If a size does not allow the algorithm, or only with too large a workspace, it
-// gets one of its own.
-template <class Algorithm> class Plans {
+// Return the algorithm and workspace for one of cuDNN's three operations, and keep what its queries say, which take longer than
+// most convolutions: one for the algorithm per class of sizes (each power of two of h * w), one for the workspace per size. If a
+// size does not allow the algorithm, or only with too large a workspace, it gets one of its own.
+// find, measure: cuDNN's queries; a, b, conv, c: their descriptors
+template <class Performance, class Find, class Measure, class A, class B, class C>
+inline auto get_plan(const ConvShape& k, Find find, Measure measure, A a, B b, cudnnConvolutionDescriptor_t conv, C c)
+    -> Plan<decltype(Performance::algo)> {
+    using Algorithm = decltype(Performance::algo);
     using Key = std::array<dim_t, 10>;
-    std::map<Key, Algorithm> algorithms;
-    std::map<Key, Plan<Algorithm>> plans;
-
-    static Key key(const ConvShape& k, dim_t h, dim_t w) {
-        return {k.batch, k.ci, k.co, h, w, k.kh, k.kw, k.stride, k.padding, k.dilation};
-    }
-
-public:
-    // choose(): the algorithm; measure(algorithm, bytes): the status of the query for its workspace
-    template <class Choose, class Measure> Plan<Algorithm> get(const ConvShape& shape, Choose choose, Measure measure) {
-        const Key size = key(shape, shape.h, shape.w);
-        auto kept = plans.find(size);
-        if (kept != plans.end()) return kept->second;
-        dim_t log_size = 0;
-        while (shape.h * shape.w >> log_size) log_size++;
-        const Key size_class = key(shape, log_size, 0);
-        auto algorithm = algorithms.find(size_class);
-        if (algorithm == algorithms.end()) algorithm = algorithms.emplace(size_class, choose()).first;
-        Plan<Algorithm> plan{algorithm->second, 0};
-        if (measure(plan.algorithm, &plan.workspace) != CUDNN_STATUS_SUCCESS || plan.workspace > max_workspace()) {
-            plan.algorithm = choose();
-            checkCudaErrors(measure(plan.algorithm, &plan.workspace));
+    static std::map<Key, Algorithm> algorithms;
+    static std::map<Key, Plan<Algorithm>> plans;
+    auto key = [&](dim_t h, dim_t w) { return Key{k.batch, k.ci, k.co, h, w, k.kh, k.kw, k.stride, k.padding, k.dilation}; };
+    auto query_workspace = [&](Plan<Algorithm>& plan) {
+        return measure(jittor::cudnn_handle, a, b, conv, c, plan.algorithm, &plan.workspace);
+    };
+    // The first algorithm that cuDNN's heuristics suggest, as in PyTorch, but one with less workspace if it takes too much
+    auto choose = [&] {
+        Performance found[8];
+        int count, best = -1;
+        checkCudaErrors(find(jittor::cudnn_handle, a, b, conv, c, 8, &count, found));
+        for (int i = 0; i < count; i++) {
+            if (found[i].status != CUDNN_STATUS_SUCCESS) continue;
+            if (found[i].memory <= max_workspace()) return found[i].algo;
+            if (best < 0 || found[i].memory < found[best].memory) best = i;
         }
-        if (plans.size() >= 100000) plans.clear();
-        return plans[size] = plan;
-    }
-};
+        if (best < 0) checkCudaErrors(CUDNN_STATUS_NOT_SUPPORTED);  // raises
+        return found[best].algo;
+    };
 
-// Return the first algorithm that cuDNN's heuristics suggest, as PyTorch does, but one with less workspace if it takes too much.
-template <class Performance, class Query> inline auto first_algorithm(Query query) -> decltype(Performance::algo) {
-    Performance found[8];
-    int count, best = -1;
-    checkCudaErrors(query(8, &count, found));
-    for (int i = 0; i < count; i++) {
-        if (found[i].status != CUDNN_STATUS_SUCCESS) continue;
-        if (found[i].memory <= max_workspace()) return found[i].algo;
-        if (best < 0 || found[i].memory < found[best].memory) best = i;
+    const Key size = key(k.h, k.w);
+    auto kept = plans.find(size);
+    if (kept != plans.end()) return kept->second;
+    dim_t log_size = 0;
+    while (k.h * k.w >> log_size) log_size++;
+    const Key size_class = key(log_size, 0);
+    auto algorithm = algorithms.find(size_class);
+    if (algorithm == algorithms.end()) algorithm = algorithms.emplace(size_class, choose()).first;
+    Plan<Algorithm> plan{algorithm->second, 0};
+    if (query_workspace(plan) != CUDNN_STATUS_SUCCESS || plan.workspace > max_workspace()) {
+        plan.algorithm = choose();
+        checkCudaErrors(query_workspace(plan));
     }
-    if (best < 0) checkCudaErrors(CUDNN_STATUS_NOT_SUPPORTED);  // raises
-    return found[best].algo;
+    if (plans.size() >= 100000) plans.clear();
+    return plans[size] = plan;
 }
 
 inline void conv(const float* w, const float* x, const Epilogue& epilogue, float* y, const ConvShape& k) {
     if (!k.batch) return;
     const Descriptors& d = descriptors(k);
-    static Plans<cudnnConvolutionFwdAlgo_t> plans;
-    auto handle = jittor::cudnn_handle;
-    using Performance = cudnnConvolutionFwdAlgoPerf_t;
-    auto plan = plans.get(
-        k,
-        [&] {
-            return first_algorithm<Performance>([&](int most, int* count, Performance* found) {
-                return cudnnGetConvolutionForwardAlgorithm_v7(handle, d.x, d.w, d.conv, d.y, most, count, found);
-            });
-        },
-        [&](cudnnConvolutionFwdAlgo_t algorithm, size_t* bytes) {
-            return cudnnGetConvolutionForwardWorkspaceSize(handle, d.x, d.w, d.conv, d.y, algorithm, bytes);
-        });
+    auto plan = get_plan<cudnnConvolutionFwdAlgoPerf_t>(k, cudnnGetConvolutionForwardAlgorithm_v7,
+                                                        cudnnGetConvolutionForwardWorkspaceSize, d.x, d.w, d.conv, d.y);
     Scratch workspace(plan.workspace);
     const float one = 1, zero = 0;
-    checkCudaErrors(cudnnConvolutionForward(handle, &one, d.x, x, d.w, w, d.conv, plan.algorithm, workspace.floats(),
-                                            plan.workspace, &zero, d.y, y));
+    checkCudaErrors(cudnnConvolutionForward(jittor::cudnn_handle, &one, d.x, x, d.w, w, d.conv, plan.algorithm,
+                                            workspace.floats(), plan.workspace, &zero, d.y, y));
     const dim_t n = k.oh() * k.ow(), size = k.batch * k.co * n;
     if (epilogue.scale || epilogue.bias || epilogue.residual || epilogue.relu)
         launch(finish, blocks(size), THREADS, y, epilogue, k.co, n, size);
 }
 
-// dx [batch, ci, h, w] from the gradient d of the convolution's output, without an epilogue
-inline void conv_backward_input(const float* w, const float* d, float* dx, const ConvShape& k) {
-    const Descriptors& of = descriptors(k);
-    static Plans<cudnnConvolutionBwdDataAlgo_t> plans;
-    auto handle = jittor::cudnn_handle;
-    using Performance = cudnnConvolutionBwdDataAlgoPerf_t;
-    auto plan = plans.get(
-        k,
-        [&] {
-            return first_algorithm<Performance>([&](int most, int* count, Performance* found) {
-                return cudnnGetConvolutionBackwardDataAlgorithm_v7(handle, of.w, of.y, of.conv, of.x, most, count, found);
-            });
-        },
-        [&](cudnnConvolutionBwdDataAlgo_t algorithm, size_t* bytes) {
-            return cudnnGetConvolutionBackwardDataWorkspaceSize(handle, of.w, of.y, of.conv, of.x, algorithm, bytes);
-        });
+// dx [batch, ci, h, w] from the gradient dy of the convolution's output, without an epilogue
+inline void conv_backward_input(const float* w, const float* dy, float* dx, const ConvShape& k, const Descriptors& d) {
+    auto plan = get_plan<cudnnConvolutionBwdDataAlgoPerf_t>(k, cudnnGetConvolutionBackwardDataAlgorithm_v7,
+                                                            cudnnGetConvolutionBackwardDataWorkspaceSize, d.w, d.y, d.conv, d.x);
     Scratch workspace(plan.workspace);
     const float one = 1, zero = 0;
-    checkCudaErrors(cudnnConvolutionBackwardData(handle, &one, of.w, w, of.y, d, of.conv, plan.algorithm, workspace.floats(),
-                                                 plan.workspace, &zero, of.x, dx));
+    checkCudaErrors(cudnnConvolutionBackwardData(jittor::cudnn_handle, &one, d.w, w, d.y, dy, d.conv, plan.algorithm,
+                                                 workspace.floats(), plan.workspace, &zero, d.x, dx));
 }
 
 // dw [co, ci, kh, kw] from the same
-inline void conv_backward_weight(const float* d, const float* x, float* dw, const ConvShape& k) {
-    const Descriptors& of = descriptors(k);
-    static Plans<cudnnConvolutionBwdFilterAlgo_t> plans;
-    auto handle = jittor::cudnn_handle;
-    using Performance = cudnnConvolutionBwdFilterAlgoPerf_t;
-    auto plan = plans.get(
-        k,
-        [&] {
-            return first_algorithm<Performance>([&](int most, int* count, Performance* found) {
-                return cudnnGetConvolutionBackwardFilterAlgorithm_v7(handle, of.x, of.y, of.conv, of.w, most, count, found);
-            });
-        },
-        [&](cudnnConvolutionBwdFilterAlgo_t algorithm, size_t* bytes) {
-            return cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, of.x, of.y, of.conv, of.w, algorithm, bytes);
-        });
+inline void conv_backward_weight(const float* dy, const float* x, float* dw, const ConvShape& k, const Descriptors& d) {
+    auto plan = get_plan<cudnnConvolutionBwdFilterAlgoPerf_t>(
+        k, cudnnGetConvolutionBackwardFilterAlgorithm_v7, cudnnGetConvolutionBackwardFilterWorkspaceSize, d.x, d.y, d.conv, d.w);
     Scratch workspace(plan.workspace);
     const float one = 1, zero = 0;
-    checkCudaErrors(cudnnConvolutionBackwardFilter(handle, &one, of.x, x, of.y, d, of.conv, plan.algorithm, workspace.floats(),
-                                                   plan.workspace, &zero, of.w, dw));
+    checkCudaErrors(cudnnConvolutionBackwardFilter(jittor::cudnn_handle, &one, d.x, x, d.y, dy, d.conv, plan.algorithm,
+                                                   workspace.floats(), plan.workspace, &zero, d.w, dw));
 }
 
 // Gradients of `conv` with its epilogue; y: output, null without ReLU; scale, dx, d_residual may be null
@@ -194,9 +147,10 @@ inline void conv_backward(const float* dy, const float* x, const float* w, const
     Scratch product(has_epilogue ? size * sizeof(float) : 0);
     if (has_epilogue)
         launch(finish_backward, blocks(size), THREADS, dy, y, scale, d_residual, product.floats(), k.co, n, size);
-    const float* d = has_epilogue ? product.floats() : dy;
-    conv_backward_weight(d, x, dw, k);
-    if (dx) conv_backward_input(w, d, dx, k);
+    if (has_epilogue) dy = product.floats();
+    const Descriptors& d = descriptors(k);
+    conv_backward_weight(dy, x, dw, k, d);
+    if (dx) conv_backward_input(w, dy, dx, k, d);
 }
 
 }  // namespace cudnn

@@ -1,7 +1,7 @@
 // Shared by the CUDA operators. They have the names and arguments of the CPU's (gemm.h, …), so that one source calls either.
 // Sizes are runtime arguments: new image sizes need no recompilation. tests/helpers/cuda_on_cpu.h runs all of it on the CPU.
 #pragma once
-#include <cstdint>
+# include "shared.h"  // spaced: see code.py
 #ifdef __CUDACC__
 #include <cublas_v2.h>
 #include <cudnn.h>
@@ -47,8 +47,6 @@ inline size_t max_workspace() { return jittor::mem_info.total_cuda_ram / 4; }
 #endif  // else tests/helpers/cuda_on_cpu.h has these
 
 namespace detr {
-
-using dim_t = int64_t;
 
 constexpr int THREADS = 256;  // per block, a multiple of the warp
 

@@ -81,12 +81,6 @@ inline void sum_rows(const float* x, float* out, dim_t rows, dim_t n) {
     }
 }
 
-// Gradients of `linear`: dx [rows, k], dw [n, k], and db [n] or null
-inline void linear_backward(const float* dy, const float* x, const float* w, float* dx, float* dw, float* db, dim_t rows, dim_t n,
-                            dim_t k) {
-    matmul('N', 'N', rows, k, n, dy, w, dx);
-    matmul('T', 'N', n, k, rows, dy, x, dw);
-    if (db) sum_rows(dy, db, rows, n);
-}
-
 }  // namespace detr
+
+# include "linear.h"  // spaced: see code.py

@@ -138,13 +138,6 @@ inline void transpose(const float* x, float* y, dim_t batch, dim_t m, dim_t n) {
 
 // ---- dropout
 
-// As in layers.h, so that the GPU drops the same elements.
-__device__ inline uint32_t hash32(uint32_t x) {
-    x = (x ^ x >> 16) * 0x7feb352du;
-    x = (x ^ x >> 15) * 0x846ca68bu;
-    return x ^ x >> 16;
-}
-
 static __global__ void dropout_element(const float* x, const float* seed, uint32_t threshold, float scale, float* y, dim_t n) {
     const dim_t i = thread_index();
     if (i >= n) return;
@@ -152,7 +145,8 @@ static __global__ void dropout_element(const float* x, const float* seed, uint32
     y[i] = hash32(hash32((uint32_t)i + a) + b) < threshold ? 0 : x[i] * scale;
 }
 
-// y [n] = x / (1 - p), or 0 with probability p, by a hash of index and seed; seed: two floats in [0, 1)
+// y [n] = x / (1 - p), or 0 with probability p, by a hash of index and seed; seed: two floats in [0, 1). As in layers.h, so that
+// the GPU drops the same elements.
 inline void dropout(const float* x, const float* seed, double p, float* y, dim_t n) {
     const uint32_t threshold = p * 4294967296.;
     const float scale = 1 / (1 - p);

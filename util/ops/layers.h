@@ -98,13 +98,6 @@ inline void softmax_backward(const float* dy, const float* y, float* dx, dim_t r
 
 // ---- dropout
 
-// 32-bit hash (lowbias32 by C. Wellons)
-inline uint32_t hash32(uint32_t x) {
-    x = (x ^ x >> 16) * 0x7feb352du;
-    x = (x ^ x >> 15) * 0x846ca68bu;
-    return x ^ x >> 16;
-}
-
 // y [n] = x / (1 - p), or 0 with probability p, by a hash of index and seed; seed: two floats in [0, 1)
 inline void dropout(const float* x, const float* seed, double p, float* y, dim_t n) {
     uint32_t a = (uint32_t)(seed[0] * 16777216) << 8, b = (uint32_t)(seed[1] * 16777216) << 8, threshold = p * 4294967296.;

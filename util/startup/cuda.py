@@ -44,25 +44,26 @@ def choose_toolkit(cache):
     nvcc = Path(os.environ.get("nvcc_path", ""))
     if (nvcc.parent.parent / "include" / "_toolkit").is_symlink():
         return  # a parent process chose this CUDA home
-    result = find_toolkit(cache)
+    capabilities = [each.capability for each in gpu.get_gpus()]
+    result = find_toolkit(cache, gpu.get_driver_version(), capabilities)
     if isinstance(result, Obstacle):
         os.environ["nvcc_path"], obstacle = "", result
         return
     nvcc = stage_toolkit(result, cache / "detr_cuda")
     os.environ["nvcc_path"], obstacle = str(nvcc), None
-    _compile_for_new_gpus(nvcc)
+    _compile_for_new_gpus(result.nvcc, capabilities)
 
 
-def find_toolkit(cache):
+def find_toolkit(cache, driver, capabilities):
     """Return the first Toolkit that fits, or the first Obstacle that was met.
 
-    cache: as in `choose_toolkit`. An empty folder of Jittor's own CUDA there is removed.
+    cache: as in `choose_toolkit`; driver, capabilities: as in `check_toolkit`. An empty folder of
+    Jittor's own CUDA is removed.
     """
-    driver, capabilities = gpu.get_driver_version(), [each.capability for each in gpu.get_gpus()]
     if given := os.environ.get("nvcc_path"):
         nvccs = [Path(given)]
     else:
-        if found := _check_gpu(driver):
+        if found := _check_gpu():
             return found
         if found := _check_jittor_cuda(cache / "jtcuda", driver):
             return found
@@ -78,9 +79,9 @@ def find_toolkit(cache):
     )
 
 
-def _check_gpu(driver):
+def _check_gpu():
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if driver is None or not gpu.has_gpu():
+    if not gpu.has_gpu():
         return Obstacle("this machine has no usable NVIDIA GPU")
     if visible in ("", "-1"):
         return Obstacle(f"CUDA_VISIBLE_DEVICES={visible} hides all GPUs")
@@ -100,9 +101,9 @@ def _check_jittor_cuda(folder, driver):
     )
 
 
-def _compile_for_new_gpus(nvcc):
+def _compile_for_new_gpus(nvcc, capabilities):
     """Add code for GPUs above compute capability 9.0, the newest that Jittor compiles for."""
-    codes = {get_gpu_code(nvcc, each.capability) for each in gpu.get_gpus()}
+    codes = {get_gpu_code(nvcc, each) for each in capabilities}
     flags = "".join(f" -code=sm_{code} " for code in sorted(filter(None, codes)) if code > 90)
     if flags:
         os.environ.setdefault("nvcc_flags", flags)

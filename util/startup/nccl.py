@@ -1,11 +1,10 @@
 """Find NCCL, which Jittor would download from GitHub (2.8.4, older than Hopper) and compile."""
 
 import hashlib
-import platform
 from pathlib import Path
 
 from util.startup.staging import link, stage
-from util.startup.toolkit import SYSTEM, find_wheel_files
+from util.startup.toolkit import find_wheel_files, get_system_folders
 
 WHEELS = {
     11: "nvidia-nccl-cu11==2.21.5",
@@ -22,13 +21,10 @@ def find_nccl(cuda_version, cache):
     Jittor's (Path)
     """
     wheels = find_wheel_files(f"nvidia-nccl-cu{cuda_version[0]}", "nccl.h")
-    build, system = (
-        cache / "nccl" / JITTOR_BUILD,
-        SYSTEM / "lib" / f"{platform.machine()}-linux-gnu",
-    )
+    build, (headers, libraries) = cache / "nccl" / JITTOR_BUILD, get_system_folders()
     found = [
         *((header, header.parent.parent / "lib" / "libnccl.so.2") for header in wheels),
-        (SYSTEM / "include" / "nccl.h", system / "libnccl.so"),
+        (headers / "nccl.h", libraries / "libnccl.so"),
         (build / "include" / "nccl.h", build / "lib" / "libnccl.so"),
     ]
     return next((files for files in found if all(map(Path.is_file, files))), None)

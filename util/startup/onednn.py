@@ -2,13 +2,12 @@
 
 import os
 import platform
-import shutil
 from importlib import metadata
 from pathlib import Path
 
 from util.download import is_reachable
 from util.errors import warn
-from util.startup.staging import link, stage
+from util.startup.staging import copy, link, stage
 
 WHEEL = "onednn-devel-cpu-gomp==2022.2.1"
 FOLDER = "dnnl_lnx_2.2.0_cpu_gomp"
@@ -28,7 +27,11 @@ def provide(parent):
     has_download = not has_wheels and any(path.is_file() for path in libraries)
     if has_wheels and (files := _find_wheel_files()):
         # Copy instead of linking, because environments share Jittor's home and may be deleted.
-        stage(parent / FOLDER, _is_complete, lambda folder: _copy(files, folder))
+        def fill(folder):
+            copy(folder, files)
+            link(folder, LINKS)
+
+        stage(parent / FOLDER, _is_complete, fill)
     elif "use_mkl" not in os.environ and not has_download and not is_reachable(JITTOR_SERVER):
         os.environ["use_mkl"] = "0"
         remedy = f"run `pip install {WHEEL}`" if has_wheels else f"connect to {JITTOR_SERVER[0]}"
@@ -38,13 +41,6 @@ def provide(parent):
 def _is_complete(folder):
     files = [folder / name for name in ("include/dnnl.hpp", "lib/libmkldnn.so", *LINKS)]
     return all(file.is_file() and file.stat().st_size for file in files)
-
-
-def _copy(files, folder):
-    for name, source in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / name)
-    link(folder, LINKS)
 
 
 def _find_wheel_files():

@@ -30,6 +30,13 @@ def stage(folder, is_complete, fill):
             building.rename(folder)
 
 
+def copy(folder, sources):
+    """Copy files, with their permissions, into folder (Path). sources: {path in folder: Path}"""
+    for name, source in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder / name)
+
+
 def link(folder, targets):
     """Create links in folder (Path) and its subfolders. targets: {path in folder: target}"""
     for name, target in targets.items():

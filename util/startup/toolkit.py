@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from util.startup.staging import link, stage
+from util.startup.staging import copy, link, stage
 
 CUDA_VERSIONS = (11, 12, 13)
 HEADERS = ("cuda_runtime.h", "cublas.h", "curand.h", "cufft.h", "cusparse.h", "cub/cub.cuh")
@@ -109,6 +109,11 @@ def find_wheel_files(package, name):
     return list(filter(Path.is_file, files))
 
 
+def get_system_folders():
+    """Return the system's folders (Path) of headers and of libraries."""
+    return SYSTEM / "include", SYSTEM / "lib" / f"{platform.machine()}-linux-gnu"
+
+
 def get_install_command(driver, capabilities):
     """Return how to install a CUDA for this driver and these GPUs; args: as in `check_toolkit`."""
     has_wheels = driver is None or driver >= (13, 0) and min(capabilities, default=75) >= 75
@@ -137,9 +142,9 @@ def check_toolkit(nvcc, driver, capabilities):
             return Obstacle(reason, install)
     home = Path(os.path.realpath(nvcc)).parent.parent
     target = home / "targets" / f"{platform.machine()}-linux"
-    headers = (home / "include", target / "include", SYSTEM / "include")
-    system = SYSTEM / "lib" / f"{platform.machine()}-linux-gnu"
-    libraries = (home / "lib64", home / "lib", target / "lib", system)
+    system_headers, system_libraries = get_system_folders()
+    headers = (home / "include", target / "include", system_headers)
+    libraries = (home / "lib64", home / "lib", target / "lib", system_libraries)
     runtime = _find(headers, HEADERS[0])
     folder = runtime.parent if runtime else home / "include"
     missing = [each for each in HEADERS if not _find((folder, folder / "cccl"), each)]
@@ -163,12 +168,12 @@ def _find_cudnn(name, major, headers, libraries, newest_gpu):
     """
     wheels = (NEW_CUDNN_WHEELS if newest_gpu > 90 else CUDNN_WHEELS)[major]
     remedy = f"run `{sys.executable} -m pip install --no-deps {wheels}`"
-    places = [(folder, libraries) for folder in headers]
+    candidates = [(folder, libraries) for folder in headers]
     for header in find_wheel_files(f"nvidia-cudnn-cu{major}", "cudnn_version.h"):
-        places.append((header.parent, (header.parent.parent / "lib",)))
+        candidates.append((header.parent, (header.parent.parent / "lib",)))
     oldest = (9, 12) if major == 13 else (9, 7) if newest_gpu > 90 else (8, 0)
     first_obstacle = None
-    for folder, searched in places:
+    for folder, searched in candidates:
         if not (folder / "cudnn_version.h").is_file():
             continue
         defined = dict(re.findall(r"define (CUDNN_\w+) (\d+)", _read(folder / "cudnn_version.h")))
@@ -209,7 +214,7 @@ def stage_toolkit(toolkit, parent):
     Raises InputError if parent cannot be written.
     """
     files = [path.relative_to(FILES) for path in sorted(FILES.rglob("*")) if path.is_file()]
-    if not (toolkit.headers / "cccl").is_dir():  # CUDA 13's place of CUB, see cub.cuh
+    if not (toolkit.headers / "cccl").is_dir():  # where CUDA 13 has CUB, see cub.cuh
         files.remove(Path("include/cub/cub.cuh"))
     digest = hashlib.sha1(repr(toolkit).encode())
     for name in files:
@@ -218,9 +223,7 @@ def stage_toolkit(toolkit, parent):
     home = parent / f"{version}-cudnn{toolkit.cudnn.version}-{digest.hexdigest()[:12]}"
 
     def fill(folder):
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(FILES / name, folder / name)
+        copy(folder, {name: FILES / name for name in files})
         targets = _get_link_targets(toolkit)
         link(folder, {name: targets[name] for name in targets if not (folder / name).exists()})
 
@@ -236,7 +239,7 @@ def _get_link_targets(toolkit):
         "include/_toolkit": toolkit.headers,
         "include/_cudnn": cudnn.headers,
     }
-    if toolkit.headers != SYSTEM / "include":  # which every compiler searches last
+    if toolkit.headers != get_system_folders()[0]:  # which every compiler searches last
         targets |= {f"include/{path.name}": path for path in toolkit.headers.iterdir()}
     targets |= {f"include/{path.name}": path for path in cudnn.headers.glob("cudnn*.h")}
     libraries = [
