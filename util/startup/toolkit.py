@@ -1,8 +1,8 @@
 """Find CUDA toolkits and cuDNN, and make a CUDA home of them with which Jittor 1.3.11 works.
 
-Jittor is written for CUDA 11 or 12 with cuDNN 8, all in one folder. `stage_toolkit` links what is
-installed, in whatever folders, into such a folder; the files in cuda_home/ take the place of those
-that differ in CUDA 13 and cuDNN 9.
+Jittor is written for CUDA 11 or 12 with cuDNN 8, all in one folder. `stage_toolkit` links an
+installed toolkit into such a folder; the files in cuda_home/ replace those that differ in CUDA 13
+and cuDNN 9.
 """
 
 import functools
