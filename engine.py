@@ -16,6 +16,7 @@ from util import dist, launch
 from util.backend import jt
 from util.errors import InputError
 from util.logger import MetricLogger, SmoothedValue
+from util.ops import stack
 from util.step_memory import StepMemory
 
 PRINT_FREQ = 10  # print every 10 steps
@@ -186,8 +187,8 @@ def weighted_sum(losses, weight_dict):
     suffix `_unscaled`, and class_error. They come from the device in one transfer.
     """
     names = [name for name in losses if name in weight_dict]
-    loss = sum(losses[name] * weight_dict[name] for name in names)
-    *values, total = jt.concat([losses[name] for name in names] + [loss]).numpy().tolist()
+    loss = sum(losses[name] * float(weight_dict[name]) for name in names)
+    *values, total = stack([losses[name] for name in names] + [loss]).numpy().ravel().tolist()
     unscaled = {**losses, **dict(zip(names, values))}
     scalars = {"loss": total, "class_error": unscaled["class_error"]}
     scalars.update({name: unscaled[name] * weight_dict[name] for name in names})

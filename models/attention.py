@@ -1,10 +1,9 @@
 """Multi-head attention with the parameters of PyTorch's `nn.MultiheadAttention`."""
 
-import math
 from contextlib import contextmanager
 
 from util.backend import nn
-from util.ops import Dropout, Linear, bmm, bmm_transpose, in_projection, softmax
+from util.ops import Dropout, Linear, attention
 
 
 class MultiheadAttention(nn.Module):
@@ -37,23 +36,13 @@ class MultiheadAttention(nn.Module):
 
         Each row of the mask must leave at least one key unmasked.
         """
-        batch, num_queries, _ = query.shape
         weights = self.in_proj_weight, self.in_proj_bias
-        q, k, v = map(self._split_heads, in_projection(query, key, value, *weights))
-        scores = bmm_transpose(q / math.sqrt(q.shape[-1]), k)  # [B * heads, N, M]
-        weights = softmax(scores, key_padding_mask)
+        heads, weights = attention(
+            query, key, value, *weights, self.num_heads, key_padding_mask, self.dropout
+        )
         if self.attention_hook:
-            self.attention_hook(weights.reshape(batch, self.num_heads, num_queries, -1).mean(1))
-        weights = self.dropout(weights)
-        heads = bmm(weights, v).reshape(batch, self.num_heads, num_queries, -1)
-        heads = heads.transpose(0, 2, 1, 3).reshape(batch, num_queries, self.embed_dim)
+            self.attention_hook(weights.mean(1))
         return self.out_proj(heads)
-
-    def _split_heads(self, x):
-        """[B, N, E] -> [B * heads, N, E / heads]"""
-        batch, length, _ = x.shape
-        x = x.reshape(batch, length, self.num_heads, -1).transpose(0, 2, 1, 3)
-        return x.reshape(batch * self.num_heads, length, -1)
 
 
 @contextmanager

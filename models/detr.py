@@ -6,7 +6,7 @@ import numpy as np
 
 from util import box_ops, dist, launch, ops
 from util.backend import jt, nn
-from util.misc import NestedTensor, nested_tensor_from_arrays
+from util.misc import NestedTensor, copy_to_device, nested_tensor_from_arrays
 
 from .architecture import Architecture, get_architecture
 from .backbone import Backbone, Joiner
@@ -80,7 +80,8 @@ class DETR(nn.Module):
         hs, memory = self.transformer(src, mask, self.query_embed.weight, pos)
         logits = self.class_embed(hs)
         boxes = self.bbox_embed(hs).sigmoid()
-        outputs = [{"pred_logits": logits[i], "pred_boxes": boxes[i]} for i in range(hs.shape[0])]
+        layers = zip(ops.unbind(logits), ops.unbind(boxes))
+        outputs = [{"pred_logits": logits, "pred_boxes": boxes} for logits, boxes in layers]
         out = outputs.pop()
         if self.aux_loss:
             out["aux_outputs"] = outputs
@@ -98,7 +99,7 @@ class MLP(nn.Module):
     def execute(self, x):
         """[..., input_dim] -> [..., output_dim]"""
         for layer in self.layers[:-1]:
-            x = ops.relu(layer(x))
+            x = ops.linear_relu(x, layer)
         return self.layers[-1](x)
 
 
@@ -128,20 +129,28 @@ class SetCriterion(nn.Module):
         """
         layers = [outputs] + outputs.get("aux_outputs", [])
         suffixes = [""] + [f"_{i}" for i in range(len(layers) - 1)]
-        # Fetch all L layers in one transfer and compute their losses together.
-        logits = jt.stack([layer["pred_logits"] for layer in layers])
-        boxes = jt.stack([layer["pred_boxes"] for layer in layers])
-        host_logits, host_boxes = jt.fetch_sync([logits, boxes])
+        # Compute the losses of all L layers together. Copying logits and boxes as one array is one
+        # transfer, and leaves them on the device.
+        logits = ops.stack([layer["pred_logits"] for layer in layers])
+        boxes = ops.stack([layer["pred_boxes"] for layer in layers])
+        host = jt.concat([logits, boxes], dim=-1).numpy()
+        host_logits, host_boxes = host[..., :-4], host[..., -4:]
         indices = [self.matcher(*layer, targets) for layer in zip(host_logits, host_boxes)]
-        classes, target_boxes, matched = self._dense_targets(indices, targets, host_logits.shape)
+        classes, target_boxes = self._dense_targets(indices, targets, host_logits.shape)
 
         if num_boxes is None:
             num_boxes, _ = average_boxes([targets])
+        class_weights = np.where(classes == self.num_classes, self.eos_coef, 1).astype(np.float32)
+        class_weights /= class_weights.sum((1, 2), keepdims=True)
+        # Divide on the host: Jittor would compile separate kernels for the constants 0, 1 and 2.
+        box_weights = (classes != self.num_classes) / np.float32(num_boxes)
+        on_device = copy_to_device(classes, class_weights, target_boxes, box_weights)
         per_layer = {
-            "loss_ce": self.loss_labels(logits, classes),
-            "cardinality_error": self.cardinality_error(host_logits, targets),
-            **self.loss_boxes(boxes, target_boxes, matched, num_boxes),
+            "loss_ce": self.loss_labels(logits, *on_device[:2]),
+            **self.loss_boxes(boxes, *on_device[2:]),
         }
+        per_layer = {name: ops.unbind(values) for name, values in per_layer.items()}
+        per_layer["cardinality_error"] = self.cardinality_error(host_logits, targets)
         losses = {"class_error": self.class_error(host_logits[0], classes[0])}
         losses.update(
             {
@@ -157,7 +166,7 @@ class SetCriterion(nn.Module):
     def _dense_targets(self, indices, targets, shape):
         """Build the target of each query.
 
-        Returns classes int32 [L, B, Q], boxes float32 [L, B, Q, 4], matched float32 [L, B, Q].
+        Returns classes int32 [L, B, Q], boxes float32 [L, B, Q, 4].
 
         The shapes of dense arrays do not depend on the number of objects, so empty batches need no
         special case. Unmatched queries have the class "no object" and a dummy box, which no loss
@@ -169,34 +178,30 @@ class SetCriterion(nn.Module):
             for i, ((queries, objects), target) in enumerate(zip(pairs, targets)):
                 classes[layer, i, queries] = target["labels"][objects]
                 boxes[layer, i, queries] = target["boxes"][objects]
-        return classes, boxes, (classes != self.num_classes).astype(np.float32)
+        return classes, boxes
 
-    def loss_labels(self, logits, classes):
+    def loss_labels(self, logits, classes, weights):
         """Return the weighted cross entropy of each layer.
 
-        logits [L, B, Q, K + 1], classes [L, B, Q] -> [L]
+        logits [L, B, Q, K + 1], classes and weights [L, B, Q] -> [L]
         """
-        weight = np.where(classes == self.num_classes, np.float32(self.eos_coef), np.float32(1))
-        weight /= weight.sum((1, 2), keepdims=True)
         log_prob = nn.log_softmax(logits, dim=-1)
-        labels = jt.array(classes).broadcast(log_prob, [3])
+        labels = classes.broadcast(log_prob, [3])
         is_target = labels == jt.arange(logits.shape[3]).broadcast(log_prob, [0, 1, 2])
-        return -(log_prob * is_target * jt.array(weight).broadcast(log_prob, [3])).sum((1, 2, 3))
+        return -(log_prob * is_target * weights.broadcast(log_prob, [3])).sum((1, 2, 3))
 
-    def loss_boxes(self, boxes, target_boxes, matched, num_boxes):
-        """Return the L1 and generalized IoU loss of matched boxes, normalized by num_boxes.
+    def loss_boxes(self, boxes, target_boxes, weights):
+        """Return the weighted L1 and generalized IoU loss of each layer.
 
-        boxes and target_boxes [L, B, Q, 4], matched [L, B, Q] -> [L] each
+        boxes and target_boxes [L, B, Q, 4], weights [L, B, Q] -> [L] each
         """
-        # Divide on the host: Jittor would compile separate kernels for the constants 0, 1 and 2.
-        weight, target_boxes = jt.array(matched / np.float32(num_boxes)), jt.array(target_boxes)
         l1 = (boxes - target_boxes).abs().sum(-1)
         giou = box_ops.generalized_box_iou(
             box_ops.box_cxcywh_to_xyxy(boxes), box_ops.box_cxcywh_to_xyxy(target_boxes)
         )
         return {
-            "loss_bbox": (l1 * weight).sum((1, 2)),
-            "loss_giou": ((1 - giou) * weight).sum((1, 2)),
+            "loss_bbox": (l1 * weights).sum((1, 2)),
+            "loss_giou": ((1 - giou) * weights).sum((1, 2)),
         }
 
     def loss_masks(self, pred_masks, pairs, targets, num_boxes):

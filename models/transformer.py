@@ -6,7 +6,7 @@ Tensors are batch first: [B, N, C].
 """
 
 from util.backend import jt, nn
-from util.ops import Dropout, LayerNorm, Linear, relu, transpose
+from util.ops import Dropout, LayerNorm, Linear, add_norm, draw_seeds, linear_relu, stack, transpose
 
 from .attention import MultiheadAttention
 
@@ -34,6 +34,7 @@ class Transformer(nn.Module):
         )
         self.d_model = d_model
         self.nhead = nhead
+        self.dropouts = tuple(m for m in self.modules() if isinstance(m, Dropout))
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -44,6 +45,7 @@ class Transformer(nn.Module):
         src and pos_embed [B, C, h, w], mask bool [B, h, w] (True on padding), query_embed [Q, C]
         -> hs [L, B, Q, C], normalized; memory [B, C, h, w]
         """
+        draw_seeds(self.dropouts)
         b, c, h, w = src.shape
         src = transpose(src.reshape(b, c, h * w))
         pos_embed = transpose(pos_embed.reshape(b, c, h * w))
@@ -83,19 +85,19 @@ class TransformerDecoder(nn.Module):
         for layer in self.layers:
             tgt = layer(tgt, memory, key_padding_mask, pos, query_pos)
             intermediate.append(self.norm(tgt))
-        return jt.stack(intermediate)
+        return stack(intermediate)
 
 
 class TransformerEncoderLayer(nn.Module):
     def __init__(self, d_model, nhead, dim_feedforward, dropout, normalize_before):
         super().__init__()
         self.self_attn = MultiheadAttention(d_model, nhead, dropout)
+        self.dropout1 = Dropout(dropout)
         self.linear1 = Linear(d_model, dim_feedforward)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model)
         self.norm1 = LayerNorm(d_model)
         self.norm2 = LayerNorm(d_model)
-        self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
         self.normalize_before = normalize_before
 
@@ -103,30 +105,31 @@ class TransformerEncoderLayer(nn.Module):
         if self.normalize_before:
             src = src + self.dropout1(self._attend_self(self.norm1(src), key_padding_mask, pos))
             return src + self.dropout2(self._feed_forward(self.norm2(src)))
-        src = self.norm1(src + self.dropout1(self._attend_self(src, key_padding_mask, pos)))
-        return self.norm2(src + self.dropout2(self._feed_forward(src)))
+        attended = self._attend_self(src, key_padding_mask, pos)
+        src = add_norm(src, attended, self.dropout1, self.norm1)
+        return add_norm(src, self._feed_forward(src), self.dropout2, self.norm2)
 
     def _attend_self(self, src, key_padding_mask, pos):
         q = k = src + pos
         return self.self_attn(q, k, src, key_padding_mask)
 
     def _feed_forward(self, x):
-        return self.linear2(self.dropout(relu(self.linear1(x))))
+        return self.linear2(linear_relu(x, self.linear1, self.dropout))
 
 
 class TransformerDecoderLayer(nn.Module):
     def __init__(self, d_model, nhead, dim_feedforward, dropout, normalize_before):
         super().__init__()
         self.self_attn = MultiheadAttention(d_model, nhead, dropout)
+        self.dropout1 = Dropout(dropout)
         self.multihead_attn = MultiheadAttention(d_model, nhead, dropout)
+        self.dropout2 = Dropout(dropout)
         self.linear1 = Linear(d_model, dim_feedforward)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model)
         self.norm1 = LayerNorm(d_model)
         self.norm2 = LayerNorm(d_model)
         self.norm3 = LayerNorm(d_model)
-        self.dropout1 = Dropout(dropout)
-        self.dropout2 = Dropout(dropout)
         self.dropout3 = Dropout(dropout)
         self.normalize_before = normalize_before
 
@@ -136,9 +139,9 @@ class TransformerDecoderLayer(nn.Module):
             tgt = tgt + self.dropout1(self._attend_self(self.norm1(tgt), query_pos))
             tgt = tgt + self.dropout2(self._attend_memory(self.norm2(tgt), *memory_args))
             return tgt + self.dropout3(self._feed_forward(self.norm3(tgt)))
-        tgt = self.norm1(tgt + self.dropout1(self._attend_self(tgt, query_pos)))
-        tgt = self.norm2(tgt + self.dropout2(self._attend_memory(tgt, *memory_args)))
-        return self.norm3(tgt + self.dropout3(self._feed_forward(tgt)))
+        tgt = add_norm(tgt, self._attend_self(tgt, query_pos), self.dropout1, self.norm1)
+        tgt = add_norm(tgt, self._attend_memory(tgt, *memory_args), self.dropout2, self.norm2)
+        return add_norm(tgt, self._feed_forward(tgt), self.dropout3, self.norm3)
 
     def _attend_self(self, tgt, query_pos):
         q = k = tgt + query_pos
@@ -148,4 +151,4 @@ class TransformerDecoderLayer(nn.Module):
         return self.multihead_attn(tgt + query_pos, memory + pos, memory, key_padding_mask)
 
     def _feed_forward(self, x):
-        return self.linear2(self.dropout(relu(self.linear1(x))))
+        return self.linear2(linear_relu(x, self.linear1, self.dropout))

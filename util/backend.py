@@ -93,6 +93,9 @@ def check_cuda_modules():
 def _use_gpu():
     if _count_gpus() > 0:
         jt.flags.use_cuda = 1
+        # Copy arrays to the GPU in a stream of their own, instead of moving them there, for which
+        # the host waits for the GPU.
+        jt.flags.use_cuda_host_allocator = 0
         # Use the algorithm that cuDNN's heuristic ranks first, as PyTorch does by default.
         # Otherwise Jittor benchmarks every algorithm for the first hundred shapes, using up to a
         # quarter of GPU memory; COCO reaches that many in a few batches.

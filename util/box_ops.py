@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from util import ops
 from util.backend import jt
 
 
@@ -9,10 +10,24 @@ def _library(x):
     return jt if isinstance(x, jt.Var) else np
 
 
+def _unbind(boxes):
+    """Return the four coordinates [...] of boxes [..., 4]."""
+    if isinstance(boxes, jt.Var):
+        return ops.unbind(boxes, boxes.ndim - 1)
+    return [boxes[..., i] for i in range(4)]
+
+
+def _stack(coordinates):
+    """Invert `_unbind`."""
+    if isinstance(coordinates[0], jt.Var):
+        return ops.stack(coordinates, coordinates[0].ndim)
+    return np.stack(coordinates, -1)
+
+
 def box_cxcywh_to_xyxy(boxes):
     """Convert [..., 4] centre x, centre y, width, height to [..., 4] left, top, right, bottom."""
-    cx, cy, w, h = (boxes[..., i] for i in range(4))
-    return _library(boxes).stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], -1)
+    cx, cy, w, h = _unbind(boxes)
+    return _stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h])
 
 
 def generalized_box_iou(boxes1, boxes2):
@@ -23,8 +38,7 @@ def generalized_box_iou(boxes1, boxes2):
     the result is not finite.
     """
     lib = _library(boxes1)
-    x0, y0, x1, y1 = (boxes1[..., i] for i in range(4))
-    u0, v0, u1, v1 = (boxes2[..., i] for i in range(4))
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = _unbind(boxes1), _unbind(boxes2)
     inter = lib.maximum(lib.minimum(x1, u1) - lib.maximum(x0, u0), 0.0) * lib.maximum(
         lib.minimum(y1, v1) - lib.maximum(y0, v0), 0.0
     )

@@ -45,6 +45,13 @@ def nested_tensor_from_arrays(images):
     return NestedTensor(tensors, mask)
 
 
+def copy_to_device(*arrays):
+    """Return NumPy arrays as float32 Vars, copied to the device in one transfer."""
+    flat = jt.array(np.concatenate([array.astype(np.float32).ravel() for array in arrays]))
+    ends = np.cumsum([array.size for array in arrays]).tolist()
+    return [flat[end - x.size : end].reshape(x.shape) for x, end in zip(arrays, ends)]
+
+
 def resize_nearest(x, size):
     """Resize a Var [..., h, w] to size (height, width) by PyTorch's nearest interpolation."""
     rows, columns = (_get_index(old, new) for old, new in zip(x.shape[-2:], size))

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from util import ops
 from util.backend import jt
 
@@ -32,20 +34,25 @@ class AdamW(jt.optim.AdamW):
     def step(self, loss=None, retain_graph=False):
         self.pre_step(loss, retain_graph)
         scale = jt.ones(1) if self.grad_scale is None else self.grad_scale
-        for group in self.param_groups:
-            b0, b1 = group.get("betas", self.betas)
-            lr, decay = group.get("lr", self.lr), group.get("weight_decay", self.weight_decay)
-            step_size = lr / (1 - b0**self.n_step)
-            root = 1 / math.sqrt(1 - b1**self.n_step)
-            coefficients = 1 - lr * decay, b0, b1, step_size, root, group.get("eps", self.eps)
+        scalars = jt.array(np.float32([self._get_scalars(group) for group in self.param_groups]))
+        for group, row in zip(self.param_groups, scalars):
             state = group["params"], group["values"], group["m"]
-            updates = ops.adamw(*state, group["grads"], scale, *coefficients)
+            updates = ops.adamw(*state, group["grads"], scale, row)
             for variables, values in zip(zip(*state), updates):
                 for var, value in zip(variables, values):
                     var.update(value)
         self.grad_scale = None
         self.has_gradients = False
         self.post_step()
+
+    def _get_scalars(self, group):
+        """Return the scalars of a group's step in the order of `detr::adamw` (optimizer.h)."""
+        b0, b1 = group.get("betas", self.betas)
+        lr, decay = group.get("lr", self.lr), group.get("weight_decay", self.weight_decay)
+        step_size = lr / (1 - b0**self.n_step)
+        root = 1 / math.sqrt(1 - b1**self.n_step)
+        eps = group.get("eps", self.eps)
+        return 1 - lr * decay, b0, 1 - b0, b1, 1 - b1, step_size, root, eps
 
 
 class StepLR:

@@ -5,7 +5,7 @@ forward and backward with Jittor's, at DETR-R50's training sizes on two cores (`
 tests.bench --rows operators`).
 """
 
-import numpy as np
+import math
 
 from util.backend import jt, nn
 
@@ -30,18 +30,51 @@ def bmm_transpose(a, b):  # 7 ms instead of 143
 
 # The same library calls as Jittor's tuner substitutes while it compiles, which is not safe with
 # parallel compilation; on the CPU with a HandlerStack on each thread (gemm.h)
-def linear(x, weight, bias=None):
-    """Return x @ weight^T + bias: float32 [..., K], [N, K], [N] -> [..., N]."""
-    return functions.Linear()(x, weight, bias) if has_kernels() else nn.linear(x, weight, bias)
+def linear(x, weight, bias=None, relu=False, dropout=None):
+    """Return x @ weight^T + bias: float32 [..., K], [N, K], [N] -> [..., N].
 
-
-def in_projection(query, key, value, weight, bias):
-    """Return three linear layers: query, key, value [..., E], weight [3E, E], bias [3E]."""
+    relu: apply ReLU; dropout: a Dropout to apply after it, only with relu
+    """
+    p, seed = _get_dropout(dropout)
     if has_kernels():
-        return functions.InProjection()(query, key, value, weight, bias)
-    rows = [slice(i * weight.shape[1], (i + 1) * weight.shape[1]) for i in range(3)]
-    inputs = query, key, value
-    return [nn.linear(x, weight[part], bias[part]) for x, part in zip(inputs, rows)]
+        return functions.Linear(relu, p)(x, weight, bias, seed)
+    y = nn.linear(x, weight, bias)
+    y = nn.relu(y) if relu else y
+    return y if dropout is None else dropout(y)
+
+
+def attention(query, key, value, weight, bias, heads, mask=None, dropout=None):
+    """Attend from query to key and value with several heads, as far as the output projection.
+
+    softmax(Q K^T / sqrt(E / heads)) V for each head, where Q, K, V are linear projections of query,
+    key and value. In one operator, which stores less for backward and reads the heads where the
+    projections wrote them.
+
+    Args:
+        query, key, value: float32 [B, N, E], [B, M, E], [B, M, E]
+        weight, bias: of the three projections, [3E, E] and [3E]
+        mask: bool [B, M], True = ignore; each row must leave a key unmasked
+        dropout: a Dropout to apply to the attention weights
+
+    Returns: [B, N, E], and the attention weights before dropout [B, heads, N, M]
+    """
+    p, seed = _get_dropout(dropout)
+    if has_kernels():
+        return functions.Attention(heads, p)(query, key, value, weight, bias, mask, seed)
+    batch, queries, width = query.shape
+    rows = [slice(i * width, (i + 1) * width) for i in range(3)]
+    q, k, v = (
+        nn.linear(x, weight[part], bias[part])
+        .reshape(batch, x.shape[1], heads, -1)
+        .transpose(0, 2, 1, 3)
+        .reshape(batch * heads, x.shape[1], -1)
+        for x, part in zip((query, key, value), rows)
+    )
+    scores = nn.bmm_transpose(q / math.sqrt(q.shape[-1]), k)
+    weights = softmax(scores, mask)
+    dropped = weights if dropout is None else dropout(weights)
+    out = nn.bmm(dropped, v).reshape(batch, heads, queries, -1).transpose(0, 2, 1, 3)
+    return out.reshape(query.shape), weights.reshape(batch, heads, queries, -1)
 
 
 class Linear(nn.Linear):
@@ -108,6 +141,11 @@ def conv(x, layer):
     return conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
 
 
+def linear_relu(x, layer, dropout=None):
+    """Apply an nn.Linear layer, ReLU and, if given, a Dropout layer, in one operator."""
+    return linear(x, layer.weight, layer.bias, True, dropout)
+
+
 def relu(x):  # 6 ms instead of 10
     return functions.Relu()(x) if has_kernels() else nn.relu(x)
 
@@ -127,14 +165,27 @@ def softmax(x, mask=None):
     mask: bool [B, n], True = ignore; each of its rows applies to N / B consecutive matrices and
         must leave a column unmasked.
     """
-    # Jittor compiles with -Ofast, which assumes finite math: -1e30 for -inf; its exp is 0.
-    mask_bias = None if mask is None else mask.float32() * -1e30
     if has_kernels():
-        return functions.Softmax()(x, mask_bias)
+        return functions.Softmax()(x, mask)
     if mask is not None:
-        mask_bias = mask_bias.reshape(mask.shape[0], 1, 1, -1)
+        # Jittor compiles with -Ofast, which assumes finite math: -1e30 for -inf; its exp is 0.
+        mask_bias = (mask.float32() * -1e30).reshape(mask.shape[0], 1, 1, -1)
         x = (x.reshape(mask.shape[0], -1, *x.shape[1:]) + mask_bias).reshape(x.shape)
     return nn.softmax(x, dim=-1)
+
+
+def stack(arrays, axis=0):
+    """Stack float32 arrays of one shape along a new axis, in one launch."""
+    if has_kernels() and len(arrays) <= functions.MAX_ARRAYS:
+        return functions.Stack(axis)(*arrays)
+    return jt.stack(arrays, axis)
+
+
+def unbind(x, axis=0):
+    """Return the slices of a float32 array along an axis; gradients are stacked in one launch."""
+    if has_kernels() and x.shape[axis] <= functions.MAX_ARRAYS:
+        return functions.Unbind(axis)(x)
+    return [x[(slice(None),) * axis + (i,)] for i in range(x.shape[axis])]
 
 
 def transpose(x):
@@ -167,10 +218,33 @@ def _bessel_correction(x):
 class Dropout(nn.Dropout):
     """nn.Dropout, seeded from Jittor's generator."""
 
+    def __init__(self, p=0.5):
+        super().__init__(p)
+        self.seed = ()  # or a tuple of one Var, because Jittor takes attributes for parameters
+
     def execute(self, x):
-        if has_kernels() and self.is_train and self.p > 0:
-            return functions.Dropout(self.p)(x, jt.random((2,)).stop_grad())
+        p, seed = _get_dropout(self)
+        if has_kernels() and p > 0:
+            return functions.Dropout(p)(x, seed)
         return super().execute(x)
+
+
+def _get_dropout(layer):
+    """Return the rate of a Dropout layer and a seed [2]; 0 and None if it drops nothing."""
+    if layer is None or not layer.is_train or layer.p == 0:
+        return 0, None
+    if not has_kernels():
+        return layer.p, None
+    [seed], layer.seed = layer.seed or [jt.random((2,)).stop_grad()], ()
+    return layer.p, seed
+
+
+def draw_seeds(layers):
+    """Draw the seeds of Dropout layers in one array, for the next call of each."""
+    layers = [layer for layer in layers if layer.is_train and layer.p > 0]
+    if layers and has_kernels():
+        for layer, seed in zip(layers, jt.random((len(layers), 2)).stop_grad()):
+            layer.seed = (seed,)
 
 
 class LayerNorm(nn.LayerNorm):  # 0.3 ms instead of 2.1
@@ -178,8 +252,16 @@ class LayerNorm(nn.LayerNorm):  # 0.3 ms instead of 2.1
 
     def execute(self, x):
         if has_kernels():
-            return functions.LayerNorm(self.eps)(x, self.weight, self.bias)
+            return functions.LayerNorm(self.eps)(x, None, None, self.weight, self.bias)
         return super().execute(x)
+
+
+def add_norm(x, branch, dropout, layer):
+    """Return layer(x + dropout(branch)), layer: a LayerNorm."""
+    p, seed = _get_dropout(dropout)
+    if has_kernels():
+        return functions.LayerNorm(layer.eps, p)(x, branch, seed, layer.weight, layer.bias)
+    return layer(x + dropout(branch))
 
 
 def norm(x, layer, residual=None, relu=False):
@@ -208,20 +290,20 @@ def norm_of_all(arrays):
 
 
 # One pass per parameter instead of Jittor's several; with CUDA one launch for many parameters
-def adamw(params, exp_avg_sqs, exp_avgs, grads, scale, decay, b0, b1, step_size, root, eps):
+def adamw(params, exp_avg_sqs, exp_avgs, grads, scale, scalars):
     """Compute an AdamW step; yield new (param, exp_avg_sq, exp_avg) for each parameter.
 
-    scale: [1], gradient scaling factor; decay, …, eps: see `util.optim.AdamW.step`
+    scale: [1], gradient scaling factor; scalars: [8], see optimizer.h
     """
     if has_kernels():
-        scalars = np.float32([decay, b0, 1 - b0, b1, 1 - b1, step_size, root, eps])
         step = functions.adamw_cuda if uses_cuda() else functions.adamw
-        yield from step(zip(params, exp_avg_sqs, exp_avgs, grads), scale, jt.array(scalars))
+        yield from step(zip(params, exp_avg_sqs, exp_avgs, grads), scale, scalars)
         return
+    decay, b0, c0, b1, c1, step_size, root, eps = scalars
     for p, v, m, g in zip(params, exp_avg_sqs, exp_avgs, grads):
         g = g * scale
-        m = b0 * m + (1 - b0) * g
-        v = b1 * v + (1 - b1) * g * g
+        m = b0 * m + c0 * g
+        v = b1 * v + c1 * g * g
         yield p * decay - step_size * m / (jt.sqrt(v) * root + eps), v, m
 
 

@@ -34,6 +34,7 @@ def _headers(cpu, cuda):
 
 # The two files of a pair have functions of the same names and arguments.
 GEMM = _headers("gemm.h", "gemm.cuh")
+ATTENTION = _headers("attention.h", "attention.cuh")
 CONV = _headers("conv.h", "conv.cuh")
 WINOGRAD = _headers("winograd.h", "conv.cuh")
 NORM = _headers("norm.h", "norm.cuh")

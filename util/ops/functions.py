@@ -2,9 +2,9 @@
 
 from util.backend import jt
 
-from .code import GEMM, LAYERS, NORM, OPTIMIZER, run_kernel, run_multi_output_kernel
+from .code import ATTENTION, GEMM, LAYERS, NORM, OPTIMIZER, run_kernel, run_multi_output_kernel
 
-MAX_ARRAYS, ARRAY_BLOCKS = 32, 32  # as in optimizer.cuh
+MAX_ARRAYS, ARRAY_BLOCKS = 32, 32  # as in shared.h, optimizer.cuh
 
 
 class BatchedMatmul(jt.Function):
@@ -33,45 +33,78 @@ def _batched_matmul(a, b, ta, tb):
 
 
 class Linear(jt.Function):
-    def execute(self, x, weight, bias):
-        self.saved, self.has_bias = (x, weight), bias is not None
-        inputs, bias = ([x, weight, bias], "in2_p") if self.has_bias else ([x, weight], "nullptr")
-        sizes = "in0->num / in1_shape1, in1_shape0, in1_shape1"
-        source = f"detr::linear(in0_p, in1_p, {bias}, out0_p, {sizes});"
-        return run_kernel(GEMM, [*x.shape[:-1], weight.shape[0]], inputs, source)
+    """A linear layer, and ReLU and dropout after it; dropout needs ReLU."""
+
+    def __init__(self, relu, dropout):
+        self.relu, self.dropout = relu, dropout
+
+    def execute(self, x, weight, bias, seed):
+        inputs, (bias_pointer, seed_pointer) = _append([x, weight], bias, seed)
+        y = run_kernel(
+            GEMM,
+            [*x.shape[:-1], weight.shape[0]],
+            inputs,
+            f"""
+            detr::linear(in0_p, in1_p, {bias_pointer}, {str(self.relu).lower()},
+                         {{{seed_pointer}, {self.dropout}}}, out0_p,
+                         in0->num / in1_shape1, in1_shape0, in1_shape1);
+            """,
+        )
+        self.saved, self.has_bias = [x, weight, y] if self.relu else [x, weight], bias is not None
+        self.scale = 1 if seed is None else 1 / (1 - self.dropout)
+        return y
 
     def grad(self, d):
-        x, weight = self.saved
+        x, weight = self.saved[:2]
         shapes = [x.shape, weight.shape] + ([weight.shape[:1]] if self.has_bias else [])
-        d_bias = "out2_p" if self.has_bias else "nullptr"
-        sizes = "in0->num / in2_shape0, in2_shape0, in2_shape1"
-        source = f"detr::linear_backward(in0_p, in1_p, in2_p, out0_p, out1_p, {d_bias}, {sizes});"
-        grads = run_multi_output_kernel(GEMM, shapes, [d, x, weight], source)
-        return grads if self.has_bias else (*grads, None)
+        d_bias, source, gradient = "out2_p" if self.has_bias else "nullptr", "", "in0_p"
+        if self.relu:
+            gradient = f"out{len(shapes)}_p"
+            shapes.append(d.shape)
+            source = f"detr::relu_backward(in0_p, in3_p, {gradient}, in0->num, {self.scale});"
+        source += f"""
+            detr::linear_backward({gradient}, in1_p, in2_p, out0_p, out1_p, {d_bias},
+                                  in1->num / in2_shape1, in2_shape0, in2_shape1);
+        """
+        d_x, d_weight, *rest = run_multi_output_kernel(GEMM, shapes, [d, *self.saved], source)
+        return d_x, d_weight, rest[0] if self.has_bias else None, None
 
 
-class InProjection(jt.Function):
-    """Three linear layers, of query, key and value, with their weights in one array."""
+class Attention(jt.Function):
+    """Multi-head attention between input and output projection; see `ops.attention`."""
 
-    def execute(self, query, key, value, weight, bias):
-        self.saved = inputs = query, key, value, weight
-        source = "const int64_t n = in3_shape1;" + "".join(
-            f"detr::linear(in{i}_p, in3_p + {i} * n * n, in4_p + {i} * n, out{i}_p, "
-            f"in{i}->num / n, n, n);"
-            for i in range(3)
-        )
-        shapes = [x.shape for x in inputs[:3]]
-        return run_multi_output_kernel(GEMM, shapes, [*inputs, bias], source)
+    def __init__(self, heads, dropout):
+        self.heads, self.dropout = heads, dropout
 
-    def grad(self, *grads):
-        *inputs, weight = self.saved
-        source = "const int64_t n = in6_shape1;" + "".join(
-            f"detr::linear_backward(in{i}_p, in{i + 3}_p, in6_p + {i} * n * n, out{i}_p, "
-            f"out3_p + {i} * n * n, out4_p + {i} * n, in{i}->num / n, n, n);"
-            for i in range(3)
-        )
-        shapes = [*(x.shape for x in inputs), weight.shape, weight.shape[:1]]
-        return run_multi_output_kernel(GEMM, shapes, [*grads, *inputs, weight], source)
+    def execute(self, query, key, value, weight, bias, mask, seed):
+        batch, queries, width = query.shape
+        keys = key.shape[1]
+        scores = [batch, self.heads, queries, keys]
+        self.shape = f"in0_shape0, {self.heads}, in0_shape1, in1_shape1, in0_shape2 / {self.heads}"
+        inputs, (mask_pointer, seed_pointer) = _append([query, key, value, weight, bias], mask, seed)
+        source = f"""
+            detr::attention(in0_p, in1_p, in2_p, in3_p, in4_p, {mask_pointer},
+                            {{{seed_pointer}, {self.dropout}}}, out0_p, out1_p, out2_p, out3_p,
+                            {{in0_shape0, {self.heads}, in0_shape1, in1_shape1, in0_shape2 / {self.heads}}});
+        """
+        shapes = [query.shape, scores, [batch * (queries + 2 * keys), width], scores]
+        out, weights, projected, _ = run_multi_output_kernel(ATTENTION, shapes, inputs, source)
+        self.saved, self.seed = [query, key, value, weight, projected, weights], seed
+        return out, weights
+
+    def grad(self, d, _):
+        query, key, value, weight, projected, weights = self.saved
+        inputs, [seed] = _append([d, *self.saved], self.seed)
+        source = f"""
+            detr::attention_backward(in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, in6_p,
+                                     {{{seed}, {self.dropout}}}, out0_p, out1_p, out2_p, out3_p,
+                                     out4_p, out5_p, out6_p, out7_p,
+                                     {{in1_shape0, {self.heads}, in1_shape1, in2_shape1, in1_shape2 / {self.heads}}});
+        """
+        gradients = [x.shape for x in (query, key, value, weight)] + [weight.shape[:1]]
+        scratch = [projected.shape, weights.shape, weights.shape]
+        outputs = run_multi_output_kernel(ATTENTION, gradients + scratch, inputs, source)
+        return *outputs[: len(gradients)], None, None
 
 
 def relu_backward(d, y):
@@ -86,6 +119,61 @@ class Relu(jt.Function):
 
     def grad(self, d):
         return relu_backward(d, self.y)
+
+
+class Stack(jt.Function):
+    """Stack up to MAX_ARRAYS arrays of one shape along a new axis."""
+
+    def __init__(self, axis):
+        self.axis = axis
+
+    def execute(self, *arrays):
+        return _stack(arrays, self.axis)
+
+    def grad(self, d):
+        return _unbind(d, self.axis)
+
+
+class Unbind(jt.Function):
+    """Split an array along an axis, which goes away."""
+
+    def __init__(self, axis):
+        self.axis = axis
+
+    def execute(self, x):
+        self.shape = x.shape
+        return _unbind(x, self.axis)
+
+    def grad(self, *grads):
+        shape = next(d.shape for d in grads if d is not None)
+        grads = [jt.zeros(shape) if d is None else d for d in grads]
+        return _stack(grads, self.axis).reshape(self.shape)
+
+
+def _stack(arrays, axis):
+    shape = list(arrays[0].shape)
+    source = _get_pieces([f"in{i}_p" for i in range(len(arrays))])
+    outer, inner = _multiply("in0", 0, axis), _multiply("in0", axis, len(shape))
+    source += f"detr::stack(pieces, out0_p, {outer}, {inner});"
+    return run_kernel(LAYERS, shape[:axis] + [len(arrays)] + shape[axis:], list(arrays), source)
+
+
+def _unbind(x, axis):
+    shape = list(x.shape)
+    source = _get_pieces([f"out{i}_p" for i in range(shape[axis])])
+    outer, inner = _multiply("in0", 0, axis), _multiply("in0", axis + 1, len(shape))
+    source += f"detr::unbind(in0_p, pieces, {outer}, {inner});"
+    shapes = [shape[:axis] + shape[axis + 1 :] or [1]] * shape[axis]
+    return run_multi_output_kernel(LAYERS, shapes, [x], source)
+
+
+def _get_pieces(pointers):
+    return f"detr::Pieces pieces{{{{{', '.join(pointers)}}}, {len(pointers)}}};"
+
+
+def _multiply(name, start, end):
+    """Return the C++ expression of the product of an array's sizes from axis start to end."""
+    return " * ".join(["(int64)1", *(f"{name}_shape{i}" for i in range(start, end))])
 
 
 class MaxPool(jt.Function):
@@ -106,10 +194,10 @@ class MaxPool(jt.Function):
 class Softmax(jt.Function):
     rows, n = "in0_shape0 * in0_shape1", "in0_shape2"
 
-    def execute(self, x, mask_bias):
+    def execute(self, x, mask):
         inputs, args = [x], "in0_p, nullptr, 1, out0_p"
-        if mask_bias is not None:
-            inputs, args = [x, mask_bias], f"in0_p, in1_p, {self.rows} / in1_shape0, out0_p"
+        if mask is not None:
+            inputs, args = [x, mask], f"in0_p, in1_p, {self.rows} / in1_shape0, out0_p"
         self.y = self._run("softmax", inputs, args)
         return self.y
 
@@ -135,7 +223,7 @@ class Transpose(jt.Function):
 
 class Dropout(jt.Function):
     def __init__(self, p):
-        self.source = f"detr::dropout(in0_p, in1_p, {p}, out0_p, in0->num);"
+        self.source = f"detr::dropout(in0_p, {{in1_p, {p}}}, out0_p, in0->num);"
 
     def execute(self, x, seed):
         self.seed = seed
@@ -146,22 +234,36 @@ class Dropout(jt.Function):
 
 
 class LayerNorm(jt.Function):
-    def __init__(self, eps):
-        self.eps = eps
+    """LayerNorm of x, or of x + dropout(f)."""
 
-    def execute(self, x, weight, bias):
-        self.saved = x, weight
-        sizes = "in0->num / in1->num, in1->num"
-        source = f"detr::layer_norm(in0_p, in1_p, in2_p, {self.eps}, out0_p, {sizes});"
-        return run_kernel(NORM, x.shape, [x, weight, bias], source)
+    def __init__(self, eps, dropout=0.0):
+        self.eps, self.dropout = eps, dropout
+
+    def execute(self, x, f, seed, weight, bias):
+        self.has_sum, self.seed = f is not None, seed
+        inputs, (f_pointer, seed_pointer) = _append([x, weight, bias], f, seed)
+        source = f"""
+            detr::layer_norm(in0_p, {f_pointer}, {{{seed_pointer}, {self.dropout}}}, in1_p, in2_p,
+                             {self.eps}, {"out1_p" if self.has_sum else "nullptr"}, out0_p,
+                             in0->num / in1->num, in1->num);
+        """
+        shapes = [x.shape] * (2 if self.has_sum else 1)
+        y, *sums = run_multi_output_kernel(NORM, shapes, inputs, source)
+        self.saved = sums[0] if self.has_sum else x, weight
+        return y
 
     def grad(self, d):
         x, weight = self.saved
-        sizes = "in0->num / in2->num, in2->num"
-        args = f"in0_p, in1_p, in2_p, {self.eps}, out0_p, out1_p, out2_p, {sizes}"
-        shapes = [x.shape, weight.shape, weight.shape]
-        source = f"detr::layer_norm_backward({args});"
-        return run_multi_output_kernel(NORM, shapes, [d, x, weight], source)
+        inputs, [seed] = _append([d, x, weight], self.seed)
+        shapes = [x.shape, weight.shape, weight.shape] + ([] if self.seed is None else [x.shape])
+        source = f"""
+            detr::layer_norm_backward(in0_p, in1_p, in2_p, {self.eps}, {{{seed}, {self.dropout}}},
+                                      out0_p, {"nullptr" if self.seed is None else "out3_p"},
+                                      out1_p, out2_p, in0->num / in2->num, in2->num);
+        """
+        d_x, d_weight, d_bias, *d_f = run_multi_output_kernel(NORM, shapes, inputs, source)
+        d_f = d_f[0] if d_f else d_x
+        return d_x, d_f if self.has_sum else None, None, d_weight, d_bias
 
 
 class BatchNorm(jt.Function):
@@ -236,6 +338,15 @@ def square_sums(arrays):
         source += f"detr::square_sums(arrays, {len(part)}, out0_p);"
         sums.append(run_kernel(OPTIMIZER, [len(part), ARRAY_BLOCKS], part, source))
     return sums
+
+
+def _append(inputs, *extras):
+    """Append those extras that are not None; return all inputs and each extra's C++ expression."""
+    pointers = []
+    for extra in extras:
+        pointers.append("nullptr" if extra is None else f"in{len(inputs)}_p")
+        inputs = inputs if extra is None else [*inputs, extra]
+    return inputs, pointers
 
 
 def _split(arrays):

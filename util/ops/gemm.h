@@ -1,6 +1,6 @@
 // Matrix products by oneDNN's sgemm.
 #pragma once
-# include "common.h"  // spaced: see code.py
+# include "layers.h"  // spaced: see code.py
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -60,13 +60,20 @@ inline void batched_matmul(char ta, char tb, dim_t batch, dim_t m, dim_t n, dim_
     for (dim_t i = 0; i < batch; i++) matmul(ta, tb, m, n, k, a + i * m * k, b + i * k * n, c + i * m * n);
 }
 
-// y [rows, n] = x [rows, k] . w^T [k, n] + bias [n] or null
-inline void linear(const float* x, const float* w, const float* bias, float* y, dim_t rows, dim_t n, dim_t k) {
+// y [rows, n] = x [rows, k] . w^T [k, n] + bias [n] or null, then ReLU, then dropout
+inline void linear(const float* x, const float* w, const float* bias, bool relu, const Dropout& dropout, float* y, dim_t rows,
+                   dim_t n, dim_t k) {
     matmul('N', 'T', rows, n, k, x, w, y);
-    if (!bias) return;
+    if (!bias && !relu) return;
     #pragma omp parallel for
-    for (dim_t r = 0; r < rows; r++)
-        for (dim_t i = 0; i < n; i++) y[r * n + i] += bias[i];
+    for (dim_t r = 0; r < rows; r++) {
+        float* out = y + r * n;
+        if (bias) for (dim_t i = 0; i < n; i++) out[i] += bias[i];
+        if (relu) for (dim_t i = 0; i < n; i++) out[i] = std::max(out[i], 0.f);
+        if (!dropout.seed) continue;
+        const DropoutMask drop(dropout);
+        for (dim_t i = 0; i < n; i++) out[i] = drop(out[i], r * n + i);
+    }
 }
 
 // out [n] = sum of the rows of x [rows, n], in order, so that it does not depend on the thread count

@@ -11,14 +11,38 @@ static __global__ void relu_element(const float* x, float* y, dim_t n) {
 
 inline void relu(const float* x, float* y, dim_t n) { launch(relu_element, blocks(n), THREADS, x, y, n); }
 
-static __global__ void relu_backward_element(const float* dy, const float* y, float* dx, dim_t n) {
+static __global__ void relu_backward_element(const float* dy, const float* y, float* dx, dim_t n, float scale) {
     const dim_t i = thread_index();
-    if (i < n) dx[i] = y[i] > 0 ? dy[i] : 0;
+    if (i < n) dx[i] = y[i] > 0 ? dy[i] * scale : 0;
 }
 
-// dx = dy if y > 0, else 0
-inline void relu_backward(const float* dy, const float* y, float* dx, dim_t n) {
-    launch(relu_backward_element, blocks(n), THREADS, dy, y, dx, n);
+// dx = scale * dy if y > 0, else 0
+inline void relu_backward(const float* dy, const float* y, float* dx, dim_t n, float scale = 1) {
+    launch(relu_backward_element, blocks(n), THREADS, dy, y, dx, n, scale);
+}
+
+// ---- stacking, of all pieces in one launch
+
+// Copy between pieces [outer, inner] and an array x [outer, count, inner].
+template <bool to_pieces>
+static __global__ void copy_pieces(Pieces pieces, float* x, dim_t inner, dim_t size) {
+    const dim_t i = thread_index();
+    if (i >= size) return;
+    float& piece = pieces.x[i / inner % pieces.count][i / inner / pieces.count * inner + i % inner];
+    if (to_pieces) piece = x[i];
+    else x[i] = piece;
+}
+
+// y [outer, count, inner] from the pieces [outer, inner]
+inline void stack(const Pieces& pieces, float* y, dim_t outer, dim_t inner) {
+    const dim_t size = outer * pieces.count * inner;
+    launch(copy_pieces<false>, blocks(size), THREADS, pieces, y, inner, size);
+}
+
+// The inverse: the pieces [outer, inner] from x [outer, count, inner]
+inline void unbind(const float* x, const Pieces& pieces, dim_t outer, dim_t inner) {
+    const dim_t size = outer * pieces.count * inner;
+    launch(copy_pieces<true>, blocks(size), THREADS, pieces, (float*)x, inner, size);
 }
 
 // ---- max pooling, 3x3, stride 2, padding 1
@@ -77,41 +101,50 @@ inline void max_pool_backward(const float* dy, const float* x, const float* y, f
 
 // ---- softmax: one block per row
 
-// y [rows, n] = softmax of x [rows, n] + mask_bias [rows / rows_per_mask, n] or null
-static __global__ void softmax_row(const float* x, const float* mask_bias, dim_t rows_per_mask, float* y, dim_t n) {
-    dim_t row = blockIdx.x;
-    x += row * n;
-    y += row * n;
-    if (mask_bias) mask_bias += row / rows_per_mask * n;
+constexpr float MASKED = -1e30f;  // its exp is 0
+
+// y [rows, n] = softmax of x [rows, n], and what dropout leaves of it: dropped, null without, or x.
+// mask: bool [rows / rows_per_mask, n] or null; true = ignore, at least one false per row
+static __global__ void softmax_row(const float* x, const bool* mask, dim_t rows_per_mask, Dropout dropout, float* y,
+                                   float* dropped, dim_t n) {
+    const dim_t start = blockIdx.x * n;
+    x += start;
+    y += start;
+    if (mask) mask += blockIdx.x / rows_per_mask * n;
     float row_max = -3e38f, sum = 0;
-    for (dim_t i = threadIdx.x; i < n; i += THREADS) row_max = Max()(row_max, mask_bias ? x[i] + mask_bias[i] : x[i]);
+    for (dim_t i = threadIdx.x; i < n; i += THREADS) row_max = Max()(row_max, mask && mask[i] ? MASKED : x[i]);
     row_max = block_reduce(row_max, Max());
     for (dim_t i = threadIdx.x; i < n; i += THREADS) {
-        y[i] = expf((mask_bias ? x[i] + mask_bias[i] : x[i]) - row_max);
+        y[i] = expf((mask && mask[i] ? MASKED : x[i]) - row_max);
         sum += y[i];
     }
-    float scale = 1 / block_reduce(sum, Sum());
-    for (dim_t i = threadIdx.x; i < n; i += THREADS) y[i] *= scale;
+    const float scale = 1 / block_reduce(sum, Sum());
+    for (dim_t i = threadIdx.x; i < n; i += THREADS) {
+        y[i] *= scale;
+        if (dropped) dropped[start + i] = DropoutMask(dropout)(y[i], start + i);
+    }
 }
 
-// dx [rows, n] from dy and the softmax y
-static __global__ void softmax_backward_row(const float* dy, const float* y, float* dx, dim_t n) {
-    dim_t row = blockIdx.x;
-    dy += row * n;
-    y += row * n;
-    dx += row * n;
+// dx [rows, n] from the gradient dy of the softmax y, or if dropped is not null, from that of what dropout leaves of y, which is
+// computed again. dx may be dy.
+static __global__ void softmax_backward_row(const float* dy, const float* y, Dropout dropout, float* dx, float* dropped, dim_t n) {
+    const dim_t start = blockIdx.x * n;
     float sum = 0;
-    for (dim_t i = threadIdx.x; i < n; i += THREADS) sum += dy[i] * y[i];
+    for (dim_t i = start + threadIdx.x; i < start + n; i += THREADS)
+        sum += (dropped ? DropoutMask(dropout)(dy[i], i) : dy[i]) * y[i];
     sum = block_reduce(sum, Sum());
-    for (dim_t i = threadIdx.x; i < n; i += THREADS) dx[i] = y[i] * (dy[i] - sum);
+    for (dim_t i = start + threadIdx.x; i < start + n; i += THREADS) {
+        dx[i] = y[i] * ((dropped ? DropoutMask(dropout)(dy[i], i) : dy[i]) - sum);
+        if (dropped) dropped[i] = DropoutMask(dropout)(y[i], i);
+    }
 }
 
-inline void softmax(const float* x, const float* mask_bias, dim_t rows_per_mask, float* y, dim_t rows, dim_t n) {
-    launch(softmax_row, (unsigned)rows, THREADS, x, mask_bias, rows_per_mask, y, n);
+inline void softmax(const float* x, const bool* mask, dim_t rows_per_mask, float* y, dim_t rows, dim_t n) {
+    launch(softmax_row, (unsigned)rows, THREADS, x, mask, rows_per_mask, NO_DROPOUT, y, nullptr, n);
 }
 
 inline void softmax_backward(const float* dy, const float* y, float* dx, dim_t rows, dim_t n) {
-    launch(softmax_backward_row, (unsigned)rows, THREADS, dy, y, dx, n);
+    launch(softmax_backward_row, (unsigned)rows, THREADS, dy, y, NO_DROPOUT, dx, nullptr, n);
 }
 
 // ---- transpose, through tiles in shared memory so that reads and writes are coalesced; TILE x TILE_ROWS threads per tile
@@ -138,19 +171,13 @@ inline void transpose(const float* x, float* y, dim_t batch, dim_t m, dim_t n) {
 
 // ---- dropout
 
-static __global__ void dropout_element(const float* x, const float* seed, uint32_t threshold, float scale, float* y, dim_t n) {
+static __global__ void dropout_element(const float* x, Dropout dropout, float* y, dim_t n) {
     const dim_t i = thread_index();
-    if (i >= n) return;
-    const uint32_t a = (uint32_t)(seed[0] * 16777216) << 8, b = (uint32_t)(seed[1] * 16777216) << 8;
-    y[i] = hash32(hash32((uint32_t)i + a) + b) < threshold ? 0 : x[i] * scale;
+    if (i < n) y[i] = DropoutMask(dropout)(x[i], i);
 }
 
-// y [n] = x / (1 - p), or 0 with probability p, by a hash of index and seed; seed: two floats in [0, 1). As in layers.h, so that
-// the GPU drops the same elements.
-inline void dropout(const float* x, const float* seed, double p, float* y, dim_t n) {
-    const uint32_t threshold = p * 4294967296.;
-    const float scale = 1 / (1 - p);
-    launch(dropout_element, blocks(n), THREADS, x, seed, threshold, scale, y, n);
+inline void dropout(const float* x, const Dropout& dropout, float* y, dim_t n) {
+    launch(dropout_element, blocks(n), THREADS, x, dropout, y, n);
 }
 
 }  // namespace detr

@@ -9,10 +9,28 @@ inline void relu(const float* x, float* y, dim_t n) {
     for (dim_t i = 0; i < n; i++) y[i] = std::max(x[i], 0.f);
 }
 
-// dx = dy if y > 0, else 0
-inline void relu_backward(const float* dy, const float* y, float* dx, dim_t n) {
+// dx = scale * dy if y > 0, else 0
+inline void relu_backward(const float* dy, const float* y, float* dx, dim_t n, float scale = 1) {
     #pragma omp parallel for simd
-    for (dim_t i = 0; i < n; i++) dx[i] = y[i] > 0 ? dy[i] : 0;
+    for (dim_t i = 0; i < n; i++) dx[i] = y[i] > 0 ? dy[i] * scale : 0;
+}
+
+// ---- stacking
+
+// y [outer, count, inner] from the pieces [outer, inner]
+inline void stack(const Pieces& pieces, float* y, dim_t outer, dim_t inner) {
+    #pragma omp parallel for
+    for (dim_t o = 0; o < outer; o++)
+        for (int i = 0; i < pieces.count; i++)
+            std::copy_n(pieces.x[i] + o * inner, inner, y + (o * pieces.count + i) * inner);
+}
+
+// The inverse: the pieces [outer, inner] from x [outer, count, inner]
+inline void unbind(const float* x, const Pieces& pieces, dim_t outer, dim_t inner) {
+    #pragma omp parallel for
+    for (dim_t o = 0; o < outer; o++)
+        for (int i = 0; i < pieces.count; i++)
+            std::copy_n(x + (o * pieces.count + i) * inner, inner, pieces.x[i] + o * inner);
 }
 
 // ---- max pooling, 3x3, stride 2, padding 1
@@ -68,42 +86,46 @@ inline float fast_exp(float x) {
     return (p * r * r + r + 1) * scale;
 }
 
-// y [rows, n] = softmax of x [rows, n] + mask_bias [rows / rows_per_mask, n] or null; -1e30 masks to exactly 0
-inline void softmax(const float* x, const float* mask_bias, dim_t rows_per_mask, float* y, dim_t rows, dim_t n) {
+constexpr float MASKED = -1e30f;  // its exp is 0; not -inf, because -Ofast assumes finite math
+
+// y [rows, n] = softmax of x [rows, n]. mask: bool [rows / rows_per_mask, n] or null; true = ignore, at least one false per row
+inline void softmax(const float* x, const bool* mask, dim_t rows_per_mask, float* y, dim_t rows, dim_t n) {
     #pragma omp parallel for
     for (dim_t row = 0; row < rows; row++) {
-        const float *in = x + row * n, *bias = mask_bias ? mask_bias + row / rows_per_mask * n : nullptr;
+        const float* in = x + row * n;
         float *out = y + row * n, row_max = -3e38f, sum = 0;
-        if (bias) {
-            for (dim_t i = 0; i < n; i++) row_max = std::max(row_max, in[i] + bias[i]);
-            for (dim_t i = 0; i < n; i++) { out[i] = fast_exp(in[i] + bias[i] - row_max); sum += out[i]; }
-        } else {
-            for (dim_t i = 0; i < n; i++) row_max = std::max(row_max, in[i]);
-            for (dim_t i = 0; i < n; i++) { out[i] = fast_exp(in[i] - row_max); sum += out[i]; }
+        if (mask) {
+            const bool* ignored = mask + row / rows_per_mask * n;
+            float* line = workspace(0, n);
+            for (dim_t i = 0; i < n; i++) line[i] = ignored[i] ? MASKED : in[i];
+            in = line;
         }
+        for (dim_t i = 0; i < n; i++) row_max = std::max(row_max, in[i]);
+        for (dim_t i = 0; i < n; i++) { out[i] = fast_exp(in[i] - row_max); sum += out[i]; }
         float scale = 1 / sum;
         for (dim_t i = 0; i < n; i++) out[i] *= scale;
     }
 }
 
+// dx [n] from dy and the softmax y; dx may be dy
+inline void softmax_backward_row(const float* dy, const float* y, float* dx, dim_t n) {
+    float sum = 0;
+    for (dim_t i = 0; i < n; i++) sum += dy[i] * y[i];
+    #pragma omp simd
+    for (dim_t i = 0; i < n; i++) dx[i] = y[i] * (dy[i] - sum);
+}
+
 inline void softmax_backward(const float* dy, const float* y, float* dx, dim_t rows, dim_t n) {
     #pragma omp parallel for
-    for (dim_t row = 0; row < rows; row++) {
-        const float *d = dy + row * n, *s = y + row * n;
-        float sum = 0;
-        for (dim_t i = 0; i < n; i++) sum += d[i] * s[i];
-        for (dim_t i = 0; i < n; i++) dx[row * n + i] = s[i] * (d[i] - sum);
-    }
+    for (dim_t row = 0; row < rows; row++) softmax_backward_row(dy + row * n, y + row * n, dx + row * n, n);
 }
 
 // ---- dropout
 
-// y [n] = x / (1 - p), or 0 with probability p, by a hash of index and seed; seed: two floats in [0, 1)
-inline void dropout(const float* x, const float* seed, double p, float* y, dim_t n) {
-    uint32_t a = (uint32_t)(seed[0] * 16777216) << 8, b = (uint32_t)(seed[1] * 16777216) << 8, threshold = p * 4294967296.;
-    float scale = 1 / (1 - p);
+inline void dropout(const float* x, const Dropout& dropout, float* y, dim_t n) {
+    const DropoutMask drop(dropout);
     #pragma omp parallel for
-    for (dim_t i = 0; i < n; i++) y[i] = hash32(hash32((uint32_t)i + a) + b) < threshold ? 0 : x[i] * scale;
+    for (dim_t i = 0; i < n; i++) y[i] = drop(x[i], i);
 }
 
 }  // namespace detr

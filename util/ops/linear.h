@@ -3,7 +3,7 @@
 
 namespace detr {
 
-// Gradients of `linear`: dx [rows, k], dw [n, k], and db [n] or null
+// Gradients of `linear` without ReLU: dx [rows, k], dw [n, k], and db [n] or null
 inline void linear_backward(const float* dy, const float* x, const float* w, float* dx, float* dw, float* db, dim_t rows, dim_t n,
                             dim_t k) {
     matmul('N', 'N', rows, k, n, dy, w, dx);

@@ -21,23 +21,30 @@ static __device__ void row_moments(const float* x, float eps, dim_t n, float* me
     *scale = 1 / sqrtf(warp_reduce(squares, Sum()) / n + eps);
 }
 
-static __global__ void layer_norm_row(const float* x, const float* w, const float* b, float eps, float* y, dim_t rows, dim_t n) {
+static __global__ void layer_norm_row(const float* x, const float* f, Dropout dropout, const float* w, const float* b, float eps,
+                                      float* sum, float* y, dim_t rows, dim_t n) {
     const dim_t row = (dim_t)blockIdx.x * ROWS + threadIdx.y;
     if (row >= rows) return;
+    if (f) {
+        for (dim_t i = row * n + threadIdx.x; i < (row + 1) * n; i += 32)
+            sum[i] = x[i] + (dropout.seed ? DropoutMask(dropout)(f[i], i) : f[i]);
+        x = sum;  // each thread reads what it has written
+    }
     x += row * n;
     float mean, scale;
     row_moments(x, eps, n, &mean, &scale);
     for (dim_t i = threadIdx.x; i < n; i += 32) y[row * n + i] = (x[i] - mean) * scale * w[i] + b[i];
 }
 
-// LayerNorm over the rows of x [rows, n], with weight w [n] and bias b [n]
-inline void layer_norm(const float* x, const float* w, const float* b, float eps, float* y, dim_t rows, dim_t n) {
-    launch(layer_norm_row, row_blocks(rows), dim3(32, ROWS), x, w, b, eps, y, rows, n);
+// LayerNorm, with weight w [n] and bias b [n], over the rows of x [rows, n] or, if f is not null, of sum = x + dropout(f)
+inline void layer_norm(const float* x, const float* f, const Dropout& dropout, const float* w, const float* b, float eps,
+                       float* sum, float* y, dim_t rows, dim_t n) {
+    launch(layer_norm_row, row_blocks(rows), dim3(32, ROWS), x, f, dropout, w, b, eps, sum, y, rows, n);
 }
 
 // moments [rows, 2]: mean and 1 / standard deviation
-static __global__ void layer_norm_backward_row(const float* dy, const float* x, const float* w, float eps, float* dx,
-                                               float* moments, dim_t rows, dim_t n) {
+static __global__ void layer_norm_backward_row(const float* dy, const float* x, const float* w, float eps, Dropout dropout,
+                                               float* dx, float* df, float* moments, dim_t rows, dim_t n) {
     const dim_t row = (dim_t)blockIdx.x * ROWS + threadIdx.y;
     if (row >= rows) return;
     x += row * n;
@@ -50,8 +57,11 @@ static __global__ void layer_norm_backward_row(const float* dy, const float* x, 
     }
     sum = warp_reduce(sum, Sum()) / n;
     product = warp_reduce(product, Sum()) / n;
-    for (dim_t i = threadIdx.x; i < n; i += 32)
-        dx[row * n + i] = scale * (dy[i] * w[i] - sum - (x[i] - mean) * scale * product);
+    for (dim_t i = threadIdx.x; i < n; i += 32) {
+        const float d = scale * (dy[i] * w[i] - sum - (x[i] - mean) * scale * product);
+        dx[row * n + i] = d;
+        if (df) df[row * n + i] = DropoutMask(dropout)(d, row * n + i);
+    }
     if (threadIdx.x == 0) {
         moments[2 * row] = mean;
         moments[2 * row + 1] = scale;
@@ -92,11 +102,13 @@ static __global__ void layer_norm_backward_sum(const float* sums, float* dw, flo
     db[i] = sum;
 }
 
-inline void layer_norm_backward(const float* dy, const float* x, const float* w, float eps, float* dx, float* dw, float* db,
-                                dim_t rows, dim_t n) {
+// df: null, or the gradient of f. Otherwise that is dx, without dropout.
+inline void layer_norm_backward(const float* dy, const float* x, const float* w, float eps, const Dropout& dropout, float* dx,
+                                float* df, float* dw, float* db, dim_t rows, dim_t n) {
     Scratch scratch((2 * rows + 2 * ROW_BLOCKS * n) * sizeof(float));
     float *moments = scratch.floats(), *sums = moments + 2 * rows;
-    launch(layer_norm_backward_row, row_blocks(rows), dim3(32, ROWS), dy, x, w, eps, dx, moments, rows, n);
+    launch(layer_norm_backward_row, row_blocks(rows), dim3(32, ROWS), dy, x, w, eps, dropout, dx, df, moments, rows,
+           n);
     launch(layer_norm_backward_columns, dim3((n + 31) / 32, ROW_BLOCKS), dim3(32, ROWS), dy, x, moments, sums, rows, n);
     launch(layer_norm_backward_sum, blocks(n), THREADS, sums, dw, db, n);
 }

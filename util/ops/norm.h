@@ -22,11 +22,25 @@ inline void moments(const float* x, dim_t n, float* mean, float* variance) {
     *variance = lane_sum(n, [&](dim_t i) { return (x[i] - m) * (x[i] - m); }) / n;
 }
 
-// LayerNorm over the rows of x [rows, n], with weight w [n] and bias b [n]
-inline void layer_norm(const float* x, const float* w, const float* b, float eps, float* y, dim_t rows, dim_t n) {
+// sum = x + dropout(f), for n elements from `start`
+inline void add_dropped(const float* x, const float* f, const Dropout& dropout, dim_t start, float* sum, dim_t n) {
+    if (dropout.seed) {
+        const DropoutMask drop(dropout);
+        // A loop of its own, so that the product is rounded, as in `dropout`; the compiler would fuse it with the addition.
+        for (dim_t i = 0; i < n; i++) sum[i] = drop(f[i], start + i);
+        f = sum;
+    }
+    #pragma omp simd
+    for (dim_t i = 0; i < n; i++) sum[i] = x[i] + f[i];
+}
+
+// LayerNorm, with weight w [n] and bias b [n], over the rows of x [rows, n] or, if f is not null, of sum = x + dropout(f)
+inline void layer_norm(const float* x, const float* f, const Dropout& dropout, const float* w, const float* b, float eps,
+                       float* sum, float* y, dim_t rows, dim_t n) {
     #pragma omp parallel for
     for (dim_t r = 0; r < rows; r++) {
-        const float* in = x + r * n;
+        if (f) add_dropped(x + r * n, f + r * n, dropout, r * n, sum + r * n, n);
+        const float* in = (f ? sum : x) + r * n;
         float *out = y + r * n, mean, variance;
         moments(in, n, &mean, &variance);
         const float scale = 1 / std::sqrt(variance + eps), shift = -mean * scale;
@@ -35,8 +49,9 @@ inline void layer_norm(const float* x, const float* w, const float* b, float eps
 }
 
 // The block size is fixed, so that dw and db do not depend on the thread count.
-inline void layer_norm_backward(const float* dy, const float* x, const float* w, float eps, float* dx, float* dw, float* db,
-                                dim_t rows, dim_t n) {
+// df: null, or the gradient of f. Otherwise that is dx, without dropout.
+inline void layer_norm_backward(const float* dy, const float* x, const float* w, float eps, const Dropout& dropout, float* dx,
+                                float* df, float* dw, float* db, dim_t rows, dim_t n) {
     const dim_t block = 32, blocks = ceil_div(rows, block);
     std::vector<float> sums(blocks * 2 * n, 0.f);
     #pragma omp parallel for
@@ -55,6 +70,9 @@ inline void layer_norm_backward(const float* dy, const float* x, const float* w,
                 sb[i] += d[i];
                 out[i] = scale * (d[i] * w[i] - a - z * c);
             }
+            if (!df) continue;
+            const DropoutMask drop(dropout);
+            for (dim_t i = 0; i < n; i++) df[r * n + i] = drop(out[i], r * n + i);
         }
     }
     for (dim_t i = 0; i < n; i++) dw[i] = db[i] = 0;

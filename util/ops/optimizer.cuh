@@ -4,8 +4,7 @@
 
 namespace detr {
 
-constexpr int MAX_ARRAYS = 32;   // per launch: a kernel's arguments may take 4 KB
-constexpr int ARRAY_BLOCKS = 32; // blocks per array
+constexpr int ARRAY_BLOCKS = 32;  // per array
 
 struct Arrays {
     const float* x[MAX_ARRAYS];

@@ -44,4 +44,42 @@ DETR_DEVICE inline uint32_t hash32(uint32_t x) {
     return x ^ x >> 16;
 }
 
+// Dropout by a hash of seed and index. seed: two floats in [0, 1) in the memory of the device, or null to drop nothing
+struct Dropout {
+    const float* seed;
+    uint32_t threshold;
+    float scale;
+
+    Dropout(const float* seed, double p) : seed(seed), threshold(p * 4294967296.), scale(1 / (1 - p)) {}
+};
+
+const Dropout NO_DROPOUT{nullptr, 0};
+
+struct DropoutMask {
+    uint32_t a, b, threshold;
+    float scale;
+
+    DETR_DEVICE explicit DropoutMask(const Dropout& dropout)
+        : a((uint32_t)(dropout.seed[0] * 16777216) << 8), b((uint32_t)(dropout.seed[1] * 16777216) << 8),
+          threshold(dropout.threshold), scale(dropout.scale) {}
+
+    // Return x / (1 - p), or 0 with probability p; i: index of x in its array
+    DETR_DEVICE float operator()(float x, dim_t i) const { return hash32(hash32((uint32_t)i + a) + b) < threshold ? 0 : x * scale; }
+};
+
+constexpr int MAX_ARRAYS = 32;  // per launch with CUDA: a kernel's arguments may take 4 KB
+
+// Arrays [outer, inner], of which `stack` makes one [outer, count, inner]
+struct Pieces {
+    float* x[MAX_ARRAYS];
+    int count;
+};
+
+// Matrices of the heads of an attention; distances between rows, heads and samples
+struct Heads {
+    float* x;
+    dim_t row, head, sample;
+    float* get(dim_t i, dim_t h) const { return x + i * sample + h * head; }
+};
+
 }  // namespace detr
