@@ -5,9 +5,12 @@ the loss is finite, clip, step. With several processes both functions are collec
 calls them with its own part of the data and takes the same number of steps.
 """
 
+import functools
 import math
 import random
 from collections import defaultdict
+
+import numpy as np
 
 from datasets.coco_eval import CocoEvaluator
 from datasets.panoptic_eval import PanopticEvaluator
@@ -187,13 +190,20 @@ def weighted_sum(losses, weight_dict):
     suffix `_unscaled`, and class_error. They come from the device in one transfer.
     """
     names = [name for name in losses if name in weight_dict]
-    loss = sum(losses[name] * float(weight_dict[name]) for name in names)
-    *values, total = stack([losses[name] for name in names] + [loss]).numpy().ravel().tolist()
+    values = stack([losses[name] for name in names]).reshape(-1)
+    loss = (values * _get_weights(tuple(weight_dict[name] for name in names))).sum()
+    *values, total = jt.concat([values, loss]).numpy().tolist()
     unscaled = {**losses, **dict(zip(names, values))}
     scalars = {"loss": total, "class_error": unscaled["class_error"]}
     scalars.update({name: unscaled[name] * weight_dict[name] for name in names})
     scalars.update({f"{name}_unscaled": value for name, value in unscaled.items()})
     return loss, scalars
+
+
+@functools.lru_cache
+def _get_weights(weights):
+    """Return a tuple of floats as a Var, which is copied to the GPU only once."""
+    return jt.array(np.float32(weights)).stop_grad()
 
 
 def get_dropout_seed(seed, epoch, step, index, accum_steps):

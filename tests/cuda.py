@@ -55,9 +55,8 @@ def operators(_):
     mask = np.random.default_rng(0).random((2, 130)) < 0.3
 
     def adamw(p, v, m, g):
-        [new] = ops.adamw(
-            [p], [v * v], [m], [g], jt.array([0.7]), 0.99, 0.9, 0.999, 1e-2, 1.5, 1e-8
-        )
+        scalars = jt.array(np.float32([0.99, 0.9, 0.1, 0.999, 0.001, 1e-2, 1.5, 1e-8]))
+        [new] = ops.adamw([p], [v * v], [m], [g], jt.array([0.7]), scalars)
         return jt.array(np.concatenate([var.numpy() for var in new]))
 
     def interpolate(x):
@@ -67,6 +66,20 @@ def operators(_):
         "bmm": (ops.bmm, (5, 7, 33), (5, 33, 4)),
         "bmm_transpose": (ops.bmm_transpose, (5, 7, 33), (5, 4, 33)),
         "linear": (ops.linear, (2, 300, 33), (20, 33), (20,)),
+        "linear, relu": (
+            lambda *inputs: ops.linear(*inputs, relu=True),
+            *[(2, 300, 33), (20, 33), (20,)],
+        ),
+        "attention": (
+            lambda *inputs: ops.attention(*inputs, 4, jt.array(mask))[0],
+            *[(2, 9, 64), (2, 130, 64), (2, 130, 64), (192, 64), (192,)],
+        ),
+        "add_norm": (
+            lambda x, y: ops.add_norm(x, y, ops.Dropout(0.0), ops.LayerNorm(64)),
+            *[(3, 50, 64)] * 2,
+        ),
+        "stack": (lambda *inputs: ops.stack(inputs, 1), *[(3, 70)] * 5),
+        "unbind": (lambda x: sum(ops.unbind(x, 2)[1:]), (3, 70, 4)),
         "relu": (ops.relu, (3, 1000)),
         "max_pool": (ops.max_pool, (2, 3, 33, 40)),
         "transpose": (ops.transpose, (2, 70, 101)),

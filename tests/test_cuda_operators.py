@@ -12,7 +12,7 @@ from util.backend import jt
 from util.ops import code
 from util.optim import build_optimizer
 
-PAIRS = (code.GEMM, code.CONV, code.NORM, code.LAYERS, code.OPTIMIZER)
+PAIRS = (code.GEMM, code.ATTENTION, code.CONV, code.NORM, code.LAYERS, code.OPTIMIZER)
 
 
 @pytest.fixture
@@ -58,6 +58,64 @@ def test_matrix_products(on_cuda, batch, m, n, k):
     assert_equal(on_cuda, ops.bmm_transpose, (batch, m, k), (batch, n, k))
     assert_equal(on_cuda, ops.linear, (batch, m, k), (n, k), (n,))
     assert_equal(on_cuda, ops.linear, (batch, m, k), (n, k))
+
+
+def apply_with_dropout(function, p):
+    """Return a function of Vars that calls function(dropout, *Vars), always with one seed."""
+    dropout = ops.Dropout(p)
+    dropout.train()
+
+    def apply(*inputs):
+        jt.set_global_seed(5)
+        return function(dropout, *inputs)
+
+    return apply
+
+
+@pytest.mark.parametrize("p", [0, 0.3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_with_relu_and_dropout(on_cuda, bias, p):
+    apply = lambda dropout, *inputs: ops.linear(*inputs, relu=True, dropout=dropout)
+    shapes = [(2, 40, 31), (65, 31), (65,)]
+    assert_equal(on_cuda, apply_with_dropout(apply, p), *(shapes if bias else shapes[:2]))
+
+
+@pytest.mark.parametrize("p", [0, 0.3])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads, n, m, size", [(1, 1, 2, 3), (2, 7, 33, 5), (4, 40, 40, 8)])
+def test_attention(on_cuda, heads, n, m, size, masked, p):
+    mask = np.zeros((3, m), bool)
+    mask[1, m // 2 + 1 :] = True
+    mask = jt.array(mask) if masked else None
+
+    def attend(dropout, *inputs):
+        out, weights = ops.attention(*inputs, heads, mask, dropout)
+        return out + weights.detach().sum((1, 3))[..., None]
+
+    width = heads * size
+    shapes = (3, n, width), (3, m, width), (3, m, width), (3 * width, width), (3 * width,)
+    assert_equal(on_cuda, apply_with_dropout(attend, p), *shapes, limit=1e-5)
+
+
+@pytest.mark.parametrize("p", [0, 0.3])
+@pytest.mark.parametrize("shape", [(1, 8), (3, 50, 64), (700, 33)])
+def test_add_norm(on_cuda, shape, p):
+    layer = ops.LayerNorm(shape[-1])
+
+    def apply(dropout, x, branch, weight, bias):
+        layer.weight, layer.bias = weight, bias
+        return ops.add_norm(x, branch, dropout, layer)
+
+    shapes = shape, shape, shape[-1:], shape[-1:]
+    assert_equal(on_cuda, apply_with_dropout(apply, p), *shapes, limit=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_stack_and_unbind(on_cuda, axis):
+    stack = lambda *inputs: ops.stack(inputs, axis)
+    assert_equal(on_cuda, stack, *[(3, 70)] * 5, limit=0)
+    unbind = lambda x: sum(y * i for i, y in enumerate(ops.unbind(x, axis)))
+    assert_equal(on_cuda, unbind, (4, 5, 6), limit=0)
 
 
 GEOMETRIES = [  # kernel, stride, padding, dilation
@@ -172,7 +230,8 @@ def test_adamw_and_norm_of_many_arrays(on_cuda):
     v = [x * x for x in v]
 
     def step():
-        updates = ops.adamw(p, v, m, g, scale, 0.99, 0.9, 0.999, 1e-2, 3.0, 1e-8)
+        scalars = jt.array(np.float32([0.99, 0.9, 0.1, 0.999, 0.001, 1e-2, 3.0, 1e-8]))
+        updates = ops.adamw(p, v, m, g, scale, scalars)
         return [x.numpy() for update in updates for x in update] + [ops.norm_of_all(g).numpy()]
 
     for a, b in zip(step(), on_cuda(step)):
@@ -236,6 +295,9 @@ FAULTS = {
         "+ TILE - 1) / TILE, batch)",
         "+ TILE - 1) / TILE, 70000)",
     ),
+    "a head's distance is wrong": ("attention.cuh", "b.row, b.head, a", "b.row, a.head, a"),
+    "a sample is left out": ("attention.cuh", "i < batch; i++)", "i < 1; i++)"),
+    "a part of the bias is another's": ("attention.cuh", "bias[part * n + i % n]", "bias[i % n]"),
     "a row length is wrong": ("gemm.cuh", "tb == 'N' ? n : k, k * n", "tb == 'N' ? k : n, k * n"),
     "the workspace is too small": (
         "conv.cuh",
@@ -248,9 +310,8 @@ FAULTS = {
 }
 PROGRAM = """
 #include "{repo}/tests/helpers/cuda_on_cpu.h"
-#include "layers.cuh"
+#include "attention.cuh"
 #include "conv.cuh"
-#include "gemm.cuh"
 int main() {{
     float x[3 * 300], y[3 * 300];
     auto show = [&] {{ for (float value : y) std::printf("%a\\n", value); }};
@@ -258,6 +319,9 @@ int main() {{
     detr::softmax(x, nullptr, 1, y, 3, 300), show();
     detr::transpose(x, y, 1, 3, 300), show();
     detr::batched_matmul('N', 'N', 2, 3, 5, 7, x, x + 400, y), show();
+    float weights[48], projected[112], scratch[48];
+    detr::attention(x, x + 50, x + 100, x + 200, x + 260, nullptr, detr::NO_DROPOUT, y,
+                    weights, projected, scratch, {{2, 2, 3, 4, 2}}), show();
     const detr::Epilogue relu{{nullptr, nullptr, nullptr, true}};
     detr::cudnn::conv(x, x, relu, y, {{1, 2, 3, 9, 10, 3, 3, 1, 1, 1}}), show();
     detr::cudnn::conv(x, x, relu, y, {{1, 2, 3, 9, 11, 3, 3, 1, 1, 1}}), show();
@@ -289,5 +353,5 @@ def run_program(tmp_path_factory):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_emulation_finds_a_fault(run_program, fault):
     code, output = run_program()
-    assert code == 0 and len(output.split()) == 5 * 900
+    assert code == 0 and len(output.split()) == 6 * 900
     assert run_program(*FAULTS[fault]) != (code, output)

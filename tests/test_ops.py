@@ -44,6 +44,130 @@ def test_linear(rows, bias, monkeypatch):
     assert_close(*run_both(monkeypatch, ops.linear, inputs if bias else inputs[:2]))
 
 
+def test_linear_with_relu(monkeypatch):
+    function = lambda *inputs: ops.linear(*inputs, relu=True)
+    assert_close(*run_both(monkeypatch, function, arrays((2, 300, 33), (20, 33), (20,))))
+    assert_close(*run_both(monkeypatch, function, arrays((2, 300, 33), (20, 33))))
+
+
+ATTENTION_SHAPES = [(2, 7, 64), (2, 33, 64), (2, 33, 64), (192, 64), (192,)]
+
+
+def make_mask():
+    mask = np.zeros((2, 33), bool)
+    mask[1, 20:] = True
+    return jt.array(mask)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention(heads, masked, monkeypatch):
+    mask = make_mask() if masked else None
+    weights = []
+
+    def attend(*inputs):
+        result, weight = ops.attention(*inputs, heads, mask)
+        weights.append(weight.numpy())
+        return result
+
+    assert_close(*run_both(monkeypatch, attend, arrays(*ATTENTION_SHAPES, scale=0.5)))
+    assert weights[0].shape == (2, heads, 7, 33)
+    assert_close(*weights)
+    np.testing.assert_allclose(weights[0].sum(-1), 1, rtol=1e-5)
+    assert not masked or (weights[0][1, ..., 20:] == 0).all()
+
+
+def attention_of_parts(query, key, value, weight, bias, heads, mask, dropout):
+    """Compute `ops.attention` from its steps."""
+    rows = [slice(64 * i, 64 * (i + 1)) for i in range(3)]
+    q, k, v = (
+        ops.linear(x, weight[part], bias[part])
+        .reshape(2, x.shape[1], heads, -1)
+        .transpose(0, 2, 1, 3)
+        .reshape(2 * heads, x.shape[1], -1)
+        for x, part in zip((query, key, value), rows)
+    )
+    weights = dropout(ops.softmax(ops.bmm_transpose(q / np.sqrt(64 / heads), k), mask))
+    heads = ops.bmm(weights, v).reshape(2, heads, 7, -1).transpose(0, 2, 1, 3)
+    return heads.reshape(2, 7, 64)
+
+
+WITH_DROPOUT = {
+    "attention": (
+        lambda dropout, *inputs: ops.attention(*inputs, 4, make_mask(), dropout)[0],
+        lambda dropout, *inputs: attention_of_parts(*inputs, 4, make_mask(), dropout),
+        ATTENTION_SHAPES,
+    ),
+    "linear": (
+        lambda dropout, *inputs: ops.linear(*inputs, relu=True, dropout=dropout),
+        lambda dropout, *inputs: dropout(ops.relu(ops.linear(*inputs))),
+        [(5, 40, 33), (20, 33), (20,)],
+    ),
+    "add_norm": (
+        lambda dropout, x, branch: ops.add_norm(x, branch, dropout, ops.LayerNorm(40)),
+        lambda dropout, x, branch: ops.LayerNorm(40)(x + dropout(branch)),
+        [(5, 7, 40), (5, 7, 40)],
+    ),
+}
+
+
+@pytest.mark.parametrize("p", [0, 0.3])
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_dropout_in_an_operator_is_that_of_its_parts(name, p):
+    dropout = ops.Dropout(p)
+    dropout.train()
+    *functions, shapes = WITH_DROPOUT[name]
+    results = []
+    for function in functions:
+        inputs = arrays(*shapes, scale=0.5)
+        jt.set_seed(5)
+        y = function(dropout, *inputs)
+        [weight] = arrays(y.shape, seed=1)
+        results.append([var.numpy() for var in (y, *jt.grad((y * weight).sum(), inputs))])
+    assert_close(*results)
+
+
+def test_seeds_drawn_at_once_are_those_drawn_one_by_one():
+    layers = [ops.Dropout(p) for p in (0.3, 0, 0.5)]
+    for layer in layers:
+        layer.train()
+    x, results = jt.ones(1000), []
+    for at_once in (True, False):
+        jt.set_seed(5)
+        if at_once:
+            ops.draw_seeds(layers)
+        results.append([layer(x).numpy() for layer in layers])
+    np.testing.assert_array_equal(*results)
+    assert not any(layer.seed for layer in layers), "a seed is used once"
+    layers[0].eval()
+    ops.draw_seeds(layers)
+    assert [bool(layer.seed) for layer in layers] == [False, False, True]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("count", [1, 4, 40])
+def test_stack_and_unbind(axis, count, monkeypatch):
+    """40 are more than one launch takes."""
+    shapes = [(3, 5)] * count
+    stack = lambda *inputs: ops.stack(inputs, axis)
+    assert_close(*run_both(monkeypatch, stack, arrays(*shapes)), tolerance=0)
+
+    def weighted_sum(x):
+        # The last slice has no gradient.
+        return sum(y * i for i, y in enumerate(ops.unbind(x, axis)[: max(1, count - 1)]))
+
+    shape = [3, 5]
+    shape.insert(axis, count)
+    assert_close(*run_both(monkeypatch, weighted_sum, arrays(shape)), tolerance=1e-6)
+
+
+def test_unbind_of_a_vector():
+    x = jt.array(np.float32([1, 2, 3]))
+    pieces = ops.unbind(x)
+    assert [piece.item() for piece in pieces] == [1, 2, 3]
+    assert jt.grad(pieces[1] * 2, x).numpy().tolist() == [0, 2, 0]
+
+
 @pytest.mark.parametrize("epilogue", [False, True])
 @pytest.mark.parametrize(
     "kernel, stride, dilation", [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (7, 2, 1)]
@@ -134,8 +258,8 @@ def test_optimizer_step(shape, monkeypatch):
     results = []
     for use_onednn in (True, False):
         monkeypatch.setattr(ops, "has_kernels", lambda: use_onednn)
-        scalars = 1 - 1e-4, 0.9, 0.999, 1e-2, 1.5, 1e-8
-        [new] = ops.adamw([p], [v * v], [m], [g], jt.array([0.7]), *scalars)
+        scalars = jt.array(np.float32([1 - 1e-4, 0.9, 0.1, 0.999, 0.001, 1e-2, 1.5, 1e-8]))
+        [new] = ops.adamw([p], [v * v], [m], [g], jt.array([0.7]), scalars)
         results.append([var.numpy() for var in new])
         rtol = 1e-6 if use_onednn else 3e-5
         np.testing.assert_allclose(ops.norm_of_all([g, m]).numpy(), norm, rtol=rtol)

@@ -80,12 +80,12 @@ class Attention(jt.Function):
         batch, queries, width = query.shape
         keys = key.shape[1]
         scores = [batch, self.heads, queries, keys]
-        self.shape = f"in0_shape0, {self.heads}, in0_shape1, in1_shape1, in0_shape2 / {self.heads}"
-        inputs, (mask_pointer, seed_pointer) = _append([query, key, value, weight, bias], mask, seed)
+        inputs = [query, key, value, weight, bias]
+        inputs, (mask_pointer, seed_pointer) = _append(inputs, mask, seed)
         source = f"""
             detr::attention(in0_p, in1_p, in2_p, in3_p, in4_p, {mask_pointer},
                             {{{seed_pointer}, {self.dropout}}}, out0_p, out1_p, out2_p, out3_p,
-                            {{in0_shape0, {self.heads}, in0_shape1, in1_shape1, in0_shape2 / {self.heads}}});
+                            {self._get_shape("in0", "in1")});
         """
         shapes = [query.shape, scores, [batch * (queries + 2 * keys), width], scores]
         out, weights, projected, _ = run_multi_output_kernel(ATTENTION, shapes, inputs, source)
@@ -99,12 +99,17 @@ class Attention(jt.Function):
             detr::attention_backward(in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, in6_p,
                                      {{{seed}, {self.dropout}}}, out0_p, out1_p, out2_p, out3_p,
                                      out4_p, out5_p, out6_p, out7_p,
-                                     {{in1_shape0, {self.heads}, in1_shape1, in2_shape1, in1_shape2 / {self.heads}}});
+                                     {self._get_shape("in1", "in2")});
         """
         gradients = [x.shape for x in (query, key, value, weight)] + [weight.shape[:1]]
         scratch = [projected.shape, weights.shape, weights.shape]
         outputs = run_multi_output_kernel(ATTENTION, gradients + scratch, inputs, source)
         return *outputs[: len(gradients)], None, None
+
+    def _get_shape(self, query, key):
+        """Return the AttentionShape; query, key: their names in the operator."""
+        size = f"{query}_shape2 / {self.heads}"
+        return f"{{{query}_shape0, {self.heads}, {query}_shape1, {key}_shape1, {size}}}"
 
 
 def relu_backward(d, y):
