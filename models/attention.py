@@ -36,13 +36,17 @@ class MultiheadAttention(nn.Module):
 
         Each row of the mask must leave at least one key unmasked.
         """
-        weights = self.in_proj_weight, self.in_proj_bias
-        heads, weights = attention(
-            query, key, value, *weights, self.num_heads, key_padding_mask, self.dropout
+        out, weights = attention(
+            *(query, key, value),
+            *(self.in_proj_weight, self.in_proj_bias),
+            *(self.out_proj.weight, self.out_proj.bias),
+            self.num_heads,
+            key_padding_mask,
+            self.dropout,
         )
         if self.attention_hook:
             self.attention_hook(weights.mean(1))
-        return self.out_proj(heads)
+        return out
 
 
 @contextmanager

@@ -135,7 +135,7 @@ class SetCriterion(nn.Module):
         boxes = ops.stack([layer["pred_boxes"] for layer in layers])
         host = jt.concat([logits, boxes], dim=-1).numpy()
         host_logits, host_boxes = host[..., :-4], host[..., -4:]
-        indices = [self.matcher(*layer, targets) for layer in zip(host_logits, host_boxes)]
+        indices = self.matcher(host_logits, host_boxes, targets)
         classes, target_boxes = self._dense_targets(indices, targets, host_logits.shape)
 
         if num_boxes is None:

@@ -21,23 +21,26 @@ class HungarianMatcher:
         self.cost_giou = cost_giou
 
     def __call__(self, logits, boxes, targets):
-        """Match the predictions of a batch to its targets.
+        """Match the predictions of each decoder layer to the targets of the batch.
 
-        logits float32 [B, Q, K + 1] and boxes float32 [B, Q, 4] (cxcywh, 0..1) as NumPy arrays;
-        targets: list of B dicts with `labels` int [n] and `boxes` float32 [n, 4].
+        logits float32 [L, B, Q, K + 1] and boxes float32 [L, B, Q, 4] (cxcywh, 0..1) as NumPy
+        arrays; targets: list of B dicts with `labels` int [n] and `boxes` float32 [n, 4].
 
-        Returns a list of B pairs (query indices, target indices), int64 [min(Q, n)] each.
+        Returns a list of B pairs (query indices, target indices), int64 [min(Q, n)] each, for each
+        layer.
         """
         prob = np.exp(logits - logits.max(-1, keepdims=True))
         prob /= prob.sum(-1, keepdims=True)
-        return [self._match(*sample) for sample in zip(prob, boxes, targets)]
+        samples = zip(prob.swapaxes(0, 1), boxes.swapaxes(0, 1), targets)
+        return list(zip(*(self._match(*sample) for sample in samples)))
 
     def _match(self, prob, boxes, target):
-        l1 = np.abs(boxes[:, None] - target["boxes"]).sum(-1)
-        corners = box_cxcywh_to_xyxy(boxes)[:, None], box_cxcywh_to_xyxy(target["boxes"])
+        """Match the predictions of each layer for an image: prob [L, Q, K + 1], boxes [L, Q, 4]."""
+        l1 = np.abs(boxes[:, :, None] - target["boxes"]).sum(-1)
+        corners = box_cxcywh_to_xyxy(boxes)[:, :, None], box_cxcywh_to_xyxy(target["boxes"])
         giou = generalized_box_iou(*corners)
-        p = prob[:, target["labels"]]
-        cost = self.cost_bbox * l1 - self.cost_class * p - self.cost_giou * giou
+        p = prob[:, :, target["labels"]]
+        costs = self.cost_bbox * l1 - self.cost_class * p - self.cost_giou * giou
         # A diverged model has NaN costs. Any matching is fine: the loss is NaN too, which stops
         # training.
-        return linear_sum_assignment(np.nan_to_num(cost))
+        return [linear_sum_assignment(cost) for cost in np.nan_to_num(costs)]

@@ -72,7 +72,7 @@ def operators(_):
         ),
         "attention": (
             lambda *inputs: ops.attention(*inputs, 4, jt.array(mask))[0],
-            *[(2, 9, 64), (2, 130, 64), (2, 130, 64), (192, 64), (192,)],
+            *[(2, 9, 64), (2, 130, 64), (2, 130, 64), (192, 64), (192,), (64, 64), (64,)],
         ),
         "add_norm": (
             lambda x, y: ops.add_norm(x, y, ops.Dropout(0.0), ops.LayerNorm(64)),

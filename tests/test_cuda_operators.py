@@ -93,7 +93,8 @@ def test_attention(on_cuda, heads, n, m, size, masked, p):
         return out + weights.detach().sum((1, 3))[..., None]
 
     width = heads * size
-    shapes = (3, n, width), (3, m, width), (3, m, width), (3 * width, width), (3 * width,)
+    shapes = [(3, n, width), (3, m, width), (3, m, width), (3 * width, width), (3 * width,)]
+    shapes += [(width, width), (width,)]
     assert_equal(on_cuda, apply_with_dropout(attend, p), *shapes, limit=1e-5)
 
 
@@ -319,9 +320,10 @@ int main() {{
     detr::softmax(x, nullptr, 1, y, 3, 300), show();
     detr::transpose(x, y, 1, 3, 300), show();
     detr::batched_matmul('N', 'N', 2, 3, 5, 7, x, x + 400, y), show();
-    float weights[48], projected[112], scratch[48];
-    detr::attention(x, x + 50, x + 100, x + 200, x + 260, nullptr, detr::NO_DROPOUT, y,
-                    weights, projected, scratch, {{2, 2, 3, 4, 2}}), show();
+    float weights[48], projected[112], results[24], scratch[48];
+    detr::attention(x, x + 50, x + 100, x + 200, x + 260, x + 300, x + 320, nullptr,
+                    detr::NO_DROPOUT, y, weights, projected, results, scratch, {{2, 2, 3, 4, 2}});
+    show();
     const detr::Epilogue relu{{nullptr, nullptr, nullptr, true}};
     detr::cudnn::conv(x, x, relu, y, {{1, 2, 3, 9, 10, 3, 3, 1, 1, 1}}), show();
     detr::cudnn::conv(x, x, relu, y, {{1, 2, 3, 9, 11, 3, 3, 1, 1, 1}}), show();

@@ -223,10 +223,8 @@ def test_a_step_asks_little_of_the_host(monkeypatch):
         return sum(int(row[report[0].index("Count")]) for row in report[1:])
 
     run(1)  # what is kept is computed now
-    assert (
-        count_operators(2) - count_operators(1) <= 495
-    )  # measured 492, 152 of them for AdamW and the norm
-    assert max(live) <= 295  # measured 291
+    assert count_operators(2) - count_operators(1) <= 495  # 492, of which AdamW 152
+    assert max(live) <= 295  # 291
     monkeypatch.setattr(jt, "array", count_copy)
     run(1)
     assert sum(size > 1 for size in copies) == 4, "images, mask, targets, AdamW's scalars"

@@ -23,6 +23,12 @@ def random_case(seed, objects):
     return logits, random.uniform(0.2, 0.8, (1, QUERIES, 4)).astype(np.float32), target
 
 
+def match(matcher, logits, boxes, targets):
+    """Match a single layer."""
+    [pairs] = matcher(logits[None], boxes[None], targets)
+    return pairs
+
+
 def get_costs(logits, boxes, target, weights):
     """Return the paper's cost of each pair, [Q, n], computed pair by pair."""
     return np.array(
@@ -44,7 +50,7 @@ def get_costs(logits, boxes, target, weights):
 def test_total_cost_is_minimal(objects, weights):
     for seed in range(5):
         logits, boxes, target = random_case(seed, objects)
-        [(queries, matched)] = HungarianMatcher(*weights)(logits, boxes, [target])
+        [(queries, matched)] = match(HungarianMatcher(*weights), logits, boxes, [target])
         costs = get_costs(logits, boxes, target, weights)
         orders = permutations(range(QUERIES), objects)
         minimum = min(costs[list(order), range(objects)].sum() for order in orders)
@@ -56,17 +62,28 @@ def test_images_are_matched_separately():
     cases = [random_case(seed, objects) for seed, objects in ((0, 2), (1, 0), (2, 7))]
     matcher = HungarianMatcher(1, 5, 2)
     logits, boxes = (np.concatenate([case[i] for case in cases]) for i in (0, 1))
-    together = matcher(logits, boxes, [case[2] for case in cases])
+    together = match(matcher, logits, boxes, [case[2] for case in cases])
     # no object, and more objects than queries
     assert [len(queries) for queries, _ in together] == [2, 0, QUERIES]
     for pair, (*predictions, target) in zip(together, cases):
-        np.testing.assert_array_equal(pair, matcher(*predictions, [target])[0])
+        np.testing.assert_array_equal(pair, match(matcher, *predictions, [target])[0])
+
+
+def test_layers_are_matched_separately():
+    matcher, target = HungarianMatcher(1, 5, 2), random_case(0, 3)[2]
+    cases = [random_case(seed, 3)[:2] for seed in range(4)]
+    logits, boxes = (np.stack([case[i] for case in cases]) for i in (0, 1))
+    layers = matcher(logits, boxes, [target])
+    assert len(layers) == 4
+    for [pair], case in zip(layers, cases):
+        np.testing.assert_array_equal(pair, match(matcher, *case, [target])[0])
 
 
 def test_nan_predictions_are_matched():
     """The engine stops at their loss."""
     logits, boxes, target = random_case(0, 3)
-    [(queries, objects)] = HungarianMatcher(1, 5, 2)(np.full_like(logits, np.nan), boxes, [target])
+    logits = np.full_like(logits, np.nan)
+    [(queries, objects)] = match(HungarianMatcher(1, 5, 2), logits, boxes, [target])
     assert sorted(objects) == [0, 1, 2] and len(set(queries)) == 3
 
 

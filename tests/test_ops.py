@@ -50,7 +50,7 @@ def test_linear_with_relu(monkeypatch):
     assert_close(*run_both(monkeypatch, function, arrays((2, 300, 33), (20, 33))))
 
 
-ATTENTION_SHAPES = [(2, 7, 64), (2, 33, 64), (2, 33, 64), (192, 64), (192,)]
+ATTENTION_SHAPES = [(2, 7, 64), (2, 33, 64), (2, 33, 64), (192, 64), (192,), (64, 64), (64,)]
 
 
 def make_mask():
@@ -77,7 +77,7 @@ def test_attention(heads, masked, monkeypatch):
     assert not masked or (weights[0][1, ..., 20:] == 0).all()
 
 
-def attention_of_parts(query, key, value, weight, bias, heads, mask, dropout):
+def attention_of_parts(query, key, value, weight, bias, out_weight, out_bias, heads, mask, dropout):
     """Compute `ops.attention` from its steps."""
     rows = [slice(64 * i, 64 * (i + 1)) for i in range(3)]
     q, k, v = (
@@ -89,7 +89,7 @@ def attention_of_parts(query, key, value, weight, bias, heads, mask, dropout):
     )
     weights = dropout(ops.softmax(ops.bmm_transpose(q / np.sqrt(64 / heads), k), mask))
     heads = ops.bmm(weights, v).reshape(2, heads, 7, -1).transpose(0, 2, 1, 3)
-    return heads.reshape(2, 7, 64)
+    return ops.linear(heads.reshape(2, 7, 64), out_weight, out_bias)
 
 
 WITH_DROPOUT = {

@@ -45,10 +45,8 @@ def compare(case):
         "logits": np.stack([layer["pred_logits"].numpy() for layer in layers]),
         "boxes": np.stack([layer["pred_boxes"].numpy() for layer in layers]),
     }
-    for i in range(len(layers)):
-        for j, (query, obj) in enumerate(
-            criterion.matcher(out["logits"][i], out["boxes"][i], targets)
-        ):
+    for i, pairs in enumerate(criterion.matcher(out["logits"], out["boxes"], targets)):
+        for j, (query, obj) in enumerate(pairs):
             out[f"match/{i}/{j}"] = np.stack([query, obj])
     if "pred_masks" in outputs:
         out["masks"] = outputs["pred_masks"].numpy()

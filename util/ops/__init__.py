@@ -43,16 +43,19 @@ def linear(x, weight, bias=None, relu=False, dropout=None):
     return y if dropout is None else dropout(y)
 
 
-def attention(query, key, value, weight, bias, heads, mask=None, dropout=None):
-    """Attend from query to key and value with several heads, as far as the output projection.
+def attention(
+    query, key, value, weight, bias, out_weight, out_bias, heads, mask=None, dropout=None
+):
+    """Attend from query to key and value with several heads.
 
     softmax(Q K^T / sqrt(E / heads)) V for each head, where Q, K, V are linear projections of query,
-    key and value. In one operator, which stores less for backward and reads the heads where the
-    projections wrote them.
+    key and value; then a linear projection of all heads. A single operator, which stores less for
+    backward and reads the heads where the projections wrote them.
 
     Args:
         query, key, value: float32 [B, N, E], [B, M, E], [B, M, E]
         weight, bias: of the three projections, [3E, E] and [3E]
+        out_weight, out_bias: of the last projection, [E, E] and [E]
         mask: bool [B, M], True = ignore; each row must leave a key unmasked
         dropout: a Dropout to apply to the attention weights
 
@@ -60,7 +63,8 @@ def attention(query, key, value, weight, bias, heads, mask=None, dropout=None):
     """
     p, seed = _get_dropout(dropout)
     if has_kernels():
-        return functions.Attention(heads, p)(query, key, value, weight, bias, mask, seed)
+        inputs = query, key, value, weight, bias, out_weight, out_bias, mask, seed
+        return functions.Attention(heads, p)(*inputs)
     batch, queries, width = query.shape
     rows = [slice(i * width, (i + 1) * width) for i in range(3)]
     q, k, v = (
@@ -70,11 +74,11 @@ def attention(query, key, value, weight, bias, heads, mask=None, dropout=None):
         .reshape(batch * heads, x.shape[1], -1)
         for x, part in zip((query, key, value), rows)
     )
-    scores = nn.bmm_transpose(q / math.sqrt(q.shape[-1]), k)
-    weights = softmax(scores, mask)
-    dropped = weights if dropout is None else dropout(weights)
-    out = nn.bmm(dropped, v).reshape(batch, heads, queries, -1).transpose(0, 2, 1, 3)
-    return out.reshape(query.shape), weights.reshape(batch, heads, queries, -1)
+    weights = softmax(nn.bmm_transpose(q / math.sqrt(q.shape[-1]), k), mask)
+    results = nn.bmm(weights if dropout is None else dropout(weights), v)
+    results = results.reshape(batch, heads, queries, -1).transpose(0, 2, 1, 3).reshape(query.shape)
+    out = nn.linear(results, out_weight, out_bias)
+    return out, weights.reshape(batch, heads, queries, -1)
 
 
 class Linear(nn.Linear):

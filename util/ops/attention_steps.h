@@ -15,12 +15,13 @@ struct AttentionShape {
     Heads weights(float* x) const { return {x, keys, queries * keys, heads * queries * keys}; }
 };
 
-// Project query [B, queries, E], key and value [B, keys, E] with w [3E, E] and b [3E], and attend: out [B, queries, E].
+// Project query [B, queries, E], key and value [B, keys, E] with w [3E, E] and b [3E], attend, and project the heads' results
+// [B, queries, E] with out_w [E, E] and out_b [E] to out.
 // mask: bool [B, keys] or null, true = ignore; weights: after the softmax; projected [B * (queries + 2 * keys), E]: queries, which
 // are scaled, keys and values; scratch: as the weights
-inline void attention(const float* query, const float* key, const float* value, const float* w, const float* b, const bool* mask,
-                      const Dropout& dropout, float* out, float* weights, float* projected, float* scratch,
-                      const AttentionShape& s) {
+inline void attention(const float* query, const float* key, const float* value, const float* w, const float* b,
+                      const float* out_w, const float* out_b, const bool* mask, const Dropout& dropout, float* out, float* weights,
+                      float* projected, float* results, float* scratch, const AttentionShape& s) {
     const dim_t n = s.width();
     float *q = projected, *k = q + s.query_rows() * n, *v = k + s.key_rows() * n;
     matmul('N', 'T', s.query_rows(), n, n, query, w, q);
@@ -31,15 +32,17 @@ inline void attention(const float* query, const float* key, const float* value, 
     head_matmul('N', 'T', s.batch, s.heads, s.queries, s.keys, s.size, 1, q_heads, k_heads, s.weights(scratch));
     softmax_dropout(scratch, mask, s.heads * s.queries, dropout, weights, s.rows(), s.keys);
     head_matmul('N', 'N', s.batch, s.heads, s.queries, s.size, s.keys, 1, s.weights(dropout.seed ? scratch : weights), v_heads,
-                s.split(out, s.queries));
+                s.split(results, s.queries));
+    linear(results, out_w, out_b, false, NO_DROPOUT, out, s.query_rows(), n, n);
 }
 
-// Gradients of `attention` from d, that of out; d_projected, d_scores and scratch are intermediate results.
-inline void attention_backward(float* d, const float* query, const float* key, const float* value, const float* w,
-                               float* projected, float* weights, const Dropout& dropout, float* d_query, float* d_key,
-                               float* d_value, float* dw, float* db, float* d_projected, float* d_scores, float* scratch,
-                               const AttentionShape& s) {
+// Gradients of `attention` from d_out; d, d_projected, d_scores and scratch are intermediate results.
+inline void attention_backward(const float* d_out, const float* query, const float* key, const float* value, const float* w,
+                               const float* out_w, float* weights, float* projected, const float* results, const Dropout& dropout,
+                               float* d_query, float* d_key, float* d_value, float* dw, float* db, float* d_out_w, float* d_out_b,
+                               float* d, float* d_projected, float* d_scores, float* scratch, const AttentionShape& s) {
     const dim_t n = s.width(), offset = s.query_rows() * n, size = s.key_rows() * n;
+    linear_backward(d_out, results, out_w, d, d_out_w, d_out_b, s.query_rows(), n, n);
     auto q_heads = [&](float* x) { return s.split(x, s.queries); };
     auto k_heads = [&](float* x) { return s.split(x + offset, s.keys); };
     auto v_heads = [&](float* x) { return s.split(x + offset + size, s.keys); };

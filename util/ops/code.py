@@ -53,6 +53,15 @@ def run_multi_output_kernel(headers, shapes, inputs, source):
     return jt.code(shapes, dtypes, inputs, **headers, cpu_src=source, cuda_src=source)
 
 
+def append_inputs(inputs, *extras):
+    """Append those extras that are not None; return all inputs and each extra's C++ expression."""
+    pointers = []
+    for extra in extras:
+        pointers.append("nullptr" if extra is None else f"in{len(inputs)}_p")
+        inputs = inputs if extra is None else [*inputs, extra]
+    return inputs, pointers
+
+
 def uses_cuda():
     """Return True if operators run on the GPU."""
     return bool(jt.flags.use_cuda)

@@ -1,8 +1,10 @@
 """Convolutions with a fused epilogue, as jt.Functions."""
 
+import functools
+
 from util.backend import jt, nn
 
-from .code import CONV, WINOGRAD, run_kernel, run_multi_output_kernel
+from .code import CONV, WINOGRAD, append_inputs, run_kernel, run_multi_output_kernel
 from .functions import relu_backward
 
 HEADERS = {"pointwise": CONV, "im2col": CONV, "cudnn": CONV, "winograd": WINOGRAD}
@@ -20,42 +22,51 @@ class Conv(jt.Function):
 
     def execute(self, x, weight, scale, bias, residual):
         self.x, self.weight, self.scale = x, weight, scale
-        self.has_bias, self.has_residual = bias is not None, residual is not None
-        inputs, epilogue = [x, weight], []
-        for extra in (scale, bias, residual):
-            epilogue.append("nullptr" if extra is None else f"in{len(inputs)}_p")
-            inputs += [] if extra is None else [extra]
-        epilogue = f"detr::Epilogue{{{', '.join(epilogue)}, {str(self.relu).lower()}}}"
+        self.has_residual = residual is not None
+        inputs, pointers = append_inputs([x, weight], scale, bias, residual)
+        epilogue = f"detr::Epilogue{{{', '.join(pointers)}, {str(self.relu).lower()}}}"
+        source = f"{self.prefix}(in1_p, in0_p, {epilogue}, out0_p, {self.get_sizes('in0', 'in1')});"
+        batch, _, *sides = x.shape
+        outputs, _, *kernel = weight.shape
+        margin = 2 * self.padding - 1
         h, w = (
-            (side + 2 * self.padding - self.dilation * (kernel - 1) - 1) // self.stride + 1
-            for side, kernel in zip(x.shape[2:], weight.shape[2:])
+            (side + margin - self.dilation * (size - 1)) // self.stride + 1
+            for side, size in zip(sides, kernel)
         )
-        sizes = self.get_sizes("in0", "in1")
-        source = f"{self.prefix}(in1_p, in0_p, {epilogue}, out0_p, {sizes});"
-        y = run_kernel(self.header, [x.shape[0], weight.shape[0], h, w], inputs, source)
+        y = run_kernel(self.header, [batch, outputs, h, w], inputs, source)
         self.y = y if self.relu else None
         return y
 
     def grad(self, d):
         d = relu_backward(d, self.y) if self.relu else d
         x, weight = self.x, self.weight
-        extra, scale = ([], "nullptr") if self.scale is None else ([self.scale], "in2_p")
+        inputs_x, [scale] = append_inputs([weight, d], self.scale)
+        inputs_w, _ = append_inputs([d, x], self.scale)
         pointers = f"in0_p, {scale}, in1_p, out0_p"
         source_x = f"{self.prefix}_backward_input({pointers}, {self.get_sizes('out0', 'in0')});"
         source_w = f"{self.prefix}_backward_weight({pointers}, {self.get_sizes('in1', 'out0')});"
         return (
-            run_kernel(self.header, x.shape, [weight, d, *extra], source_x),
-            run_kernel(self.header, weight.shape, [d, x, *extra], source_w),
+            run_kernel(self.header, x.shape, inputs_x, source_x),
+            run_kernel(self.header, weight.shape, inputs_w, source_w),
             None,
-            d.sum((0, 2, 3)) if self.has_bias else None,
+            d.sum((0, 2, 3)) if self.is_wanted(3) else None,
             d if self.has_residual else None,
         )
 
+    def is_wanted(self, index):
+        """Return True if the argument of this index is a Var that needs a gradient."""
+        return self.input_mask[index] >= 0
+
     def get_sizes(self, x, weight):
         """Return the ConvShape; x, weight: their names in the operator."""
-        sizes = f"{x}_shape0, {x}_shape1, {weight}_shape0, {x}_shape2, {x}_shape3"
-        geometry = f"{self.stride}, {self.padding}, {self.dilation}"
-        return f"detr::ConvShape{{{sizes}, {weight}_shape2, {weight}_shape3, {geometry}}}"
+        return _get_sizes(x, weight, self.stride, self.padding, self.dilation)
+
+
+@functools.lru_cache
+def _get_sizes(x, weight, *geometry):
+    sizes = f"{x}_shape0, {x}_shape1, {weight}_shape0, {x}_shape2, {x}_shape3"
+    kernel = f"{weight}_shape2, {weight}_shape3"
+    return f"detr::ConvShape{{{sizes}, {kernel}, {', '.join(map(str, geometry))}}}"
 
 
 class ConvCuda(Conv):
@@ -65,12 +76,10 @@ class ConvCuda(Conv):
         super().__init__("cudnn", relu, stride, padding, dilation)
 
     def grad(self, d):
-        inputs, outputs, pointers = [d, self.x, self.weight], [self.weight.shape], []
-        for array in (self.y if self.relu else None, self.scale):
-            pointers.append("nullptr" if array is None else f"in{len(inputs)}_p")
-            inputs += [] if array is None else [array]
+        inputs, pointers = append_inputs([d, self.x, self.weight], self.y, self.scale)
+        outputs = [self.weight.shape]
         pointers.append("out0_p")
-        is_wanted = self.input_mask[0] >= 0, self.has_residual
+        is_wanted = self.is_wanted(0), self.has_residual
         for wanted, shape in zip(is_wanted, (self.x.shape, d.shape)):
             pointers.append(f"out{len(outputs)}_p" if wanted else "nullptr")
             outputs += [shape] if wanted else []
@@ -78,9 +87,10 @@ class ConvCuda(Conv):
         source = f"{self.prefix}_backward({arguments});"
         d_weight, *grads = run_multi_output_kernel(self.header, outputs, inputs, source)
         d_x, d_residual = (grads.pop(0) if wanted else None for wanted in is_wanted)
-        if self.has_bias:
-            d = relu_backward(d, self.y) if self.relu else d
-        return d_x, d_weight, None, d.sum((0, 2, 3)) if self.has_bias else None, d_residual
+        d_bias = None
+        if self.is_wanted(3):
+            d_bias = (relu_backward(d, self.y) if self.relu else d).sum((0, 2, 3))
+        return d_x, d_weight, None, d_bias, d_residual
 
 
 class ConvOneDNN(jt.Function):

@@ -1,8 +1,19 @@
 """Non-convolution operators as jt.Functions."""
 
+import functools
+
 from util.backend import jt
 
-from .code import ATTENTION, GEMM, LAYERS, NORM, OPTIMIZER, run_kernel, run_multi_output_kernel
+from .code import (
+    ATTENTION,
+    GEMM,
+    LAYERS,
+    NORM,
+    OPTIMIZER,
+    append_inputs,
+    run_kernel,
+    run_multi_output_kernel,
+)
 
 MAX_ARRAYS, ARRAY_BLOCKS = 32, 32  # as in shared.h, optimizer.cuh
 
@@ -39,7 +50,7 @@ class Linear(jt.Function):
         self.relu, self.dropout = relu, dropout
 
     def execute(self, x, weight, bias, seed):
-        inputs, (bias_pointer, seed_pointer) = _append([x, weight], bias, seed)
+        inputs, (bias_pointer, seed_pointer) = append_inputs([x, weight], bias, seed)
         y = run_kernel(
             GEMM,
             [*x.shape[:-1], weight.shape[0]],
@@ -71,40 +82,44 @@ class Linear(jt.Function):
 
 
 class Attention(jt.Function):
-    """Multi-head attention between input and output projection; see `ops.attention`."""
+    """Multi-head attention; see `ops.attention`."""
 
     def __init__(self, heads, dropout):
         self.heads, self.dropout = heads, dropout
 
-    def execute(self, query, key, value, weight, bias, mask, seed):
+    def execute(self, query, key, value, weight, bias, out_weight, out_bias, mask, seed):
         batch, queries, width = query.shape
         keys = key.shape[1]
-        scores = [batch, self.heads, queries, keys]
-        inputs = [query, key, value, weight, bias]
-        inputs, (mask_pointer, seed_pointer) = _append(inputs, mask, seed)
+        inputs = [query, key, value, weight, bias, out_weight, out_bias]
+        inputs, (mask_pointer, seed_pointer) = append_inputs(inputs, mask, seed)
         source = f"""
-            detr::attention(in0_p, in1_p, in2_p, in3_p, in4_p, {mask_pointer},
+            detr::attention(in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, in6_p, {mask_pointer},
                             {{{seed_pointer}, {self.dropout}}}, out0_p, out1_p, out2_p, out3_p,
-                            {self._get_shape("in0", "in1")});
+                            out4_p, {self._get_shape("in0", "in1")});
         """
-        shapes = [query.shape, scores, [batch * (queries + 2 * keys), width], scores]
-        out, weights, projected, _ = run_multi_output_kernel(ATTENTION, shapes, inputs, source)
-        self.saved, self.seed = [query, key, value, weight, projected, weights], seed
-        return out, weights
+        scores, projected = (
+            [batch, self.heads, queries, keys],
+            [batch * (queries + 2 * keys), width],
+        )
+        shapes = [query.shape, scores, projected, query.shape, scores]
+        out, *saved, _ = run_multi_output_kernel(ATTENTION, shapes, inputs, source)
+        self.saved, self.seed = [query, key, value, weight, out_weight, *saved], seed
+        return out, saved[0]
 
     def grad(self, d, _):
-        query, key, value, weight, projected, weights = self.saved
-        inputs, [seed] = _append([d, *self.saved], self.seed)
+        query, key, value, weight, out_weight, weights, projected, _ = self.saved
+        inputs, [seed] = append_inputs([d, *self.saved], self.seed)
         source = f"""
-            detr::attention_backward(in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, in6_p,
+            detr::attention_backward(in0_p, in1_p, in2_p, in3_p, in4_p, in5_p, in6_p, in7_p, in8_p,
                                      {{{seed}, {self.dropout}}}, out0_p, out1_p, out2_p, out3_p,
-                                     out4_p, out5_p, out6_p, out7_p,
+                                     out4_p, out5_p, out6_p, out7_p, out8_p, out9_p, out10_p,
                                      {self._get_shape("in1", "in2")});
         """
-        gradients = [x.shape for x in (query, key, value, weight)] + [weight.shape[:1]]
-        scratch = [projected.shape, weights.shape, weights.shape]
-        outputs = run_multi_output_kernel(ATTENTION, gradients + scratch, inputs, source)
-        return *outputs[: len(gradients)], None, None
+        shapes = [x.shape for x in (query, key, value, weight)] + [weight.shape[:1]]
+        shapes += [out_weight.shape, out_weight.shape[:1]]
+        scratch = [d.shape, projected.shape, weights.shape, weights.shape]
+        outputs = run_multi_output_kernel(ATTENTION, shapes + scratch, inputs, source)
+        return *outputs[: len(shapes)], None, None
 
     def _get_shape(self, query, key):
         """Return the AttentionShape; query, key: their names in the operator."""
@@ -246,7 +261,7 @@ class LayerNorm(jt.Function):
 
     def execute(self, x, f, seed, weight, bias):
         self.has_sum, self.seed = f is not None, seed
-        inputs, (f_pointer, seed_pointer) = _append([x, weight, bias], f, seed)
+        inputs, (f_pointer, seed_pointer) = append_inputs([x, weight, bias], f, seed)
         source = f"""
             detr::layer_norm(in0_p, {f_pointer}, {{{seed_pointer}, {self.dropout}}}, in1_p, in2_p,
                              {self.eps}, {"out1_p" if self.has_sum else "nullptr"}, out0_p,
@@ -259,7 +274,7 @@ class LayerNorm(jt.Function):
 
     def grad(self, d):
         x, weight = self.saved
-        inputs, [seed] = _append([d, x, weight], self.seed)
+        inputs, [seed] = append_inputs([d, x, weight], self.seed)
         shapes = [x.shape, weight.shape, weight.shape] + ([] if self.seed is None else [x.shape])
         source = f"""
             detr::layer_norm_backward(in0_p, in1_p, in2_p, {self.eps}, {{{seed}, {self.dropout}}},
@@ -315,43 +330,36 @@ def adamw(rows, scale, scalars):
 def adamw_cuda(rows, scale, scalars):
     """Do the same as `adamw` with CUDA, with MAX_ARRAYS parameters per launch."""
     for part in _split(list(rows)):
-        count = len(part)
-        source = "detr::Updates updates;" + "".join(
-            f"updates.{name}[{i}] = in{4 * i + k}_p;"
-            for i in range(count)
-            for k, name in enumerate("pvmg")
-        )
-        source += "".join(
-            f"updates.sizes[{i}] = in{4 * i}->num;"
-            + "".join(f"updates.{name}2[{i}] = out{3 * i + k}_p;" for k, name in enumerate("pvm"))
-            for i in range(count)
-        )
-        source += f"detr::adamw(updates, {count}, in{4 * count}_p, in{4 * count + 1}_p);"
         inputs = [array for arrays in part for array in arrays]
         shapes = [arrays[0].shape for arrays in part for _ in range(3)]
+        source = _get_adamw_source(len(part))
         outputs = run_multi_output_kernel(OPTIMIZER, shapes, [*inputs, scale, scalars], source)
         yield from zip(*[iter(outputs)] * 3)
 
 
+@functools.lru_cache
+def _get_adamw_source(count):
+    lines = ["detr::Updates updates;"]
+    for i in range(count):
+        lines.append(f"updates.sizes[{i}] = in{4 * i}->num;")
+        lines += [f"updates.{name}[{i}] = in{4 * i + k}_p;" for k, name in enumerate("pvmg")]
+        lines += [f"updates.{name}2[{i}] = out{3 * i + k}_p;" for k, name in enumerate("pvm")]
+    lines.append(f"detr::adamw(updates, {count}, in{4 * count}_p, in{4 * count + 1}_p);")
+    return "".join(lines)
+
+
 def square_sums(arrays):
     """Return partial sums of squares of each array, a list of [n, ARRAY_BLOCKS] (CUDA only)."""
-    sums = []
-    for part in _split(arrays):
-        source = "detr::Arrays arrays;" + "".join(
-            f"arrays.x[{i}] = in{i}_p; arrays.sizes[{i}] = in{i}->num;" for i in range(len(part))
-        )
-        source += f"detr::square_sums(arrays, {len(part)}, out0_p);"
-        sums.append(run_kernel(OPTIMIZER, [len(part), ARRAY_BLOCKS], part, source))
-    return sums
+    return [
+        run_kernel(OPTIMIZER, [len(part), ARRAY_BLOCKS], part, _get_square_sums_source(len(part)))
+        for part in _split(arrays)
+    ]
 
 
-def _append(inputs, *extras):
-    """Append those extras that are not None; return all inputs and each extra's C++ expression."""
-    pointers = []
-    for extra in extras:
-        pointers.append("nullptr" if extra is None else f"in{len(inputs)}_p")
-        inputs = inputs if extra is None else [*inputs, extra]
-    return inputs, pointers
+@functools.lru_cache
+def _get_square_sums_source(count):
+    lines = [f"arrays.x[{i}] = in{i}_p; arrays.sizes[{i}] = in{i}->num;" for i in range(count)]
+    return f"detr::Arrays arrays; {''.join(lines)} detr::square_sums(arrays, {count}, out0_p);"
 
 
 def _split(arrays):
