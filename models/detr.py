@@ -99,7 +99,7 @@ class MLP(nn.Module):
     def execute(self, x):
         """[..., input_dim] -> [..., output_dim]"""
         for layer in self.layers[:-1]:
-            x = ops.linear_relu(x, layer)
+            x = ops.linear(x, layer.weight, layer.bias, relu=True)
         return self.layers[-1](x)
 
 

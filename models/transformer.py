@@ -6,7 +6,16 @@ Tensors are batch first: [B, N, C].
 """
 
 from util.backend import jt, nn
-from util.ops import Dropout, LayerNorm, Linear, add_norm, draw_seeds, linear_relu, stack, transpose
+from util.ops import (
+    Dropout,
+    LayerNorm,
+    Linear,
+    add_norm,
+    draw_seeds,
+    feed_forward,
+    stack,
+    transpose,
+)
 
 from .attention import MultiheadAttention
 
@@ -114,7 +123,7 @@ class TransformerEncoderLayer(nn.Module):
         return self.self_attn(q, k, src, key_padding_mask)
 
     def _feed_forward(self, x):
-        return self.linear2(linear_relu(x, self.linear1, self.dropout))
+        return feed_forward(x, self.linear1, self.linear2, self.dropout)
 
 
 class TransformerDecoderLayer(nn.Module):
@@ -151,4 +160,4 @@ class TransformerDecoderLayer(nn.Module):
         return self.multihead_attn(tgt + query_pos, memory + pos, memory, key_padding_mask)
 
     def _feed_forward(self, x):
-        return self.linear2(linear_relu(x, self.linear1, self.dropout))
+        return feed_forward(x, self.linear1, self.linear2, self.dropout)

@@ -73,11 +73,23 @@ def apply_with_dropout(function, p):
 
 
 @pytest.mark.parametrize("p", [0, 0.3])
+def test_feed_forward(on_cuda, p):
+    layers = ops.Linear(31, 65), ops.Linear(65, 31)
+
+    def apply(dropout, x, *weights):
+        for layer, weight, bias in zip(layers, weights[::2], weights[1::2]):
+            layer.weight, layer.bias = weight, bias
+        return ops.feed_forward(x, *layers, dropout)
+
+    shapes = (2, 40, 31), (65, 31), (65,), (31, 65), (31,)
+    assert_equal(on_cuda, apply_with_dropout(apply, p), *shapes, limit=5e-6)
+
+
 @pytest.mark.parametrize("bias", [False, True])
-def test_linear_with_relu_and_dropout(on_cuda, bias, p):
-    apply = lambda dropout, *inputs: ops.linear(*inputs, relu=True, dropout=dropout)
+def test_linear_with_relu(on_cuda, bias):
     shapes = [(2, 40, 31), (65, 31), (65,)]
-    assert_equal(on_cuda, apply_with_dropout(apply, p), *(shapes if bias else shapes[:2]))
+    apply = lambda *inputs: ops.linear(*inputs, relu=True)
+    assert_equal(on_cuda, apply, *(shapes if bias else shapes[:2]))
 
 
 @pytest.mark.parametrize("p", [0, 0.3])

@@ -50,6 +50,12 @@ def test_linear_with_relu(monkeypatch):
     assert_close(*run_both(monkeypatch, function, arrays((2, 300, 33), (20, 33))))
 
 
+def test_feed_forward(monkeypatch):
+    function = lambda x, *weights: ops.feed_forward(x, *make_layers(*weights), ops.Dropout(0.1))
+    shapes = (2, 30, 33), (40, 33), (40,), (33, 40), (33,)
+    assert_close(*run_both(monkeypatch, function, arrays(*shapes)))
+
+
 ATTENTION_SHAPES = [(2, 7, 64), (2, 33, 64), (2, 33, 64), (192, 64), (192,), (64, 64), (64,)]
 
 
@@ -92,16 +98,27 @@ def attention_of_parts(query, key, value, weight, bias, out_weight, out_bias, he
     return ops.linear(heads.reshape(2, 7, 64), out_weight, out_bias)
 
 
+def make_layers(*weights):
+    """Return Linear layers with these weights and biases."""
+    layers = []
+    for weight, bias in zip(weights[::2], weights[1::2]):
+        layers.append(ops.Linear(weight.shape[1], weight.shape[0]))
+        layers[-1].weight, layers[-1].bias = weight, bias
+    return layers
+
+
 WITH_DROPOUT = {
     "attention": (
         lambda dropout, *inputs: ops.attention(*inputs, 4, make_mask(), dropout)[0],
         lambda dropout, *inputs: attention_of_parts(*inputs, 4, make_mask(), dropout),
         ATTENTION_SHAPES,
     ),
-    "linear": (
-        lambda dropout, *inputs: ops.linear(*inputs, relu=True, dropout=dropout),
-        lambda dropout, *inputs: dropout(ops.relu(ops.linear(*inputs))),
-        [(5, 40, 33), (20, 33), (20,)],
+    "feed_forward": (
+        lambda dropout, x, *weights: ops.feed_forward(x, *make_layers(*weights), dropout),
+        lambda dropout, x, w1, b1, w2, b2: ops.linear(
+            dropout(ops.relu(ops.linear(x, w1, b1))), w2, b2
+        ),
+        [(5, 40, 33), (20, 33), (20,), (33, 20), (33,)],
     ),
     "add_norm": (
         lambda dropout, x, branch: ops.add_norm(x, branch, dropout, ops.LayerNorm(40)),

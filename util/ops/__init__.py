@@ -30,17 +30,21 @@ def bmm_transpose(a, b):  # 7 ms instead of 143
 
 # The same library calls as Jittor's tuner substitutes while it compiles, which is not safe with
 # parallel compilation; on the CPU with a HandlerStack on each thread (gemm.h)
-def linear(x, weight, bias=None, relu=False, dropout=None):
-    """Return x @ weight^T + bias: float32 [..., K], [N, K], [N] -> [..., N].
+def linear(x, weight, bias=None, relu=False):
+    """Return x @ weight^T + bias, after ReLU if set: float32 [..., K], [N, K], [N] -> [..., N]."""
+    if has_kernels():
+        return functions.Linear(relu)(x, weight, bias)
+    y = nn.linear(x, weight, bias)
+    return nn.relu(y) if relu else y
 
-    relu: apply ReLU; dropout: a Dropout to apply after it, only with relu
-    """
+
+def feed_forward(x, layer1, layer2, dropout):
+    """Return layer2(dropout(relu(layer1(x)))); layer1 and layer2: Linear layers with a bias."""
     p, seed = _get_dropout(dropout)
     if has_kernels():
-        return functions.Linear(relu, p)(x, weight, bias, seed)
-    y = nn.linear(x, weight, bias)
-    y = nn.relu(y) if relu else y
-    return y if dropout is None else dropout(y)
+        weights = layer1.weight, layer1.bias, layer2.weight, layer2.bias
+        return functions.FeedForward(p)(x, *weights, seed)
+    return layer2(dropout(nn.relu(layer1(x))))
 
 
 def attention(
@@ -143,11 +147,6 @@ def conv2d(
 def conv(x, layer):
     """Apply an nn.Conv2d layer: [B, C, H, W] -> [B, O, h, w]."""
     return conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
-
-
-def linear_relu(x, layer, dropout=None):
-    """Apply an nn.Linear layer, ReLU and, if given, a Dropout layer, in one operator."""
-    return linear(x, layer.weight, layer.bias, True, dropout)
 
 
 def relu(x):  # 6 ms instead of 10

@@ -44,41 +44,60 @@ def _batched_matmul(a, b, ta, tb):
 
 
 class Linear(jt.Function):
-    """A linear layer, and ReLU and dropout after it; dropout needs ReLU."""
+    """A linear layer, with or without ReLU."""
 
-    def __init__(self, relu, dropout):
-        self.relu, self.dropout = relu, dropout
+    def __init__(self, relu):
+        self.relu = relu
 
-    def execute(self, x, weight, bias, seed):
-        inputs, (bias_pointer, seed_pointer) = append_inputs([x, weight], bias, seed)
-        y = run_kernel(
-            GEMM,
-            [*x.shape[:-1], weight.shape[0]],
-            inputs,
-            f"""
-            detr::linear(in0_p, in1_p, {bias_pointer}, {str(self.relu).lower()},
-                         {{{seed_pointer}, {self.dropout}}}, out0_p,
-                         in0->num / in1_shape1, in1_shape0, in1_shape1);
-            """,
-        )
-        self.saved, self.has_bias = [x, weight, y] if self.relu else [x, weight], bias is not None
+    def execute(self, x, weight, bias):
+        inputs, [bias_pointer] = append_inputs([x, weight], bias)
+        sizes = "in0->num / in1_shape1, in1_shape0, in1_shape1"
+        epilogue = f"{bias_pointer}, {str(self.relu).lower()}, detr::NO_DROPOUT"
+        source = f"detr::linear(in0_p, in1_p, {epilogue}, out0_p, {sizes});"
+        y = run_kernel(GEMM, [*x.shape[:-1], weight.shape[0]], inputs, source)
+        self.saved, self.has_bias = (x, weight, y if self.relu else None), bias is not None
+        return y
+
+    def grad(self, d):
+        x, weight, y = self.saved
+        d = relu_backward(d, y) if self.relu else d
+        shapes = [x.shape, weight.shape] + ([weight.shape[:1]] if self.has_bias else [])
+        d_bias = "out2_p" if self.has_bias else "nullptr"
+        sizes = "in0->num / in2_shape0, in2_shape0, in2_shape1"
+        source = f"detr::linear_backward(in0_p, in1_p, in2_p, out0_p, out1_p, {d_bias}, {sizes});"
+        grads = run_multi_output_kernel(GEMM, shapes, [d, x, weight], source)
+        return grads if self.has_bias else (*grads, None)
+
+
+class FeedForward(jt.Function):
+    """linear2(dropout(relu(linear1(x))))"""
+
+    def __init__(self, dropout):
+        self.dropout = dropout
+
+    def execute(self, x, weight1, bias1, weight2, bias2, seed):
+        inputs, [seed_pointer] = append_inputs([x, weight1, bias1, weight2, bias2], seed)
+        source = f"""
+            detr::feed_forward(in0_p, in1_p, in2_p, in3_p, in4_p, {{{seed_pointer}, {self.dropout}}},
+                               out0_p, out1_p, in0->num / in1_shape1, in1_shape0, in1_shape1);
+        """
+        shapes = [[*x.shape[:-1], weight1.shape[0]], x.shape]
+        hidden, y = run_multi_output_kernel(GEMM, shapes, inputs, source)
+        self.saved = x, hidden, weight1, weight2
         self.scale = 1 if seed is None else 1 / (1 - self.dropout)
         return y
 
     def grad(self, d):
-        x, weight = self.saved[:2]
-        shapes = [x.shape, weight.shape] + ([weight.shape[:1]] if self.has_bias else [])
-        d_bias, source, gradient = "out2_p" if self.has_bias else "nullptr", "", "in0_p"
-        if self.relu:
-            gradient = f"out{len(shapes)}_p"
-            shapes.append(d.shape)
-            source = f"detr::relu_backward(in0_p, in3_p, {gradient}, in0->num, {self.scale});"
-        source += f"""
-            detr::linear_backward({gradient}, in1_p, in2_p, out0_p, out1_p, {d_bias},
-                                  in1->num / in2_shape1, in2_shape0, in2_shape1);
+        x, hidden, weight1, weight2 = self.saved
+        source = f"""
+            detr::feed_forward_backward(in0_p, in1_p, in2_p, in3_p, in4_p, {self.scale}, out0_p,
+                                        out1_p, out2_p, out3_p, out4_p, out5_p,
+                                        in1->num / in3_shape1, in3_shape0, in3_shape1);
         """
-        d_x, d_weight, *rest = run_multi_output_kernel(GEMM, shapes, [d, *self.saved], source)
-        return d_x, d_weight, rest[0] if self.has_bias else None, None
+        shapes = [x.shape, weight1.shape, weight1.shape[:1], weight2.shape, weight2.shape[:1]]
+        inputs = [d, *self.saved]
+        *grads, _ = run_multi_output_kernel(GEMM, [*shapes, hidden.shape], inputs, source)
+        return *grads, None
 
 
 class Attention(jt.Function):
