@@ -5,17 +5,9 @@ encoder has a final norm only with pre-norm, and its decoder returns the output 
 Tensors are batch first: [B, N, C].
 """
 
+from util import ops
 from util.backend import jt, nn
-from util.ops import (
-    Dropout,
-    LayerNorm,
-    Linear,
-    add_norm,
-    draw_seeds,
-    feed_forward,
-    stack,
-    transpose,
-)
+from util.ops import Dropout, LayerNorm, Linear, add_norm
 
 from .attention import MultiheadAttention
 
@@ -54,15 +46,15 @@ class Transformer(nn.Module):
         src and pos_embed [B, C, h, w], mask bool [B, h, w] (True on padding), query_embed [Q, C]
         -> hs [L, B, Q, C], normalized; memory [B, C, h, w]
         """
-        draw_seeds(self.dropouts)
+        ops.draw_seeds(self.dropouts)
         b, c, h, w = src.shape
-        src = transpose(src.reshape(b, c, h * w))
-        pos_embed = transpose(pos_embed.reshape(b, c, h * w))
+        src = ops.transpose(src.reshape(b, c, h * w))
+        pos_embed = ops.transpose(pos_embed.reshape(b, c, h * w))
         mask = mask.reshape(b, h * w)
         query_embed = query_embed.broadcast([b] + query_embed.shape, [0])
         memory = self.encoder(src, mask, pos_embed)
         hs = self.decoder(jt.zeros_like(query_embed), memory, mask, pos_embed, query_embed)
-        return hs, transpose(memory).reshape(b, c, h, w)
+        return hs, ops.transpose(memory).reshape(b, c, h, w)
 
 
 class TransformerEncoder(nn.Module):
@@ -94,7 +86,7 @@ class TransformerDecoder(nn.Module):
         for layer in self.layers:
             tgt = layer(tgt, memory, key_padding_mask, pos, query_pos)
             intermediate.append(self.norm(tgt))
-        return stack(intermediate)
+        return ops.stack(intermediate)
 
 
 class TransformerEncoderLayer(nn.Module):
@@ -123,7 +115,7 @@ class TransformerEncoderLayer(nn.Module):
         return self.self_attn(q, k, src, key_padding_mask)
 
     def _feed_forward(self, x):
-        return feed_forward(x, self.linear1, self.linear2, self.dropout)
+        return ops.feed_forward(x, self.linear1, self.linear2, self.dropout)
 
 
 class TransformerDecoderLayer(nn.Module):
@@ -160,4 +152,4 @@ class TransformerDecoderLayer(nn.Module):
         return self.multihead_attn(tgt + query_pos, memory + pos, memory, key_padding_mask)
 
     def _feed_forward(self, x):
-        return feed_forward(x, self.linear1, self.linear2, self.dropout)
+        return ops.feed_forward(x, self.linear1, self.linear2, self.dropout)

@@ -77,9 +77,10 @@ class FeedForward(jt.Function):
 
     def execute(self, x, weight1, bias1, weight2, bias2, seed):
         inputs, [seed_pointer] = append_inputs([x, weight1, bias1, weight2, bias2], seed)
+        dropout = f"{{{seed_pointer}, {self.dropout}}}"
         source = f"""
-            detr::feed_forward(in0_p, in1_p, in2_p, in3_p, in4_p, {{{seed_pointer}, {self.dropout}}},
-                               out0_p, out1_p, in0->num / in1_shape1, in1_shape0, in1_shape1);
+            detr::feed_forward(in0_p, in1_p, in2_p, in3_p, in4_p, {dropout}, out0_p, out1_p,
+                               in0->num / in1_shape1, in1_shape0, in1_shape1);
         """
         shapes = [[*x.shape[:-1], weight1.shape[0]], x.shape]
         hidden, y = run_multi_output_kernel(GEMM, shapes, inputs, source)
