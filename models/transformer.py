@@ -7,7 +7,7 @@ Tensors are batch first: [B, N, C].
 
 from util import ops
 from util.backend import jt, nn
-from util.ops import Dropout, LayerNorm, Linear, add_norm
+from util.ops import Dropout, LayerNorm, Linear
 
 from .attention import MultiheadAttention
 
@@ -107,8 +107,8 @@ class TransformerEncoderLayer(nn.Module):
             src = src + self.dropout1(self._attend_self(self.norm1(src), key_padding_mask, pos))
             return src + self.dropout2(self._feed_forward(self.norm2(src)))
         attended = self._attend_self(src, key_padding_mask, pos)
-        src = add_norm(src, attended, self.dropout1, self.norm1)
-        return add_norm(src, self._feed_forward(src), self.dropout2, self.norm2)
+        src = ops.add_norm(src, attended, self.dropout1, self.norm1)
+        return ops.add_norm(src, self._feed_forward(src), self.dropout2, self.norm2)
 
     def _attend_self(self, src, key_padding_mask, pos):
         q = k = src + pos
@@ -140,9 +140,9 @@ class TransformerDecoderLayer(nn.Module):
             tgt = tgt + self.dropout1(self._attend_self(self.norm1(tgt), query_pos))
             tgt = tgt + self.dropout2(self._attend_memory(self.norm2(tgt), *memory_args))
             return tgt + self.dropout3(self._feed_forward(self.norm3(tgt)))
-        tgt = add_norm(tgt, self._attend_self(tgt, query_pos), self.dropout1, self.norm1)
-        tgt = add_norm(tgt, self._attend_memory(tgt, *memory_args), self.dropout2, self.norm2)
-        return add_norm(tgt, self._feed_forward(tgt), self.dropout3, self.norm3)
+        tgt = ops.add_norm(tgt, self._attend_self(tgt, query_pos), self.dropout1, self.norm1)
+        tgt = ops.add_norm(tgt, self._attend_memory(tgt, *memory_args), self.dropout2, self.norm2)
+        return ops.add_norm(tgt, self._feed_forward(tgt), self.dropout3, self.norm3)
 
     def _attend_self(self, tgt, query_pos):
         q = k = tgt + query_pos
