@@ -1,5 +1,6 @@
 """The CUDA operators, host code included, run on the CPU (cuda_on_cpu.h), against the CPU's."""
 
+import os
 import subprocess
 
 import numpy as np
@@ -322,43 +323,46 @@ FAULTS = {
     "an algorithm is taken for all sizes": ("conv.cuh", "plan.algorithm = choose();\n", ""),
 }
 PROGRAM = """
-#include "{repo}/tests/helpers/cuda_on_cpu.h"
+#include "cuda_on_cpu.h"
 #include "attention.cuh"
 #include "conv.cuh"
-int main() {{
+int main() {
     float x[3 * 300], y[3 * 300];
-    auto show = [&] {{ for (float value : y) std::printf("%a\\n", value); }};
+    auto show = [&] { for (float value : y) std::printf("%a\\n", value); };
     for (int i = 0; i < 900; i++) x[i] = std::sin(i * i), y[i] = 0;
     detr::softmax(x, nullptr, 1, y, 3, 300), show();
     detr::transpose(x, y, 1, 3, 300), show();
     detr::batched_matmul('N', 'N', 2, 3, 5, 7, x, x + 400, y), show();
     float weights[48], projected[112], results[24], scratch[48];
     detr::attention(x, x + 50, x + 100, x + 200, x + 260, x + 300, x + 320, nullptr,
-                    detr::NO_DROPOUT, y, weights, projected, results, scratch, {{2, 2, 3, 4, 2}});
+                    detr::NO_DROPOUT, y, weights, projected, results, scratch, {2, 2, 3, 4, 2});
     show();
-    const detr::Epilogue relu{{nullptr, nullptr, nullptr, true}};
-    detr::cudnn::conv(x, x, relu, y, {{1, 2, 3, 9, 10, 3, 3, 1, 1, 1}}), show();
-    detr::cudnn::conv(x, x, relu, y, {{1, 2, 3, 9, 11, 3, 3, 1, 1, 1}}), show();
-}}
+    const detr::Epilogue relu{nullptr, nullptr, nullptr, true};
+    detr::cudnn::conv(x, x, relu, y, {1, 2, 3, 9, 10, 3, 3, 1, 1, 1}), show();
+    detr::cudnn::conv(x, x, relu, y, {1, 2, 3, 9, 11, 3, 3, 1, 1, 1}), show();
+}
 """
 
 
-@pytest.fixture(scope="module")
-def run_program(tmp_path_factory):
-    """Return a function that runs PROGRAM with a change in a header: exit code and output."""
+@pytest.fixture
+def run_program(tmp_path):
+    """Return a function that runs a program with a change in a header: exit code and output."""
 
-    def run(file=None, old="", new=""):
-        folder = tmp_path_factory.mktemp("program")
+    def run(source, flags, file=None, old="", new=""):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
         for header in (REPO / "util" / "ops").glob("*h"):
             text = header.read_text()
             if header.name == file:
                 assert text.count(old) == 1, old
                 text = text.replace(old, new)
             (folder / header.name).write_text(text)
-        (folder / "main.cc").write_text(PROGRAM.format(repo=REPO))
-        command = "g++ -std=c++14 -O1 -o program main.cc"
+        (folder / "main.cc").write_text(source)
+        command = f"g++ -std=c++14 -O1 {flags} -I{REPO}/tests/helpers -I. -o program main.cc"
         subprocess.run(command.split(), cwd=folder, check=True)
-        done = subprocess.run([folder / "program"], capture_output=True, text=True)
+        # The fibers stay allocated.
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+        done = subprocess.run([folder / "program"], capture_output=True, text=True, env=environment)
         return done.returncode, done.stdout
 
     return run
@@ -366,6 +370,23 @@ def run_program(tmp_path_factory):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_emulation_finds_a_fault(run_program, fault):
-    code, output = run_program()
+    code, output = run_program(PROGRAM, "")
     assert code == 0 and len(output.split()) == 6 * 900
-    assert run_program(*FAULTS[fault]) != (code, output)
+    assert run_program(PROGRAM, "", *FAULTS[fault]) != (code, output)
+
+
+OVERRUNS = {
+    "none": (),
+    "a thread too many": ("layers.cuh", "(i < n) dx[i]", "(i <= n) dx[i]"),
+    "a tile without a border": ("layers.cuh", "if (left + i < n && ", "if ("),
+    "too little scratch": ("norm.cuh", "scratch((2 * rows + 2", "scratch((2 * rows + 1"),
+}
+
+
+@pytest.mark.parametrize("fault", OVERRUNS)
+def test_operators_stay_within_their_arrays(run_program, fault):
+    """By AddressSanitizer and UndefinedBehaviorSanitizer."""
+    source = (REPO / "tests" / "helpers" / "cuda_operators.cc").read_text()
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+    code, _ = run_program(source, flags, *OVERRUNS[fault])
+    assert (code == 0) == (fault == "none")
