@@ -255,6 +255,8 @@ def test_adamw_and_norm_of_many_arrays(on_cuda):
 MODELS = [
     "--backbone resnet18 --masks --hidden_dim 128 --nheads 8",
     "--backbone tiny --backbone_norm batch --pre_norm",
+    "--backbone tiny --backbone_norm group --position_embedding learned",
+    "--backbone resnet50 --dilation --freeze backbone",
 ]
 
 
@@ -361,7 +363,8 @@ def run_program(tmp_path):
         command = f"g++ -std=c++14 -O1 {flags} -I{REPO}/tests/helpers -I. -o program main.cc"
         subprocess.run(command.split(), cwd=folder, check=True)
         # The fibers stay allocated.
-        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+        options = dict(ASAN_OPTIONS="detect_leaks=0", TSAN_OPTIONS="halt_on_error=1")
+        environment = {**os.environ, **options}
         done = subprocess.run([folder / "program"], capture_output=True, text=True, env=environment)
         return done.returncode, done.stdout
 
@@ -389,4 +392,23 @@ def test_operators_stay_within_their_arrays(run_program, fault):
     source = (REPO / "tests" / "helpers" / "cuda_operators.cc").read_text()
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
     code, _ = run_program(source, flags, *OVERRUNS[fault])
+    assert (code == 0) == (fault == "none")
+
+
+RACES = {
+    "none": (),
+    "a barrier after writing": ("cuda.cuh", "__syncthreads();\n    x = warps[0];", "x = warps[0];"),
+    "a barrier before writing": ("cuda.cuh", "__syncthreads();  // wait until", "// wait until"),
+    "a barrier in a tile": ("layers.cuh", "    __syncthreads();\n", ""),
+    "a barrier in a sum": ("gemm.cuh", "    __syncthreads();\n", ""),
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fault", RACES)
+def test_threads_of_a_block_wait_for_each_other(run_program, fault):
+    """By ThreadSanitizer."""
+    source = (REPO / "tests" / "helpers" / "cuda_operators.cc").read_text()
+    flags = "-fsanitize=thread -DCUDA_ON_THREADS -pthread"
+    code, _ = run_program(source, flags, *RACES[fault])
     assert (code == 0) == (fault == "none")

@@ -1,15 +1,18 @@
 // Enough of CUDA, cuBLAS and cuDNN to run the CUDA operators (util/ops/*.cuh) on the CPU, with their host code. The threads of a
 // block are fibers: one runs until it has to wait for others, at a barrier or a shuffle. Blocks run one after another. What a GPU
-// would refuse, or what is undefined there, stops the program.
+// would refuse, or what is undefined there, stops the program. With CUDA_ON_THREADS they are threads, for ThreadSanitizer.
 #pragma once
 #include <ucontext.h>
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <mutex>
+#include <thread>
 #include <vector>
 
 #define __global__
@@ -21,7 +24,13 @@ struct dim3 {
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-static dim3 threadIdx, blockIdx, gridDim, blockDim;
+#ifdef CUDA_ON_THREADS
+#define PER_THREAD thread_local
+#else
+#define PER_THREAD
+#endif
+static PER_THREAD dim3 threadIdx;
+static dim3 blockIdx, gridDim, blockDim;
 
 namespace on_cpu {
 
@@ -31,6 +40,65 @@ inline void require(bool condition, const char* what) {
     std::abort();
 }
 
+inline unsigned flat(dim3 thread) { return (thread.z * blockDim.y + thread.y) * blockDim.x + thread.x; }
+
+inline void set_thread(unsigned number) {
+    threadIdx = dim3(number % blockDim.x, number / blockDim.x % blockDim.y, number / blockDim.x / blockDim.y);
+}
+
+#ifdef CUDA_ON_THREADS
+// ---- threads
+
+struct Barrier {
+    std::mutex mutex;
+    std::condition_variable condition;
+    unsigned threads = 0, waiting = 0, generation = 0;
+
+    void release() {
+        waiting = 0;
+        generation++;
+        condition.notify_all();
+    }
+    void wait() {
+        std::unique_lock<std::mutex> lock(mutex);
+        if (++waiting == threads) return release();
+        const unsigned arrived = generation;
+        condition.wait(lock, [&] { return arrived != generation; });
+    }
+    void leave() {  // a thread that has ended
+        std::lock_guard<std::mutex> lock(mutex);
+        if (--threads && waiting == threads) release();
+    }
+};
+
+struct Block {
+    Barrier barriers[33];  // of the block and of its warps
+    std::vector<float> shuffled;
+    unsigned threads = 0;
+    void (*call)(void*) = nullptr;
+    void* kernel = nullptr;
+};
+
+static Block block;
+
+inline void wait(int waits_for) { block.barriers[waits_for].wait(); }
+
+inline void run_block() {
+    block.barriers[0].threads = block.threads;
+    for (unsigned warp = 0; warp * 32 < block.threads; warp++)
+        block.barriers[1 + warp].threads = std::min(32u, block.threads - warp * 32);
+    std::vector<std::thread> threads;
+    for (unsigned number = 0; number < block.threads; number++)
+        threads.emplace_back([number] {
+            set_thread(number);
+            block.call(block.kernel);
+            block.barriers[1 + number / 32].leave();
+            block.barriers[0].leave();
+        });
+    for (std::thread& thread : threads) thread.join();
+}
+
+#else
 // ---- fibers
 
 struct Fiber {
@@ -53,12 +121,6 @@ struct Block {
 };
 
 static Block block;
-
-inline unsigned flat(dim3 thread) { return (thread.z * blockDim.y + thread.y) * blockDim.x + thread.x; }
-
-inline void set_thread(unsigned number) {
-    threadIdx = dim3(number % blockDim.x, number / blockDim.x % blockDim.y, number / blockDim.x / blockDim.y);
-}
 
 // A fiber runs one thread after another, until one of them waits.
 inline void run_threads() {
@@ -129,6 +191,8 @@ inline void run_block() {
         }
     }
 }
+
+#endif
 
 template <class F> void call(void* kernel) { (*(F*)kernel)(); }
 

@@ -1,5 +1,6 @@
 // Call each CUDA operator, forward and backward, at odd sizes on the CPU (cuda_on_cpu.h), with arrays of exactly the sizes that
-// they may use. Compiled with AddressSanitizer, this finds accesses beyond an array. Prints a sum of all results.
+// they may use. Compiled with AddressSanitizer, this finds accesses beyond an array; with ThreadSanitizer and CUDA_ON_THREADS, threads
+// of a block that do not wait for each other. Prints a sum of all results.
 #include "cuda_on_cpu.h"
 #include "attention.cuh"
 #include "conv.cuh"
@@ -7,6 +8,16 @@
 #include "optimizer.cuh"
 
 using namespace detr;
+
+#ifdef CUDA_ON_THREADS  // a thread takes long to start
+const AttentionShape attention_shape{1, 1, 2, 7, 3};
+const dim_t rows = 3;
+const int count = 1;
+#else
+const AttentionShape attention_shape{2, 3, 5, 7, 3};
+const dim_t rows = 9;
+const int count = MAX_ARRAYS;
+#endif
 
 static std::vector<std::vector<float>> arrays;
 
@@ -17,11 +28,11 @@ static float* array(dim_t size) {
 }
 
 static void call_all(const Dropout& dropout) {
-    // attention: 2 samples, 3 heads, 5 queries, 7 keys, heads of 3
-    const AttentionShape s{2, 3, 5, 7, 3};
+    const AttentionShape s = attention_shape;
     const dim_t e = s.width(), q = s.query_rows() * e, k = s.key_rows() * e, scores = s.rows() * s.keys;
-    bool mask[14] = {};
-    mask[6] = mask[9] = true;
+    std::vector<char> ignored(s.key_rows());
+    ignored[6] = true;
+    const bool* mask = (const bool*)ignored.data();
     float *query = array(q), *key = array(k), *value = array(k), *w = array(3 * e * e), *b = array(3 * e), *out_w = array(e * e);
     float *weights = array(scores), *projected = array(q + 2 * k), *results = array(q);
     attention(query, key, value, w, b, out_w, array(e), mask, dropout, array(q), weights, projected, results, array(scores), s);
@@ -29,7 +40,7 @@ static void call_all(const Dropout& dropout) {
                        array(3 * e * e), array(3 * e), array(e * e), array(e), array(q), array(q + 2 * k), array(scores),
                        array(scores), s);
 
-    const dim_t rows = 9, n = 37, m = 11;
+    const dim_t n = 37, m = 11;
     float *x = array(rows * n), *hidden = array(rows * m), *w1 = array(n * m), *w2 = array(n * m);
     feed_forward(x, w1, array(m), w2, array(n), dropout, hidden, array(rows * n), rows, m, n);
     feed_forward_backward(array(rows * n), x, hidden, w1, w2, dropout.scale, array(rows * n), array(n * m), array(m),
@@ -76,20 +87,22 @@ static void call_others(const Dropout& dropout) {
     }
     Arrays squares{};
     Updates updates{};
-    for (int i = 0; i < MAX_ARRAYS; i++) {
+    for (int i = 0; i < count; i++) {
         const dim_t size = i * 13 + 1;
         squares.x[i] = updates.p[i] = array(size);
         updates.v[i] = updates.m[i] = updates.g[i] = array(size);
         updates.p2[i] = array(size), updates.v2[i] = array(size), updates.m2[i] = array(size);
         squares.sizes[i] = updates.sizes[i] = size;
     }
-    square_sums(squares, MAX_ARRAYS, array(MAX_ARRAYS * ARRAY_BLOCKS));
-    adamw(updates, MAX_ARRAYS, array(1), array(8));
+    square_sums(squares, count, array(count * ARRAY_BLOCKS));
+    adamw(updates, count, array(1), array(8));
 }
 
 int main() {
     float seed[2] = {0.25f, 0.75f};
+#ifndef CUDA_ON_THREADS
     call_all(NO_DROPOUT);
+#endif
     call_all(Dropout(seed, 0.3));
     call_others(Dropout(seed, 0.3));
     double sum = 0;
