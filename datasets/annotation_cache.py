@@ -15,7 +15,7 @@ from util.errors import InputError
 from util.files import lock_folder
 from util.memory import return_freed_memory, without_garbage_collector
 
-VERSION = 1  # increment whenever the arrays or the checks change
+VERSION = 2  # increment whenever the arrays or the checks change
 MIN_BYTES = 20_000_000  # smaller JSON files are not cached: they load within two seconds
 
 

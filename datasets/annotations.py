@@ -118,12 +118,13 @@ def select_images(images, img_folder, ann_file, bad_samples, needs_size=False):
     """Return the images that have a unique id, a valid size, and a file in the folder."""
     if not images:
         raise InputError(f"{ann_file}: lists no images; add at least one")
-    ids, files, selected, missing = set(), FileIndex(img_folder), [], []
+    ids, names, files, selected, missing = set(), {}, FileIndex(img_folder), [], []
     for image in images:
         error = (
             find_id_error(image.get("id"), ids, "image")
             or find_size_error(image, needs_size)
             or find_file_name_error(image.get("file_name"))
+            or find_duplicate_error(image, names)
         )
         if error:
             bad_samples.add(f"{ann_file}: image {abbreviate(image.get('id'))}: {error}")
@@ -267,6 +268,21 @@ def find_file_name_error(name):
     return None
 
 
+def find_duplicate_error(image, names):
+    """Return an error message for a file that another image lists, or None.
+
+    names: path -> id of the images so far, updated in place.
+    """
+    name = os.path.normpath(image["file_name"])
+    if name in names:
+        return (
+            f"file_name {abbreviate(image['file_name'])} is also that of image {names[name]}, and "
+            "each would take the other's objects for background; merge the two images"
+        )
+    names[name] = image["id"]
+    return None
+
+
 def is_number(value, low, high):
     """Return True for an int or float in low..high, which NaN is not."""
     return type(value) in (int, float) and low <= value <= high
@@ -291,11 +307,13 @@ def complete_annotations(data, ann_file):
     annotations = data["annotations"]
     images = {image["id"]: image for image in data["images"]}
     num_areas = num_crowds = 0
+    # Some tools write 0 for all. COCO's size classes would count every object as small.
+    has_areas = any(ann.get("area") for ann in annotations)
     for ann in annotations:
         if ann.get("iscrowd") is None:
             ann["iscrowd"] = 0
             num_crowds += 1
-        if ann.get("area") is None:
+        if ann.get("area") is None or not has_areas:
             ann["area"] = compute_area(ann, images[ann["image_id"]])
             num_areas += 1
     if num_areas or num_crowds:

@@ -16,6 +16,7 @@ from datasets.annotation_arrays import CocoArrays, get_image_indices
 from datasets.annotation_cache import load_annotations
 from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco
 from datasets.classes import get_num_classes
+from datasets.plausibility import check_crowds, check_plausibility
 from datasets.segmentations import segmentation_to_rle
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from util.errors import InputError
@@ -129,7 +130,12 @@ class CocoDetection(CocoDataset):
             print(note)
         self.annotations, self.classes = arrays.annotations, arrays.classes
         super().__init__(img_folder, arrays.images, transforms, skip_bad_samples, **options)
+        for note in check_plausibility(arrays.annotations, arrays.images, ann_file):
+            print(note)
         self.in_target = self._find_targets()
+        if not is_evaluated:
+            for note in check_crowds(self.annotations.crowds, self.in_target, ann_file):
+                print(note)
         if count := np.count_nonzero(~self.annotations.crowds & ~self.in_target):
             print(f"{ann_file}: {count} boxes have no area inside their image; they are left out")
 
@@ -148,10 +154,11 @@ class CocoDetection(CocoDataset):
 
     def load_target(self, index, image):
         height, width = self.images.sizes[index]
-        if self.return_masks and (width, height) != image.size:
+        if height and width and (width, height) != image.size:
             raise InputError(
                 f"{self.get_path(index)}: image is {image.width}x{image.height}, but "
-                f"{self.ann_file} says {width}x{height}; correct width and height there"
+                f"{self.ann_file} says {width}x{height}, which its boxes are for; correct width "
+                "and height there, or use the original images"
             )
         return make_target(self.annotations, index, int(self.ids[index]), image, self.return_masks)
 

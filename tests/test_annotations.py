@@ -92,7 +92,7 @@ def test_an_error_is_named_or_its_sample_skipped(folder, capsys, data, message):
 
 def test_only_masks_need_segmentations_and_sizes(folder):
     data = entry("annotations", segmentation=None)
-    data["images"] = entry("images", height=None)["images"]
+    data["images"] = entry("images", height=None, file_name="good.bmp")["images"]
     assert read_items(folder, data, False, False, PLAIN) == 3
 
 

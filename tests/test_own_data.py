@@ -132,6 +132,7 @@ def test_summary(tmp_path, capsys):
     data["annotations"][0]["bbox"] = [0, 0, 20, 20]
     ann.write_text(json.dumps(data))
     dataset = CocoDetection(images, ann, unchanged, False, None)
+    assert "1 of 9 annotations are crowds (iscrowd 1)" in capsys.readouterr().out
     print_summary("training data", dataset, 2)
     lines = capsys.readouterr().out.splitlines()
     # The images have 1, 2, 3, 0, 1 and 2 boxes; the last one is a crowd's.

@@ -1,0 +1,149 @@
+"""Datasets that are wrong in one systematic way, and none that only look unusual."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.coco import CocoDetection
+from util.errors import InputError
+
+SIZE = 96
+
+
+def unchanged(image, target, rng):
+    return image, target
+
+
+def make(folder, boxes, change=lambda data: None, size=SIZE, per_image=1):
+    """Write images of size x size with boxes [n, 4], per_image boxes each, and return a function
+    that loads them.
+    """
+    (folder / "images").mkdir(parents=True)
+    data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "red"}]}
+    for i in range(-(-len(boxes) // per_image)):
+        Image.new("RGB", (size, size)).save(folder / "images" / f"{i}.png")
+        data["images"].append({"id": i, "file_name": f"{i}.png", "width": size, "height": size})
+    for i, box in enumerate(np.asarray(boxes, float).tolist()):
+        annotation = {"id": i + 1, "image_id": i // per_image, "category_id": 1, "bbox": box}
+        data["annotations"].append({**annotation, "area": box[2] * box[3], "iscrowd": 0})
+    change(data)
+    (folder / "ann.json").write_text(json.dumps(data))
+
+    def load(is_evaluated=False, skip_bad_samples=False):
+        paths = folder / "images", folder / "ann.json"
+        options = is_evaluated, skip_bad_samples
+        return CocoDetection(*paths, unchanged, False, None, *options)
+
+    return load
+
+
+BOXES = np.array([[5 * i, 30, 40, 20] for i in range(1, 9)])
+
+
+def set_crowds(count):
+    def change(data):
+        for annotation in data["annotations"][:count]:
+            annotation["iscrowd"] = 1
+
+    return change
+
+
+def test_plain_data_say_nothing(tmp_path, capsys):
+    make(tmp_path, BOXES)()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("is_evaluated", [False, True])
+def test_fractions_instead_of_pixels(tmp_path, is_evaluated):
+    load = make(tmp_path, BOXES / SIZE)
+    message = r"8 of 8 boxes lie within 1.5 pixels of the top left corner, as fractions"
+    with pytest.raises(InputError, match=message):
+        load(is_evaluated)
+
+
+@pytest.mark.parametrize("is_evaluated", [False, True])
+def test_corners_instead_of_sizes(tmp_path, is_evaluated):
+    load = make(tmp_path, np.concatenate([BOXES[:, :2], BOXES[:, :2] + BOXES[:, 2:]], 1))
+    with pytest.raises(InputError, match="3 of 8 boxes reach beyond .* x0, y0, x1, y1; COCO's"):
+        load(is_evaluated)
+
+
+def test_boxes_of_larger_images_are_a_warning(tmp_path, capsys):
+    boxes = BOXES + [60, 0, 0, 0]
+    make(tmp_path, np.concatenate([boxes, BOXES * [2, 1, 0.5, 1]]))()
+    printed = capsys.readouterr().out
+    assert "warning: " in printed and "boxes reach beyond their image; check the boxes" in printed
+
+
+def make_random(seed, count, low, high, size):
+    """Boxes inside an image, their sides from low to high pixels."""
+    rng = np.random.default_rng(seed)
+    sides = rng.uniform(low, high, (count, 2))
+    return np.concatenate([rng.uniform(0, 1, (count, 2)) * (size - sides), sides], 1)
+
+
+UNUSUAL = {
+    "one image with one pixel": ([[0, 0, 1, 1]], 1),
+    "one-pixel boxes": ([[3 * i, 2 * i, 1, 1] for i in range(20)], 1),
+    "one box of the whole image": ([[0, 0, SIZE, SIZE]], 1),
+    "boxes of whole images": ([[0, 0, SIZE, SIZE]] * 9, 1),
+    "many small boxes": (make_random(0, 300, 2, 9, SIZE), 300),
+    "large boxes": (make_random(1, 40, 50, 95, SIZE), 2),
+    "large boxes, rounded up": (np.ceil(make_random(2, 40, 50, 95, SIZE)), 2),
+    "boxes from the corner": ([[0, 0, 10 + i, 20 + i] for i in range(20)], 2),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_data_say_nothing(tmp_path, capsys, name):
+    boxes, per_image = UNUSUAL[name]
+    make(tmp_path, boxes, per_image=per_image)()
+    assert capsys.readouterr().out == ""
+
+
+def test_crowds_are_counted(tmp_path, capsys):
+    load = make(tmp_path, BOXES, set_crowds(4))
+    load()
+    said = "4 of 8 annotations are crowds (iscrowd 1) and are not trained on\n"
+    assert capsys.readouterr().out == f"{tmp_path}/ann.json: {said}"
+    load(is_evaluated=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_crowds_alone_cannot_be_trained_on(tmp_path):
+    with pytest.raises(InputError, match="8 of 8 annotations are crowds .* set iscrowd to 0 if"):
+        make(tmp_path, BOXES, set_crowds(8))()
+
+
+def test_images_of_another_size_than_listed(tmp_path):
+    def change(data):
+        for image in data["images"]:
+            image.update(width=2 * SIZE, height=2 * SIZE)
+
+    dataset = make(tmp_path, 2 * BOXES, change)()
+    message = "0.png: image is 96x96, but .*ann.json says 192x192, which its boxes are for; correct"
+    with pytest.raises(InputError, match=message):
+        dataset[0]
+
+
+def test_one_file_under_two_ids(tmp_path, capsys):
+    def change(data):
+        data["images"].append({**data["images"][2], "id": 20, "file_name": "./2.png"})
+
+    load = make(tmp_path, BOXES, change)
+    message = r"image 20: file_name '\./2.png' is also that of image 2, and .*; merge the two"
+    with pytest.raises(InputError, match=message):
+        load()
+    assert len(load(skip_bad_samples=True)) == 8
+
+
+def test_areas_of_zero_are_filled_in(tmp_path, capsys):
+    def change(data):
+        for annotation in data["annotations"]:
+            annotation["area"] = 0
+
+    dataset = make(tmp_path, BOXES, change)()
+    assert dataset.annotations.areas.tolist() == [800] * 8
+    assert "filled in area of 8 and iscrowd of 0 of 8 annotations" in capsys.readouterr().out
