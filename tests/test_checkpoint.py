@@ -209,6 +209,20 @@ def test_a_state_that_does_not_fit_is_listed_in_one_line_and_changes_nothing():
     assert_same(model_state(net), before)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value):
+    net = Net()
+    state = model_state(net)
+    before = state["second.bias"].copy()
+    state["second.bias"] = np.float32([1, value])
+    message = (
+        r"file.pth: 1 of 4 weights are not finite, such as second.bias; the training .* diverged"
+    )
+    with pytest.raises(InputError, match=message):
+        load_model_state(net, state, "file.pth")
+    np.testing.assert_array_equal(model_state(net)["second.bias"], before)
+
+
 def adamw(net):
     groups = []
     for part, lr in (("first", 0.01), ("second", 0.001)):
