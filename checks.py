@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from datasets.classes import NUM_CLASSES
-from datasets.coco import IMAGE_SUFFIXES, MAX_ASPECT_RATIO
+from datasets.images import IMAGE_SUFFIXES, MAX_ASPECT_RATIO
 from models.architecture import BASIC_BLOCK_BACKBONES, get_max_learned_side
 from util import launch
 from util.errors import InputError

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 import datasets.transforms as T
 from checks import find_images
-from datasets.coco import NORMALIZE, load_image
+from datasets.coco import NORMALIZE
+from datasets.images import load_image
 from datasets.transforms import EVAL_SIZE, MAX_SIZE
 from models.attention import record_attention
 from models.detr import PostProcess

@@ -166,7 +166,7 @@ class Segments(NamedTuple):
 class CocoArrays(NamedTuple):
     """The contents of an annotation file, packed into arrays.
 
-    classes: dictionary category id -> name; notes: messages about fields that were filled in.
+    classes: dictionary category id -> name; notes: messages about what was changed or looks wrong.
     """
 
     images: Images

@@ -8,19 +8,21 @@ errors are reported on every run.
 import hashlib
 
 from datasets.annotation_arrays import Annotations, CocoArrays, Images, flatten, unflatten
-from datasets.annotations import FileIndex, read_coco
+from datasets.annotations import read_coco
+from datasets.file_names import FileIndex
+from datasets.plausibility import check_arrays, drop_repeated
 from util.array_file import read_arrays, write_arrays
 from util.download import get_user_cache
 from util.errors import InputError
 from util.files import lock_folder
 from util.memory import return_freed_memory, without_garbage_collector
 
-VERSION = 2  # increment whenever the arrays or the checks change
+VERSION = 3  # increment whenever the arrays or the checks change
 MIN_BYTES = 20_000_000  # smaller JSON files are not cached: they load within two seconds
 
 
-def load_annotations(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
-    """Load annotations as CocoArrays, from the cache if the file is unchanged.
+def load_annotations(img_folder, ann_file, return_masks, num_classes, faults):
+    """Load training annotations as CocoArrays, from the cache if the file is unchanged.
 
     Arguments and errors are those of `annotations.read_coco`.
     """
@@ -28,12 +30,13 @@ def load_annotations(img_folder, ann_file, return_masks, num_classes, skip_bad_s
     arrays = path and _read_cache(path, img_folder, num_classes)
     if arrays is None:
         with without_garbage_collector():
-            data, notes, is_complete = read_coco(
-                img_folder, ann_file, return_masks, num_classes, skip_bad_samples
-            )
+            data, notes = read_coco(img_folder, ann_file, return_masks, num_classes, faults)
+            drop_repeated(data, notes, ann_file)
             arrays = CocoArrays.pack(data, notes, return_masks)
             del data
-        if path and is_complete and _write_cache(path, arrays):
+        check_arrays(arrays, ann_file, faults)
+        is_faulty = faults.samples or faults.files
+        if path and not is_faulty and _write_cache(path, arrays):
             # Switch to the memory-mapped copy, which other processes share.
             arrays = _read_cache(path, img_folder, num_classes) or arrays
     return_freed_memory()

@@ -7,6 +7,7 @@ An error stops the program with one line that names the file, the id and the fix
 import contextlib
 import io
 import json
+import math
 import os
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from datasets.faults import Faults
+from datasets.file_names import FileIndex
 from datasets.segmentations import is_segmentation, segmentation_to_rle
 from util.errors import InputError, escape_unprintable
 from util.memory import without_garbage_collector
@@ -23,57 +26,32 @@ MAX_AREA = 1e30  # pixels; float32 holds up to 3e38
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow refuses larger images
 
 
-class BadSamples:
-    """Collect messages about skipped images and annotations.
-
-    Raise InputError at the first one unless `skip` is set.
-    """
-
-    def __init__(self, skip):
-        self.skip = skip
-        self.messages = []
-
-    def add(self, message):
-        """Record a one-line message with file, id and fix; raise it unless `skip` is set."""
-        error = InputError(message)
-        if not self.skip:
-            raise error
-        self.messages.append(str(error))
-
-    def report(self):
-        """Print the number of skipped samples and the first messages."""
-        if self.messages:
-            print(f"left out {len(self.messages)} bad images and annotations:")
-            for message in self.messages[:5]:
-                print(f"  {message}")
-
-
-def read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
+def read_coco(img_folder, ann_file, return_masks, num_classes, faults):
     """Read and check an annotation file, and fill in missing optional fields.
 
-    img_folder, ann_file: Path; num_classes: exclusive upper bound on category ids, or None;
-    skip_bad_samples: skip bad images and annotations, and print how many.
+    img_folder, ann_file: Path; num_classes: exclusive upper bound on category ids, or None; faults:
+    Faults, which decides whether the first faulty sample raises InputError.
 
-    Returns (data, notes, is_complete): the file's content, messages about fields that were filled
-    in, and whether no sample was skipped. Raises InputError at the first error unless
-    skip_bad_samples is set.
+    Returns (data, notes): the file's content without faulty samples, and messages about what was
+    changed.
     """
     if not img_folder.is_dir():
         raise InputError(f"{img_folder}: no such folder; put the images there")
     data = read_annotation_file(ann_file)
-    bad_samples = BadSamples(skip_bad_samples)
     listed = {image.get("id") for image in data["images"] if type(image.get("id")) is int}
-    data["images"] = select_images(data["images"], img_folder, ann_file, bad_samples, return_masks)
-    data["annotations"] = select_annotations(
-        data, listed, ann_file, return_masks, num_classes, bad_samples
+    data["images"], notes = select_images(
+        data["images"], img_folder, ann_file, faults, return_masks
     )
-    bad_samples.report()
-    return data, complete_annotations(data, ann_file), not bad_samples.messages
+    data["annotations"] = select_annotations(
+        data, listed, ann_file, return_masks, num_classes, faults
+    )
+    faults.report()
+    return data, notes + complete_annotations(data, ann_file)
 
 
-def load_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples=False):
+def load_coco(img_folder, ann_file, return_masks, num_classes, faults=None):
     """Load an annotation file into a pycocotools `COCO` object; see `read_coco`."""
-    data, notes, _ = read_coco(img_folder, ann_file, return_masks, num_classes, skip_bad_samples)
+    data, notes = read_coco(img_folder, ann_file, return_masks, num_classes, faults or Faults())
     for note in notes:
         print(note)
     return make_index(data)
@@ -101,11 +79,21 @@ def read_annotation_file(ann_file):
         raise InputError(
             f"{ann_file}: cannot be read ({error.strerror}); check its permissions"
         ) from error
-    except (ValueError, RecursionError) as error:  # bad syntax or UTF-8, or nested too deep
+    except (ValueError, RecursionError) as error:  # bad syntax or encoding, or nested too deep
+        if isinstance(error, UnicodeDecodeError) and error.encoding == "utf-8":
+            raise InputError(
+                f"{ann_file}: is not UTF-8 ({error.reason} at byte {error.start}); convert it, for "
+                f"example with iconv -f gb18030 -t utf-8 {ann_file} > utf8.json"
+            ) from error
         raise InputError(
             f"{ann_file}: invalid JSON ({error}); download or export it again"
         ) from error
     for key in ("images", "annotations", "categories"):
+        if key == "annotations" and key not in data:
+            raise InputError(
+                f"{ann_file}: has no 'annotations'; export it again, or add \"annotations\": [] if "
+                "there are none, as in COCO's test sets"
+            )
         entries = data.get(key) if isinstance(data, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise InputError(
@@ -114,54 +102,50 @@ def read_annotation_file(ann_file):
     return data
 
 
-def select_images(images, img_folder, ann_file, bad_samples, needs_size=False):
-    """Return the images that have a unique id, a valid size, and a file in the folder."""
+def select_images(images, img_folder, ann_file, faults, needs_size=False):
+    """Select the images that have a unique id, a valid size, and a file in the folder.
+
+    Returns (images, notes); `file_name` becomes the file's path if it was written differently.
+    """
     if not images:
         raise InputError(f"{ann_file}: lists no images; add at least one")
-    ids, names, files, selected, missing = set(), {}, FileIndex(img_folder), [], []
+    ids, ids_by_name, files, selected, missing = set(), {}, FileIndex(img_folder), [], []
+    renamed = []
     for image in images:
+        convert_integers(image, "id", "width", "height")
+        name = image.get("file_name")
         error = (
             find_id_error(image.get("id"), ids, "image")
             or find_size_error(image, needs_size)
-            or find_file_name_error(image.get("file_name"))
-            or find_duplicate_error(image, names)
+            or find_file_name_error(image, files)
         )
+        error = error or find_duplicate_error(image, ids_by_name)
         if error:
-            bad_samples.add(f"{ann_file}: image {abbreviate(image.get('id'))}: {error}")
+            faults.add(f"{ann_file}: image {abbreviate(image.get('id'))}: {error}")
             continue
+        if name != image["file_name"]:
+            renamed.append(f"{abbreviate(name)} for {abbreviate(image['file_name'])}")
         (selected if image["file_name"] in files else missing).append(image)
     for image in missing:
-        bad_samples.add(
+        other = files.find_other_suffix(image["file_name"])
+        remedy = f"there is {other}: correct file_name" if other else "add them, or remove them"
+        faults.add(
             f"{img_folder / image['file_name']}: no such image; {len(missing)} of the "
-            f"{len(images)} images in {ann_file} are missing: add them, or remove them from the "
-            "annotation file"
+            f"{len(images)} images in {ann_file} are missing: {remedy}"
         )
     if not selected:
         raise InputError(
-            f"{ann_file}: none of its {len(images)} images is usable: {bad_samples.messages[0]}"
+            f"{ann_file}: none of its {len(images)} images is usable: {faults.samples[0]}"
         )
-    return selected
+    notes = [
+        f"{ann_file}: file_name of {len(renamed)} images differs from the file's path in "
+        f"separators, folders, case or Unicode form, such as {renamed[0]}; the files are used"
+        for _ in renamed[:1]
+    ]
+    return selected, notes
 
 
-class FileIndex:
-    """Check quickly whether files exist in a folder tree: `relative_path in FileIndex(root)`.
-
-    Each folder is listed once, because a stat per file takes minutes on network drives.
-    """
-
-    def __init__(self, root):
-        self.root = root
-        self.listings = {}
-
-    def __contains__(self, path):
-        folder, name = os.path.split(path)
-        if folder not in self.listings:
-            full = self.root / folder
-            self.listings[folder] = set(os.listdir(full)) if full.is_dir() else set()
-        return name in self.listings[folder]
-
-
-def select_annotations(data, listed, ann_file, return_masks, num_classes, bad_samples):
+def select_annotations(data, listed, ann_file, return_masks, num_classes, faults):
     """Return the valid annotations; see `find_annotation_error`.
 
     listed: ids of all images in the file; annotations of skipped images are dropped silently.
@@ -172,10 +156,11 @@ def select_annotations(data, listed, ann_file, return_masks, num_classes, bad_sa
     categories = {category["id"] for category in data["categories"]}
     ids, selected = set(), []
     for ann in data["annotations"]:
+        convert_integers(ann, "id", "image_id", "category_id")
         if type(ann.get("image_id")) is int and ann["image_id"] in skipped:
             continue
         if error := find_annotation_error(ann, ids, images, categories, num_classes, return_masks):
-            bad_samples.add(
+            faults.add(
                 f"{ann_file}: annotation {abbreviate(ann.get('id'))} of image "
                 f"{abbreviate(ann.get('image_id'))}: {error}"
             )
@@ -194,6 +179,7 @@ def check_categories(categories, ann_file):
     """Raise InputError if a category id is missing, invalid or duplicated."""
     ids = set()
     for category in categories:
+        convert_integers(category, "id")
         if error := find_id_error(category.get("id"), ids, "category"):
             raise InputError(f"{ann_file}: {error}")
 
@@ -236,6 +222,14 @@ def find_annotation_error(ann, ids, images, categories, num_classes, return_mask
     return None
 
 
+def convert_integers(entry, *keys):
+    """Convert floats such as 96.0 to integers, in place: some tools write all numbers as floats."""
+    for key in keys:
+        value = entry.get(key)
+        if type(value) is float and value.is_integer():
+            entry[key] = int(value)
+
+
 def find_id_error(value, ids, kind):
     """Return an error message for an invalid or duplicate id, or None. Add a valid id to `ids`."""
     if type(value) is not int or not -(2**63) <= value < 2**63:
@@ -258,28 +252,39 @@ def find_size_error(image, is_required):
     return None
 
 
-def find_file_name_error(name):
-    if not isinstance(name, str):
+def find_file_name_error(image, files):
+    """Return an error message for an image without a path below the image folder, or None.
+
+    If the path does not exist but can only mean one file, set `file_name` to it. files: FileIndex.
+    """
+    name = image.get("file_name")
+    if not isinstance(name, str) or not name or "\0" in name:
         return "has no file_name; add it"
-    if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
+    is_inside = not os.path.isabs(name) and ".." not in Path(name).parts
+    if is_inside and name in files:
+        return None
+    if (path := files.find(name)) is not None:
+        image["file_name"] = path
+    elif not is_inside:
         return (
             f"file_name {abbreviate(name)} is outside the image folder; give a path relative to it"
         )
     return None
 
 
-def find_duplicate_error(image, names):
+def find_duplicate_error(image, ids_by_name):
     """Return an error message for a file that another image lists, or None.
 
-    names: path -> id of the images so far, updated in place.
+    ids_by_name: path -> id of the images so far, updated in place.
     """
     name = os.path.normpath(image["file_name"])
-    if name in names:
+    if name in ids_by_name:
         return (
-            f"file_name {abbreviate(image['file_name'])} is also that of image {names[name]}, and "
-            "each would take the other's objects for background; merge the two images"
+            f"file_name {abbreviate(image['file_name'])} is also that of image "
+            f"{ids_by_name[name]}, and each would take the other's objects for background; merge "
+            "the two images"
         )
-    names[name] = image["id"]
+    ids_by_name[name] = image["id"]
     return None
 
 
@@ -300,19 +305,23 @@ def is_box(box):
 def complete_annotations(data, ann_file):
     """Fill in `info`, and `iscrowd` and `area` (pixels) of annotations; renumber annotation 0.
 
-    Return a list of messages that describe the changes.
+    Boxes with CVAT's `attributes.rotation` become the upright boxes around the rotated ones.
+    Returns a list of messages that describe the changes.
     """
     notes = []
     data.setdefault("info", {})  # COCO.info() needs it
     annotations = data["annotations"]
     images = {image["id"]: image for image in data["images"]}
-    num_areas = num_crowds = 0
+    num_areas = num_crowds = num_rotated = 0
     # Some tools write 0 for all. COCO's size classes would count every object as small.
     has_areas = any(ann.get("area") for ann in annotations)
     for ann in annotations:
         if ann.get("iscrowd") is None:
             ann["iscrowd"] = 0
             num_crowds += 1
+        if rotation := get_rotation(ann):
+            ann["bbox"] = rotate_box(ann["bbox"], rotation)
+            num_rotated += 1
         if ann.get("area") is None or not has_areas:
             ann["area"] = compute_area(ann, images[ann["image_id"]])
             num_areas += 1
@@ -321,6 +330,11 @@ def complete_annotations(data, ann_file):
             f"{ann_file}: filled in area of {num_areas} and iscrowd of {num_crowds} of "
             f"{len(annotations)} annotations"
         )
+    if num_rotated:
+        notes.append(
+            f"{ann_file}: {num_rotated} of {len(annotations)} boxes have attributes.rotation; the "
+            "upright boxes around the rotated ones are used"
+        )
     if zero := next((ann for ann in annotations if ann["id"] == 0), None):
         zero["id"] = 1 + max(ann["id"] for ann in annotations)
         notes.append(
@@ -328,6 +342,22 @@ def complete_annotations(data, ann_file):
             "a match with id 0 as missed"
         )
     return notes
+
+
+def get_rotation(ann):
+    """Return the rotation of a box in degrees, as CVAT exports it; 0 if there is none."""
+    attributes = ann.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return rotation if is_number(rotation, -MAX_BOX_COORDINATE, MAX_BOX_COORDINATE) else 0
+
+
+def rotate_box(box, degrees):
+    """Return the upright box around a box x, y, width, height that is rotated about its centre."""
+    x, y, width, height = box
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    new_width, new_height = width * cos + height * sin, width * sin + height * cos
+    corner = x + (width - new_width) / 2, y + (height - new_height) / 2
+    return [round(value, 4) for value in (*corner, new_width, new_height)]
 
 
 def compute_area(ann, image):

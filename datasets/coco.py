@@ -8,7 +8,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
@@ -16,15 +15,14 @@ from datasets.annotation_arrays import CocoArrays, get_image_indices
 from datasets.annotation_cache import load_annotations
 from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco
 from datasets.classes import get_num_classes
-from datasets.plausibility import check_crowds, check_plausibility
+from datasets.faults import Faults
+from datasets.images import read_header, read_image
+from datasets.plausibility import check_arrays, check_counts, check_crowds, note_repeated
 from datasets.segmentations import segmentation_to_rle
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from util.errors import InputError
 
-# Formats Pillow is allowed to decode. An allowlist, because it runs Ghostscript on EPS files.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
-MAX_ASPECT_RATIO = 100  # resizing a more elongated image would take gigabytes
+NUM_SURVEYED = 200  # images whose EXIF orientation is looked at before a run
 # Last step of every pipeline: normalise with ImageNet's mean and std, as the backbones expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 
@@ -40,19 +38,19 @@ class CocoDataset:
     if the image or its target cannot be read.
 
     img_folder: folder of the images; images: annotation_arrays.Images; transforms: called as
-    `transforms(image, target, rng)`; skip_bad_samples: whether the loader skips items that raise
-    InputError; seed: random seed of the transforms; max_size: approximate limit of the longer side
-    after the transforms, in pixels.
+    `transforms(image, target, rng)`; faults: Faults, whose `skip` decides whether the loader skips
+    items that raise InputError; seed: random seed of the transforms; max_size: approximate limit of
+    the longer side after the transforms, in pixels.
     Attributes: ids, int64 [N], image ids; epoch, which the loader sets.
     """
 
-    def __init__(
-        self, img_folder, images, transforms, skip_bad_samples=False, seed=0, max_size=MAX_SIZE
-    ):
+    def __init__(self, img_folder, images, transforms, faults, seed=0, max_size=MAX_SIZE):
         self.img_folder = Path(img_folder)
         self.images, self.ids = images, images.ids
-        self.transforms, self.skip_bad_samples = transforms, skip_bad_samples
+        self.transforms, self.skip_bad_samples = transforms, faults.skip
         self.seed, self.max_size, self.epoch = seed, max_size, 0
+        self.is_upright = True
+        self._survey_orientations()
 
     def __len__(self):
         return len(self.ids)
@@ -60,14 +58,69 @@ class CocoDataset:
     def get_path(self, index):
         return self.img_folder / self.images.names.get(index)
 
+    def _survey_orientations(self):
+        """Print how many of some images have an EXIF orientation, and how their boxes are taken.
+
+        If width and height in the annotation file say of more images that their boxes are for the
+        image as it is stored than upright, this holds for all where both have the same size.
+        """
+        step = -(-len(self) // NUM_SURVEYED)
+        surveyed = range(0, len(self), step)
+        oriented, votes = [], 0
+        for index in surveyed:
+            try:
+                header = read_header(self.get_path(index))
+            except InputError:  # reported when the image is loaded
+                continue
+            if header.orientation == 1:
+                continue
+            oriented.append(index)
+            stored, upright = header.get_size(False), header.get_size(True)
+            listed = self._get_listed_size(index)
+            votes += (listed == upright) - (listed == stored)
+        if oriented:
+            self.is_upright = votes >= 0
+            looked_at = " looked at" if step > 1 else ""
+            how = "upright, as viewers show it" if self.is_upright else "as it is stored"
+            print(
+                f"{self.img_folder}: {len(oriented)} of {len(surveyed)} images{looked_at} have an "
+                f"EXIF orientation, such as {self.images.names.get(oriented[0])}; their boxes are "
+                f"taken for the image {how}, unless its width and height say otherwise"
+            )
+
+    def _get_listed_size(self, index):
+        """Return (width, height) as the annotation file says, 0 if missing."""
+        height, width = self.images.sizes[index].tolist()
+        return width, height
+
+    def is_header_upright(self, header, index):
+        """Return whether boxes refer to image `index` with its EXIF orientation applied."""
+        stored, upright = header.get_size(False), header.get_size(True)
+        listed = self._get_listed_size(index)
+        if stored != upright and listed in (stored, upright):
+            return listed == upright
+        return self.is_upright
+
+    def check_image(self, index):
+        """Read an image's header. Raises InputError if it cannot be read, or has another size."""
+        header = read_header(self.get_path(index))
+        self.check_size(index, header.get_size(self.is_header_upright(header, index)))
+        return header
+
+    def check_size(self, index, size):
+        """Raise InputError if `size`, (width, height), is not the one in the annotation file."""
+        listed = self._get_listed_size(index)
+        if all(listed) and listed != tuple(size):
+            raise InputError(
+                f"{self.get_path(index)}: image is {size[0]}x{size[1]}, but {self.ann_file} says "
+                f"{listed[0]}x{listed[1]}, which its boxes are for; correct width and height "
+                "there, or use the original images"
+            )
+
     def read_image(self, index):
         """Read the image as RGB, in the orientation that its boxes refer to. Raises InputError."""
-        image = read_image(self.get_path(index))
-        # COCO's boxes refer to the image as it is stored, without its EXIF orientation. Some
-        # annotation tools apply it, and then the file's width and height are swapped.
-        if image.width != image.height and tuple(self.images.sizes[index]) == image.size:
-            return read_image(self.get_path(index), upright=True)
-        return image
+        path = self.get_path(index)
+        return read_image(path, lambda header: self.is_header_upright(header, index))
 
     def read_image_by_id(self, image_id):
         return self.read_image(self.images.find(image_id))
@@ -99,7 +152,7 @@ class CocoDetection(CocoDataset):
 
     ann_file: COCO JSON with images, annotations and categories; return_masks: add masks to the
     targets; num_classes: exclusive upper bound of the category ids, or None; is_evaluated: build
-    `coco`; the rest as in CocoDataset.
+    `coco`; faults: Faults, default: the first one raises InputError; the rest as in CocoDataset.
     Attributes: annotations, annotation_arrays.Annotations; classes, a dictionary category id ->
     name; coco, pycocotools' COCO, or None; in_target, bool [n], which annotations are in a target.
     Raises InputError if the folder or the annotation file is missing or invalid.
@@ -113,31 +166,37 @@ class CocoDetection(CocoDataset):
         return_masks,
         num_classes,
         is_evaluated=False,
-        skip_bad_samples=False,
+        faults=None,
         **options,
     ):
+        faults = faults or Faults()
         self.ann_file = ann_file
         self.return_masks = return_masks
-        source = Path(img_folder), Path(ann_file), return_masks, num_classes, skip_bad_samples
+        source = Path(img_folder), Path(ann_file), return_masks, num_classes, faults
         self.coco = None
         if is_evaluated:
-            data, notes, _ = read_coco(*source)
+            data, notes = read_coco(*source)
+            note_repeated(data, notes, ann_file)
             self.coco = make_index(data)
             arrays = CocoArrays.pack(data, notes, return_masks)
+            check_arrays(arrays, ann_file, faults)
         else:
             arrays = load_annotations(*source)
-        for note in arrays.notes:
-            print(note)
-        self.annotations, self.classes = arrays.annotations, arrays.classes
-        super().__init__(img_folder, arrays.images, transforms, skip_bad_samples, **options)
-        for note in check_plausibility(arrays.annotations, arrays.images, ann_file):
-            print(note)
+        self.images, self.annotations, self.classes, notes = arrays
         self.in_target = self._find_targets()
-        if not is_evaluated:
-            for note in check_crowds(self.annotations.crowds, self.in_target, ann_file):
-                print(note)
+        if is_evaluated:
+            notes = notes + check_counts(self.annotations, self.in_target, ann_file)
+        else:
+            crowds = self.annotations.crowds
+            notes = notes + check_crowds(crowds, self.in_target, ann_file, faults)
         if count := np.count_nonzero(~self.annotations.crowds & ~self.in_target):
-            print(f"{ann_file}: {count} boxes have no area inside their image; they are left out")
+            notes = [
+                *notes,
+                f"{ann_file}: {count} boxes have no area inside their image; they are left out",
+            ]
+        for note in notes:
+            print(note)
+        super().__init__(img_folder, self.images, transforms, faults, **options)
 
     def _find_targets(self):
         """Return a mask of the annotations that `make_target` keeps, bool [n]."""
@@ -153,65 +212,8 @@ class CocoDetection(CocoDataset):
         return get_image_indices(annotations.ends)[keep], annotations.labels[keep], areas[keep]
 
     def load_target(self, index, image):
-        height, width = self.images.sizes[index]
-        if height and width and (width, height) != image.size:
-            raise InputError(
-                f"{self.get_path(index)}: image is {image.width}x{image.height}, but "
-                f"{self.ann_file} says {width}x{height}, which its boxes are for; correct width "
-                "and height there, or use the original images"
-            )
+        self.check_size(index, image.size)
         return make_target(self.annotations, index, int(self.ids[index]), image, self.return_masks)
-
-
-def read_image(
-    path,
-    upright=False,
-    convert=lambda image: image.convert("RGB"),
-    remedy="remove it from the annotation file",
-):
-    """Read an image file as RGB.
-
-    upright: apply the EXIF orientation; convert: PIL image -> RGB; remedy: end of error messages.
-    Raises InputError if the file is missing, corrupt, not an image, too large, or too elongated.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: cannot be read as an image (no such file); add it, or {remedy}")
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            if max(image.size) <= MAX_ASPECT_RATIO * min(image.size):
-                return convert(ImageOps.exif_transpose(image) if upright else image)
-    except Exception as error:  # Pillow may raise almost any exception for a corrupt file
-        raise InputError(
-            f"{path}: cannot be read as an image ({error}); replace the file, or {remedy}"
-        ) from error
-    raise InputError(f"{path}: {width}x{height} pixels are too flat; {remedy}")
-
-
-def load_image(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
-    """Load an image for inference as RGB PIL, with its EXIF orientation applied.
-
-    image: a path, a PIL image, or an array uint8 [H, W, 3]. Raises InputError as `read_image` does,
-    and ValueError for an array of another dtype.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8:
-            raise ValueError(f"image is an array {image.dtype}: give uint8, 0 to 255")
-        return convert_to_rgb(Image.fromarray(image))
-    if isinstance(image, Image.Image):
-        return convert_to_rgb(ImageOps.exif_transpose(image))
-    return read_image(Path(image), True, convert_to_rgb, remedy="leave it out")
-
-
-def convert_to_rgb(image):
-    """Convert a PIL image to RGB; keep the high byte of 16-bit images.
-
-    Pillow's own conversion clips them to almost pure white; training data keeps it to match the
-    original.
-    """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def make_target(annotations, index, image_id, image, with_masks):
@@ -288,7 +290,7 @@ def get_coco_paths(root, image_set):
     return Path(root) / name, Path(root) / "annotations" / f"instances_{name}.json"
 
 
-def build(image_set: str, args: Namespace) -> CocoDetection:
+def build(image_set: str, args: Namespace, faults: Faults) -> CocoDetection:
     """Build the COCO 2017 dataset, or a custom dataset in COCO format. Raises InputError.
 
     image_set: "train" or "val". COCO 2017 is read from `args.coco_path` (train2017/, val2017/,
@@ -306,5 +308,5 @@ def build(image_set: str, args: Namespace) -> CocoDetection:
         is_evaluated=image_set == "val",
         seed=args.seed,
         max_size=args.max_size,
-        skip_bad_samples=args.skip_bad_samples,
+        faults=faults,
     )

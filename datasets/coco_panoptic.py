@@ -12,7 +12,6 @@ import numpy as np
 
 from datasets.annotation_arrays import Images, Segments, get_image_indices
 from datasets.annotations import (
-    BadSamples,
     abbreviate,
     check_categories,
     find_id_error,
@@ -23,7 +22,9 @@ from datasets.annotations import (
     select_images,
 )
 from datasets.classes import get_num_classes
-from datasets.coco import CocoDataset, get_coco_paths, make_coco_transforms, read_image
+from datasets.coco import CocoDataset, get_coco_paths, make_coco_transforms
+from datasets.faults import Faults
+from datasets.images import read_image
 from util.errors import InputError
 from util.memory import return_freed_memory, without_garbage_collector
 
@@ -52,9 +53,10 @@ class CocoPanoptic(CocoDataset):
         return_masks,
         num_classes,
         coco=None,
-        skip_bad_samples=False,
+        faults=None,
         **options,
     ):
+        faults = faults or Faults()
         self.ann_folder, self.ann_file = Path(ann_folder), Path(ann_file)
         self.coco = coco
         self.return_masks = return_masks
@@ -63,11 +65,11 @@ class CocoPanoptic(CocoDataset):
                 raise InputError(f"{folder}: no such folder; put the {content} there")
         source = Path(img_folder), self.ann_folder, self.ann_file
         with without_garbage_collector():
-            loaded = read_panoptic(*source, num_classes, coco, skip_bad_samples)
+            loaded = read_panoptic(*source, num_classes, coco, faults)
         images, self.segments, self.categories = loaded
         return_freed_memory()
         self.classes = get_class_names(self.categories)
-        super().__init__(img_folder, images, transforms, skip_bad_samples, **options)
+        super().__init__(img_folder, images, transforms, faults, **options)
 
     def list_boxes(self):
         return get_image_indices(self.segments.ends), self.segments.labels, self.segments.areas
@@ -142,25 +144,26 @@ def masks_to_boxes(masks):
     return boxes
 
 
-def read_panoptic(img_folder, ann_folder, ann_file, num_classes, coco, skip_bad_samples):
+def read_panoptic(img_folder, ann_folder, ann_file, num_classes, coco, faults):
     """Read and check an annotation file. Returns annotation_arrays.Images, Segments, categories.
 
     Arguments and errors are those of CocoPanoptic.
     """
     data = read_annotation_file(ann_file)
-    bad_samples = BadSamples(skip_bad_samples)
-    data["images"] = select_images(data["images"], img_folder, ann_file, bad_samples)
-    annotations = select_annotations(data, ann_folder, ann_file, num_classes, coco, bad_samples)
-    bad_samples.report()
+    data["images"], notes = select_images(data["images"], img_folder, ann_file, faults)
+    annotations = select_annotations(data, ann_folder, ann_file, num_classes, coco, faults)
+    faults.report()
+    for note in notes:
+        print(note)
     images = Images.pack([image for image in data["images"] if image["id"] in annotations])
     segments = Segments.pack([annotations[image_id] for image_id in images.ids.tolist()])
     return images, segments, data["categories"]
 
 
-def select_annotations(data, ann_folder, ann_file, num_classes, coco, bad_samples):
+def select_annotations(data, ann_folder, ann_file, num_classes, coco, faults):
     """Return the valid annotations, a dictionary image id -> annotation.
 
-    Raises InputError if no annotation is valid, or at the first error unless `bad_samples.skip`.
+    Raises InputError if no annotation is valid, or at the first error unless `faults.skip`.
     """
     check_categories(data["categories"], ann_file)
     for category in data["categories"]:
@@ -184,12 +187,12 @@ def select_annotations(data, ann_folder, ann_file, num_classes, coco, bad_sample
         else:
             error = find_annotation_error(annotation, ann_folder, png_names, categories)
         if error:
-            bad_samples.add(f"{ann_file}: annotation of image {abbreviate(image_id)}: {error}")
+            faults.add(f"{ann_file}: annotation of image {abbreviate(image_id)}: {error}")
         else:
             annotations[image_id] = annotation
     for image in data["images"]:
         if image["id"] not in annotations:
-            bad_samples.add(f"{ann_file}: image {image['id']} has no annotation; add one")
+            faults.add(f"{ann_file}: image {image['id']} has no annotation; add one")
     if not annotations:
         raise InputError(f"{ann_file}: no image has a valid annotation; add one")
     return annotations
@@ -209,6 +212,11 @@ def find_annotation_error(annotation, ann_folder, png_names, categories):
     for segment in segments:
         if error := find_id_error(segment.get("id"), ids, "segment"):
             return error
+        if not 0 < segment["id"] < 2**24:
+            return (
+                f"segment id {segment['id']} is not in 1..{2**24 - 1}, the ids that colours can "
+                "stand for (0 is no segment); renumber the ids"
+            )
         category = segment.get("category_id")
         if type(category) is not int or category not in categories:
             return f"segment {segment['id']}: category {abbreviate(category)} is not listed; add it"
@@ -244,7 +252,7 @@ def check_things_and_stuff(dataset):
             )
 
 
-def build(image_set: str, args: Namespace) -> CocoPanoptic:
+def build(image_set: str, args: Namespace, faults: Faults) -> CocoPanoptic:
     """Build COCO 2017 (`args.coco_path`) with panoptic annotations (`args.coco_panoptic_path`).
 
     image_set: "train" or "val". For "val", also load COCO's instance annotations, against which box
@@ -252,11 +260,7 @@ def build(image_set: str, args: Namespace) -> CocoPanoptic:
     """
     img_folder, instances = get_coco_paths(args.coco_path, image_set)
     panoptic, name = Path(args.coco_panoptic_path), f"panoptic_{image_set}2017"
-    options = dict(
-        return_masks=args.masks,
-        num_classes=get_num_classes(args),
-        skip_bad_samples=args.skip_bad_samples,
-    )
+    options = dict(return_masks=args.masks, num_classes=get_num_classes(args), faults=faults)
     dataset = CocoPanoptic(
         img_folder,
         panoptic / name,

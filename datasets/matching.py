@@ -88,7 +88,7 @@ def select_top_detections(scores, labels):
         counts[labels[index]] = counts.get(labels[index], 0) + 1
         if counts[labels[index]] <= MAX_DETECTIONS:
             top.append(index)
-    return np.array(top)
+    return np.array(top, np.int64)
 
 
 def compute_ious(boxes, objects):
@@ -162,7 +162,7 @@ def match_image(coco_gt, image_id, prediction, threshold):
     """
     objects = get_ground_truth(coco_gt, image_id)
     scores, labels, boxes = (np.asarray(prediction[key]) for key in PREDICTED)
-    keep = np.argsort(-scores, kind="stable")
+    keep = select_top_detections(scores, labels)
     keep = keep[(scores[keep] >= threshold) & np.isin(labels[keep], list(coco_gt.cats))]
     scores, labels, boxes = scores[keep], labels[keep], boxes[keep]
     ious = compute_ious(boxes, objects)

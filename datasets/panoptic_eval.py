@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.coco import read_image
 from datasets.coco_panoptic import rgb2id
+from datasets.images import read_image
 from util import dist, launch
 from util.files import atomic_write, convert_write_errors, make_folder
 

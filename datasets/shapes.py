@@ -18,6 +18,7 @@ from tqdm import tqdm
 import datasets.transforms as T
 from datasets.classes import get_num_classes
 from datasets.coco import NORMALIZE, CocoDetection, get_coco_paths
+from datasets.faults import Faults
 from util.download import get_user_cache
 from util.errors import InputError
 from util.files import lock_folder
@@ -31,7 +32,7 @@ NOISE_STD = 4  # standard deviation of the noise, in grey levels of 0..255
 SUPERSAMPLING = 4  # antialiasing: edges are drawn at this multiple of the resolution
 
 
-def build(image_set: str, args: Namespace) -> CocoDetection:
+def build(image_set: str, args: Namespace, faults: Faults) -> CocoDetection:
     """Build the shapes dataset from `args.coco_path` or the user's cache; generate it if missing.
 
     image_set: "train" or "val". Raises InputError if the folder cannot be written or contains
@@ -47,6 +48,7 @@ def build(image_set: str, args: Namespace) -> CocoDetection:
         return_masks=args.masks,
         num_classes=get_num_classes(args),
         is_evaluated=image_set == "val",
+        faults=faults,
         seed=args.seed,
         max_size=args.shapes_size,
     )

@@ -1,12 +1,15 @@
 """Annotation files with errors: each is named in one line, or its sample is skipped."""
 
+import copy
 import errno
+import unicodedata
 from pathlib import Path
 
 import pytest
 from hostile_data import GOOD, PLAIN, entry, make_images, read_items
 
-from datasets.annotations import read_annotation_file
+from datasets.annotations import read_annotation_file, select_images
+from datasets.faults import Faults
 from util.errors import InputError
 
 
@@ -41,7 +44,7 @@ ERRORS = [
         "image 77: width and height [1000000, 1000000] are more than",
     ),
     (entry("images", id="77"), "image '77': image id '77' is not a 64-bit integer"),
-    (entry("images", id=77.0), "image id 77.0 is not a 64-bit integer"),
+    (entry("images", id=77.5), "image id 77.5 is not a 64-bit integer"),
     (entry("images", id=2**64), f"image id {2**64} is not a 64-bit integer"),
     (entry("images", id=1), "duplicate image id 1"),
     (entry("annotations", id=1), "duplicate annotation id 1"),
@@ -107,7 +110,7 @@ def without(key):
         ({**GOOD, "images": []}, "lists no images"),
         ({**GOOD, "images": {"1": 2}}, "'images' has to be a list"),
         (without("images"), "'images' has to be a list"),
-        (without("annotations"), "'annotations' has to be a list"),
+        (without("annotations"), "has no 'annotations'; export it again, or add"),
         (without("categories"), "'categories' has to be a list"),
         ([1, 2], "'images' has to be a list"),
     ],
@@ -123,6 +126,76 @@ def test_a_file_that_is_no_json_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match="all.json: invalid JSON"):
         read_annotation_file(path)
+
+
+def test_the_remedy_for_another_encoding(tmp_path):
+    path = tmp_path / "all.json"
+    path.write_bytes('{"name": "红"}'.encode("gb18030"))
+    with pytest.raises(InputError, match="all.json: is not UTF-8 .*; .* iconv -f gb18030 -t utf-8"):
+        read_annotation_file(path)
+
+
+def test_numbers_written_as_floats(folder):
+    data = copy.deepcopy(GOOD)
+    for name, keys in (
+        ("images", ("id", "width", "height")),
+        ("annotations", ("id", "image_id", "category_id")),
+        ("categories", ("id",)),
+    ):
+        for each in data[name]:
+            each.update({key: float(each[key]) for key in keys})
+    assert read_items(folder, data, True, False, PLAIN) == 2
+
+
+NAMES = {
+    "images\\1.png": "1.png",
+    "data/images/1.png": "1.png",
+    "C:\\project\\images\\1.png": "1.png",
+    "/elsewhere/images/a b/2.PNG": "a b/2.PNG",
+    "a%20b/2.PNG": "a b/2.PNG",
+    "A B\\2.png": "a b/2.PNG",
+    "./1.png": "./1.png",
+    unicodedata.normalize("NFC", "é.png"): unicodedata.normalize("NFD", "é.png"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_in_other_forms(tmp_path, name):
+    root = tmp_path / "images"
+    for file in NAMES.values():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    images, notes = select_images([{"id": 1, "file_name": name}], root, "ann.json", Faults())
+    assert [image["file_name"] for image in images] == [NAMES[name]]
+    assert len(notes) == (name != NAMES[name])
+
+
+def test_absolute_paths(tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    (root / "1.png").touch()
+    (tmp_path / "1.png").touch()
+    [image], _ = select_images([{"id": 1, "file_name": f"{root}/1.png"}], root, "", Faults())
+    assert image["file_name"] == "1.png"
+    with pytest.raises(InputError, match="1.png' is outside the image folder"):
+        select_images([{"id": 1, "file_name": f"{tmp_path}/1.png"}], root, "", Faults())
+
+
+@pytest.mark.parametrize(
+    "name, files, message",
+    [
+        ("A.png", ["a.png", "ä.png", "a.PNG"], "A.png: no such image; .*: add them, or remove"),
+        ("1.jpg", ["1.png"], "1.jpg: no such image; .*: there is 1.png: correct file_name"),
+        ("%2e%2e/1.png", ["1.png"], "no such image; .*: add them, or remove them"),
+    ],
+)
+def test_paths_in_doubt(tmp_path, name, files, message):
+    root = tmp_path / "images"
+    root.mkdir()
+    for file in files:
+        (root / file).touch()
+    with pytest.raises(InputError, match=message):
+        select_images([{"id": 1, "file_name": name}], root, "ann.json", Faults())
 
 
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):

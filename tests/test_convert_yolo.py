@@ -6,9 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from exports import CLASSES, save_images
-from PIL import Image
+from PIL import Image, ImageOps
 from yolo_voc import (
     NAMES,
     assert_converted,
@@ -18,6 +19,7 @@ from yolo_voc import (
     write_ultralytics,
 )
 
+from datasets.coco import CocoDetection
 from datasets.convert.yolo import convert_yolo
 from util.errors import InputError
 
@@ -174,17 +176,19 @@ def write_photo(folder, orientation):
     exif = Image.Exif()
     exif[274] = orientation
     folder.mkdir()
-    Image.new("RGB", (40, 30)).save(folder / "a.jpg", exif=exif)
+    Image.linear_gradient("L").rotate(45).resize((40, 30)).save(folder / "a.jpg", exif=exif)
     (folder / "a.txt").write_text("0 0.5 0.5 1 0.5\n")
     (folder / "classes.txt").write_text("cat\n")
     return folder
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 4])
-def test_a_photo_of_unclear_orientation_is_refused(tmp_path, orientation):
-    """The dataset would load it as it is stored, and its boxes would be somewhere else."""
-    with pytest.raises(InputError, match=f"a.jpg: .*EXIF orientation {orientation}.*upright"):
-        convert_yolo(write_photo(tmp_path / "in", orientation), tmp_path)
+def test_a_photo_whose_orientation_keeps_its_size(tmp_path, orientation):
+    """The dataset loads it upright, too."""
+    splits = convert_yolo(write_photo(tmp_path / "in", orientation), tmp_path)
+    dataset = CocoDetection(*splits["train"], lambda *item: item[:2], False, None)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "in" / "a.jpg")).convert("RGB")
+    np.testing.assert_array_equal(dataset[0][0], upright)
 
 
 def test_boxes_of_a_rotated_photo_refer_to_the_upright_image(tmp_path):

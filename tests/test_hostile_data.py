@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets.coco import CocoDetection, make_coco_transforms
+from datasets.faults import Faults
 from datasets.loader import DataLoader
 from main import main
 from util.errors import InputError
@@ -174,7 +175,7 @@ def test_an_unusable_image_is_named_or_skipped(folder, capsys, name, message):
 def build(folder, data, skip):
     (folder / "annotations.json").write_text(json.dumps(data))
     return CocoDetection(
-        folder / "images", folder / "annotations.json", PLAIN, False, 4, skip_bad_samples=skip
+        folder / "images", folder / "annotations.json", PLAIN, False, 4, faults=Faults(skip)
     )
 
 
@@ -213,7 +214,7 @@ def test_a_missing_image_is_one_bad_sample(tmp_path, capsys):
     coco = tiny.make_coco(tmp_path / "coco")
     (coco / "val2017" / "000000000002.jpg").unlink()
     path = coco / "annotations" / "instances_val2017.json"
-    dataset = CocoDetection(coco / "val2017", path, PLAIN, False, None, skip_bad_samples=True)
+    dataset = CocoDetection(coco / "val2017", path, PLAIN, False, None, faults=Faults(True))
     assert "left out 1 bad images and annotations:" in capsys.readouterr().out
     data = json.loads(path.read_text())
     left = [ann for ann in data["annotations"] if ann["image_id"] != 2]

@@ -156,7 +156,7 @@ def test_summary_of_many_classes_is_a_table(tmp_path, capsys):
     template = data["annotations"][0]
     data["categories"] = [{"id": number, "name": f"class {number}"} for number in range(1, 51)]
     data["annotations"] = [
-        {**template, "id": 100 * category + number, "category_id": category}
+        {**template, "id": 100 * category + number, "category_id": category, "area": number + 1}
         for category in range(1, 36)
         for number in range(category)
     ]

@@ -1,12 +1,15 @@
 """Datasets that are wrong in one systematic way, and none that only look unusual."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets.coco import CocoDetection
+from datasets.faults import Faults
+from datasets.images import TURNS
 from util.errors import InputError
 
 SIZE = 96
@@ -33,7 +36,7 @@ def make(folder, boxes, change=lambda data: None, size=SIZE, per_image=1):
 
     def load(is_evaluated=False, skip_bad_samples=False):
         paths = folder / "images", folder / "ann.json"
-        options = is_evaluated, skip_bad_samples
+        options = is_evaluated, Faults(skip_bad_samples)
         return CocoDetection(*paths, unchanged, False, None, *options)
 
     return load
@@ -137,6 +140,88 @@ def test_one_file_under_two_ids(tmp_path, capsys):
     with pytest.raises(InputError, match=message):
         load()
     assert len(load(skip_bad_samples=True)) == 8
+
+
+def test_rotated_boxes(tmp_path, capsys):
+    """CVAT exports the box before its rotation about its centre."""
+
+    def change(data):
+        for annotation, rotation in zip(data["annotations"], (90, 180.0, 45, 0, None, "90")):
+            annotation["attributes"] = {"rotation": rotation}
+
+    dataset = make(tmp_path, BOXES, change)()
+    boxes, half = dataset.annotations.boxes, 30 / 2**0.5
+    np.testing.assert_allclose(boxes[0], [15, 20, 20, 40])
+    np.testing.assert_allclose(boxes[2], [35 - half, 40 - half, 2 * half, 2 * half], atol=1e-4)
+    np.testing.assert_array_equal(boxes[[1, 3, 4, 5, 6, 7]], BOXES[[1, 3, 4, 5, 6, 7]])
+    assert "3 of 8 boxes have attributes.rotation; the upright" in capsys.readouterr().out
+
+
+def repeat(data):
+    for id_, key in ((20, {}), (21, {}), (22, {"area": 1}), (23, {"image_id": 1})):
+        data["annotations"].append({**data["annotations"][4], "id": id_, **key})
+
+
+def test_repeated_annotations(tmp_path, capsys):
+    """Training drops them; evaluation has to give pycocotools' figures."""
+    load = make(tmp_path, BOXES, repeat)
+    assert len(load().annotations.labels) == 10
+    said = "2 of 12 annotations repeat another one (same image, class, box and area)"
+    assert f"{said}; they are left out" in capsys.readouterr().out
+    assert len(load(is_evaluated=True).coco.anns) == 12
+    assert f"{said} and count as missed; remove them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [100, 101])
+def test_more_objects_than_coco_counts(tmp_path, capsys, count):
+    boxes = make_random(0, count, 2, 9, SIZE)
+    make(tmp_path, boxes, per_image=count)(is_evaluated=True)
+    said = "warning: .*1 images have more than 100 objects of one class, up to 101; COCO counts"
+    assert bool(re.match(said, capsys.readouterr().out)) == (count > 100)
+
+
+def orient(folder, orientations):
+    """Store the images so that these EXIF orientations turn them upright, with a mark."""
+    for name, orientation in orientations.items():
+        path = folder / "images" / name
+        image = Image.open(path)
+        image.putpixel((0, 0), (255, 255, 255))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        undo = {6: 8, 8: 6}.get(orientation, orientation)
+        image = image.transpose(TURNS[undo]) if undo in TURNS else image
+        image.save(path, exif=exif)
+
+
+def is_marked(dataset, index):
+    return dataset[index][0].getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_orientations_that_keep_the_size(tmp_path, capsys):
+    load = make(tmp_path, BOXES)
+    orient(tmp_path, {f"{i}.png": i + 1 for i in range(8)})
+    dataset = load()
+    assert all(is_marked(dataset, i) for i in range(8))
+    said = "7 of 8 images have an EXIF orientation, such as 1.png; their boxes are taken for the"
+    assert f"{tmp_path}/images: {said} image upright, as viewers show it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_upright", [True, False])
+def test_sizes_decide_about_other_images(tmp_path, capsys, is_upright):
+    """An image that is listed as it is stored shows that its tool ignores the orientation."""
+    stored = (SIZE, SIZE // 2)
+
+    def change(data):
+        width, height = stored[::-1] if is_upright else stored
+        data["images"][0].update(width=width, height=height)
+
+    load = make(tmp_path, BOXES, change)
+    Image.new("RGB", stored[::-1]).save(tmp_path / "images" / "0.png")
+    orient(tmp_path, {"0.png": 6, "1.png": 3})
+    dataset = load()
+    assert is_marked(dataset, 0) == is_marked(dataset, 1) == is_upright
+    how = "upright, as viewers show it" if is_upright else "as it is stored"
+    assert f"boxes are taken for the image {how}, unless" in capsys.readouterr().out
 
 
 def test_areas_of_zero_are_filled_in(tmp_path, capsys):

@@ -17,7 +17,6 @@ from processes import REPO
 
 from arguments import parse_args
 from checks import find_images
-from datasets.coco import load_image
 from main import main
 from predict import predict, predict_files, save, unique_names
 from util import pictures
@@ -327,11 +326,3 @@ def test_files_of_results_are_of_this_run(tmp_path):
         for kind in ("bbox", "segm"):
             found = json.loads((tmp_path / f"detections_{kind}.json").read_text())
             assert len(found) == count
-
-
-def test_16_bits_are_not_white(tmp_path):
-    """Pillow's own conversion, which datasets use because the original does, clips them."""
-    values = np.linspace(0, 65535, 300).astype(np.uint16).reshape(15, 20)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    image = np.asarray(load_image(tmp_path / "deep.png"))
-    np.testing.assert_array_equal(image[:, :, 0], values >> 8)

@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
-
-from datasets.coco import IMAGE_FORMATS, IMAGE_SUFFIXES
+from datasets.images import IMAGE_SUFFIXES, read_header
 from util.errors import InputError
 from util.files import atomic_write, list_files, make_folder
 
@@ -25,20 +23,10 @@ class CocoWriter:
     def add_image(self, path):
         """Add an image. Returns (id, width, height), or None if it cannot be read."""
         try:
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                # In YOLO and VOC, boxes refer to the image after its EXIF orientation is applied.
-                width, height = ImageOps.exif_transpose(image).size
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                # CocoDataset can detect an applied orientation only from swapped width and height.
-                if 2 <= orientation <= 8 and (width, height) == image.size:
-                    self.errors.append(
-                        f"{path}: has EXIF orientation {orientation}, which COCO's format cannot "
-                        "express; save it upright"
-                    )
-        except Exception as error:  # Pillow may raise almost any exception for a corrupt file
-            self.errors.append(
-                f"{path}: cannot be read as an image ({error}); replace or remove it"
-            )
+            # In YOLO and VOC, boxes refer to the image after its EXIF orientation is applied.
+            width, height = read_header(path).get_size(is_upright=True)
+        except InputError as error:
+            self.errors.append(str(error))
             return None
         image_id = len(self.images) + 1
         name = path.relative_to(self.root).as_posix()

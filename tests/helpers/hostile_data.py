@@ -12,6 +12,7 @@ from PIL import Image
 
 from datasets import transforms as T
 from datasets.coco import NORMALIZE, CocoDetection
+from datasets.faults import Faults
 from util.errors import InputError
 
 SIZE = (30, 20)
@@ -76,7 +77,7 @@ def read_items(folder, data, masks, skip, transforms, annotations="annotations.j
     """Build the dataset, load and check every item. Return the number of items."""
     (folder / annotations).write_text(json.dumps(data))
     dataset = CocoDetection(
-        folder / "images", folder / annotations, transforms, masks, 4, skip_bad_samples=skip
+        folder / "images", folder / annotations, transforms, masks, 4, faults=Faults(skip)
     )
     dataset.seed, count = random.random(), 0
     for index in range(len(dataset)):
