@@ -42,25 +42,25 @@ def main():
         datasets = {image_set: check_dataset(image_set, args, faults) for image_set in image_sets}
         check_together([each for each in datasets.values() if each], args, faults)
         if count := len(faults.samples) + len(faults.files):
-            print(f"\n{count:,} faults, a training stops at the first one:")
+            print(f"\n{count:,} {'fault' if count == 1 else 'faults'}; training would stop:")
             print_groups(faults.files + faults.samples, NUM_EXAMPLES)
             if not faults.files:
-                print("--skip_bad_samples leaves these images and annotations out instead")
+                print("with --skip_bad_samples it leaves these images and annotations out")
             sys.exit(1)
-        print("\nno faults: a training can start")
+        print("\nno faults: training can start")
 
 
 def find_image_sets(args):
     """Return the image sets that the flags name: train, val, or both."""
-    own = [
-        name for name in NAMES if getattr(args, f"{name}_images") and getattr(args, f"{name}_ann")
-    ]
-    return list(NAMES) if args.coco_path or args.dataset_file == "shapes" else own
+    if args.coco_path or args.dataset_file == "shapes":
+        return list(NAMES)
+    values = vars(args)
+    return [name for name in NAMES if values[f"{name}_images"] and values[f"{name}_ann"]]
 
 
 def check_dataset(image_set, args, faults):
     """Check one image set. Returns the dataset, or None if it cannot be built."""
-    print(f"\n{NAMES[image_set]}", flush=True)
+    print(flush=True)
     try:
         dataset = build_dataset(image_set, args, faults)
         check_images(dataset, faults)
@@ -73,9 +73,8 @@ def check_dataset(image_set, args, faults):
 
 def check_images(dataset, faults):
     """Check the headers of all images, in a process per core."""
-    with multiprocessing.get_context("fork").Pool(
-        initializer=set_dataset, initargs=[dataset]
-    ) as pool:
+    fork = multiprocessing.get_context("fork")
+    with fork.Pool(initializer=set_dataset, initargs=[dataset]) as pool:
         messages = pool.imap(find_image_error, range(len(dataset)), chunksize=64)
         progress = tqdm(messages, "image headers", len(dataset), unit="image", disable=None)
         for message in filter(None, progress):
