@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from datasets import build_dataset
 from datasets.classes import find_num_classes, get_num_classes, merge_classes
+from datasets.coco import get_coco_paths
 from datasets.faults import Faults, print_groups
 from datasets.flags import add_data_flags
 from datasets.summary import print_summary
@@ -36,7 +37,8 @@ def main():
     args = parser.parse_args()
     image_sets = find_image_sets(args)
     if not image_sets:
-        parser.error("give --train_images and --train_ann, --val_images and --val_ann, or both")
+        flags = "--train_images with --train_ann, or --val_images with --val_ann"
+        parser.error(f"give --coco_path, {flags}")
     with job():
         faults = Faults(find_all=True)
         datasets = {image_set: check_dataset(image_set, args, faults) for image_set in image_sets}
@@ -52,8 +54,9 @@ def main():
 
 def find_image_sets(args):
     """Return the image sets that the flags name: train, val, or both."""
-    if args.coco_path or args.dataset_file == "shapes":
-        return list(NAMES)
+    if args.coco_path:
+        paths = {name: get_coco_paths(args.coco_path, name) for name in NAMES}
+        return [name for name in NAMES if any(path.exists() for path in paths[name])]
     values = vars(args)
     return [name for name in NAMES if values[f"{name}_images"] and values[f"{name}_ann"]]
 

@@ -6,6 +6,7 @@ order; here they are paired by image id.
 
 import math
 from argparse import Namespace
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from datasets.annotations import (
 from datasets.classes import get_num_classes
 from datasets.coco import CocoDataset, get_coco_paths, make_coco_transforms
 from datasets.faults import Faults
-from datasets.images import read_image
+from datasets.images import open_image
 from util.errors import InputError
 from util.memory import return_freed_memory, without_garbage_collector
 
@@ -94,14 +95,16 @@ class CocoPanoptic(CocoDataset):
             annotations.append({"image_id": image_id, "file_name": name, "segments_info": infos})
         return {"annotations": annotations, "categories": self.categories}
 
+    def check_image(self, index):
+        header = super().check_image(index)
+        size = header.get_size(self.is_header_upright(header, index))
+        with open_png(self.ann_folder / self.segments.names.get(index), size):
+            return header
+
     def load_target(self, index, image):
         path = self.ann_folder / self.segments.names.get(index)
-        png = read_image(path)
-        if png.size != image.size:
-            raise InputError(
-                f"{path}: PNG is {png.width}x{png.height}, but its image is "
-                f"{image.width}x{image.height}; replace one of them"
-            )
+        with open_png(path, image.size) as png:
+            png = png.convert("RGB")
         pixels = rgb2id(np.asarray(png))
         of_image = self.segments.get_slice(index)
         ids, areas = self.segments.ids[of_image], self.segments.areas[of_image]
@@ -125,6 +128,23 @@ class CocoPanoptic(CocoDataset):
         if self.return_masks:
             target["masks"] = masks
         return target
+
+
+@contextmanager
+def open_png(path, size):
+    """Open a panoptic PNG. Raises InputError if it is grey, or not of `size`, (width, height)."""
+    with open_image(path) as png:
+        if png.mode not in ("RGB", "RGBA", "P"):
+            raise InputError(
+                f"{path}: PNG is grey, but COCO's panoptic PNGs are RGB, id = R + 256 G + 65536 B; "
+                "export it in colour"
+            )
+        if png.size != size:
+            raise InputError(
+                f"{path}: PNG is {png.width}x{png.height}, but its image is {size[0]}x{size[1]}; "
+                "replace one of them"
+            )
+        yield png
 
 
 def rgb2id(colours):

@@ -126,6 +126,10 @@ DAMAGES = [  # (change of the folder, expected message)
         f"{PNG}: PNG is 30x30, but its image is 400x40",
     ),
     (
+        lambda root: Image.open(root / PNG).convert("L").save(root / PNG),
+        f"{PNG}: PNG is grey, but COCO's panoptic PNGs are RGB, id = R . 256 G",
+    ),
+    (
         lambda root: edit(root, remove_instances, "instances"),
         "annotation of image 1: is not in the file with the instances",
     ),
@@ -138,6 +142,13 @@ BAD_CONTENT = [  # (change of the annotation file, expected message)
     (
         lambda data: get_first(data)["segments_info"][0].update(category_id=4),
         "segment 70001: category 4 is not listed",
+    ),
+    *(
+        (
+            lambda data, id_=id_: get_first(data)["segments_info"][0].update(id=id_),
+            f"image 1: segment id {id_} is not in 1..16777215, the ids that colours can stand for",
+        )
+        for id_ in (0, -1, 2**24)
     ),
     (
         lambda data: data["categories"].append({"id": 250}),

@@ -372,6 +372,14 @@ def test_without_objects_and_detections():
         assert not make_confusion([3], match_all(coco, predictions, 0.5)).any()
 
 
+def test_both_halves_count_a_hundred_detections():
+    boxes = [(CAT, 10 * x, 4 * y, 10 * x + 8, 4 * y + 3) for x in range(6) for y in range(20)]
+    detections = [(1 - i / 1000, *box) for i, box in enumerate(boxes)]
+    report = make_report(evaluate(make_truth(*boxes), {1: make_prediction(*detections)}))
+    assert report["all_classes"]["recall"] == pytest.approx(100 / 120)
+    assert report["mistakes"]["missed"]["count"] == 20
+
+
 def test_an_object_between_two_area_ranges_counts_in_both_as_in_coco():
     coco = make_truth((CAT, 0, 0, 32, 32), (CAT, 40, 40, 72, 72))
     detections = [(0.9, CAT, 0, 0, 32, 32), (0.8, CAT, 40, 40, 72, 72)]

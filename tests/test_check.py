@@ -1,0 +1,83 @@
+"""`python -m datasets.check`: all faults of a dataset at once."""
+
+import subprocess
+import sys
+
+from conftest import REPO
+from PIL import Image
+from plain_data import BOXES, SIZE, make
+
+
+def check(*flags):
+    command = [sys.executable, "-m", "datasets.check", *map(str, flags)]
+    return subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+
+
+def flags_of(name, folder):
+    return [f"--{name}_images", folder / "images", f"--{name}_ann", folder / "ann.json"]
+
+
+def test_all_faults_are_named_at_once(tmp_path):
+    def change(data):
+        data["images"][0].update(width=2 * SIZE)
+        data["images"][1]["file_name"] = "gone.png"
+        for annotation in data["annotations"][4:]:
+            annotation.update(area=-1, iscrowd=0)
+
+    make(tmp_path / "train", BOXES, change)
+    make(tmp_path / "val", BOXES / SIZE)
+    (tmp_path / "val" / "images" / "3.png").write_bytes(b"no image")
+    Image.new("F", (SIZE, SIZE)).save(tmp_path / "val" / "images" / "5.tif")
+    (tmp_path / "val" / "images" / "5.tif").rename(tmp_path / "val" / "images" / "5.png")
+    result = check(*flags_of("train", tmp_path / "train"), *flags_of("val", tmp_path / "val"))
+    assert result.returncode == 1, result.stderr
+    summary, faults = result.stdout.split("9 faults; training would stop:\n")
+    assert "training data: 7 images, 3 boxes of 1 classes" in summary
+    for part in (
+        "ann.json: 8 of 8 boxes lie within 1.5 pixels",
+        "train/images/gone.png: no such image",
+        "annotation 5 of image 4: area -1 is not a number",
+        "annotation 7 of image 6: area -1 is not a number",
+        "… and 1 of this kind",
+        "train/images/0.png: image is 96x96, but ",
+        "val/images/3.png: cannot be read as an image",
+        "val/images/5.png: cannot be read as an image (its pixels are floats",
+    ):
+        assert faults.count(part) == 1, (part, faults)
+    assert "annotation 8" not in faults
+
+
+def test_data_without_faults(tmp_path):
+    make(tmp_path, BOXES)
+    result = check(*flags_of("train", tmp_path), *flags_of("val", tmp_path))
+    assert result.returncode == 0 and "no faults: training can start" in result.stdout
+    assert "warning: 8 images are training data and validation data, such as " in result.stdout
+
+
+def test_one_image_set_with_one_image(tmp_path):
+    make(tmp_path, BOXES[:1])
+    result = check(*flags_of("val", tmp_path))
+    assert result.returncode == 0 and "warning" not in result.stdout
+
+
+def test_classes_that_differ(tmp_path):
+    def rename(data):
+        data["categories"][0]["name"] = "blue"
+
+    make(tmp_path / "train", BOXES)
+    make(tmp_path / "val", BOXES, rename)
+    result = check(*flags_of("train", tmp_path / "train"), *flags_of("val", tmp_path / "val"))
+    assert result.returncode == 1 and "class 1 is 'blue', but 'red' in" in result.stdout
+
+
+def test_missing_files_and_flags(tmp_path):
+    result = check("--coco_path", tmp_path)
+    assert result.returncode == 2 and "give --coco_path, --train_images with" in result.stderr
+    (tmp_path / "val2017").mkdir()
+    result = check("--coco_path", tmp_path)
+    assert result.returncode == 1 and "instances_val2017.json: no such file" in result.stdout
+
+
+def test_coco(coco):
+    result = check("--coco_path", coco, "--masks")
+    assert result.returncode == 0, result.stdout
