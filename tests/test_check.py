@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 from conftest import REPO
+from panoptic_files import make_panoptic
 from PIL import Image
 from plain_data import BOXES, SIZE, make
 
@@ -81,3 +82,12 @@ def test_missing_files_and_flags(tmp_path):
 def test_coco(coco):
     result = check("--coco_path", coco, "--masks")
     assert result.returncode == 0, result.stdout
+
+
+def test_panoptic_data(tmp_path):
+    root = make_panoptic(tmp_path)
+    path = root / "panoptic_val2017" / "000000000000.png"
+    Image.open(path).convert("L").save(path)
+    paths = "--coco_path", root, "--coco_panoptic_path", root
+    result = check("--dataset_file", "coco_panoptic", "--masks", *paths)
+    assert result.returncode == 1 and f"{path}: PNG is grey, but COCO's" in result.stdout
