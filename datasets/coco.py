@@ -93,8 +93,8 @@ class CocoDataset:
         height, width = self.images.sizes[index].tolist()
         return width, height
 
-    def is_header_upright(self, header, index):
-        """Return whether boxes refer to image `index` with its EXIF orientation applied."""
+    def should_turn(self, header, index):
+        """Return whether the boxes of image `index` refer to it with its orientation applied."""
         stored, upright = header.get_size(False), header.get_size(True)
         listed = self._get_listed_size(index)
         if stored != upright and listed in (stored, upright):
@@ -104,7 +104,7 @@ class CocoDataset:
     def check_image(self, index):
         """Read an image's header. Raises InputError if it cannot be read, or has another size."""
         header = read_header(self.get_path(index))
-        self.check_size(index, header.get_size(self.is_header_upright(header, index)))
+        self.check_size(index, header.get_size(self.should_turn(header, index)))
         return header
 
     def check_size(self, index, size):
@@ -120,7 +120,7 @@ class CocoDataset:
     def read_image(self, index):
         """Read the image as RGB, in the orientation that its boxes refer to. Raises InputError."""
         path = self.get_path(index)
-        return read_image(path, lambda header: self.is_header_upright(header, index))
+        return read_image(path, lambda header: self.should_turn(header, index))
 
     def read_image_by_id(self, image_id):
         return self.read_image(self.images.find(image_id))

@@ -97,7 +97,7 @@ class CocoPanoptic(CocoDataset):
 
     def check_image(self, index):
         header = super().check_image(index)
-        size = header.get_size(self.is_header_upright(header, index))
+        size = header.get_size(self.should_turn(header, index))
         with open_png(self.ann_folder / self.segments.names.get(index), size):
             return header
 

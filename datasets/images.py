@@ -84,16 +84,16 @@ def read_header(path):
         return Header(*header.get_size(True), 1) if image.format == "TIFF" else header
 
 
-def read_image(path, is_upright=lambda header: True, remedy=REMEDY):
+def read_image(path, should_turn=lambda header: True, remedy=REMEDY):
     """Read an image file as RGB.
 
-    is_upright: Header -> whether to apply the EXIF orientation; remedy: end of error messages.
+    should_turn: Header -> whether to apply the EXIF orientation; remedy: end of error messages.
     Raises InputError as `open_image` does, and if the image cannot be converted.
     """
     with open_image(path, remedy) as image:
         image.load()  # also turns a TIFF
         header = Header(*image.size, get_orientation(image))
-        return turn(convert_to_rgb(image), header.orientation if is_upright(header) else 1)
+        return turn(convert_to_rgb(image), header.orientation if should_turn(header) else 1)
 
 
 def load_image(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
