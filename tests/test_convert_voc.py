@@ -111,7 +111,6 @@ def write_xml(folder, text, declared, encoding):
         ("ANSI", "gb18030", True),
         ("", "gbk", True),
         ("utf8", "utf-8", False),
-        ("utf-8", "utf-8-sig", False),
         ("utf-16", "utf-8", False),  # .NET's StringWriter
         ("big5", "big5", False),
     ],

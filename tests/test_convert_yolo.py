@@ -1,5 +1,6 @@
 """YOLO datasets converted to COCO's format, in the layouts that tools export."""
 
+import io
 import json
 import os
 import shutil
@@ -100,10 +101,14 @@ def test_images_without_labels_are_counted(tmp_path, capsys):
         convert_yolo(path, tmp_path / "two")
 
 
-@pytest.mark.parametrize("stem", ["train/photo_1_x", "train/other/photo_1", "val/photo_9"])
+@pytest.mark.parametrize(
+    "stem", ["labels/train/photo_1_x", "labels/train/other/photo_1", "images/val/photo_9"]
+)
 def test_labels_without_image_are_an_error(tmp_path, stem):
     path = write_ultralytics(tmp_path / "in")
-    label = tmp_path / "in" / "labels" / f"{stem}.txt"
+    for label in (tmp_path / "in" / "labels" / "val").iterdir():  # also read beside the images
+        label.rename(tmp_path / "in" / "images" / "val" / label.name)
+    label = tmp_path / "in" / f"{stem}.txt"
     label.parent.mkdir(exist_ok=True)
     label.write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.1 0.1\n")
     with pytest.raises(InputError, match=f"^1 of 13 label files belong to no image, .*{stem}.txt;"):
@@ -135,8 +140,9 @@ def test_yolo_of_labelimg(tmp_path):
     assert_converted(convert_yolo(write_labelimg(tmp_path / "in"), tmp_path / "out"), INDEXED)
 
 
-def test_yolo_with_a_file_name_that_is_not_utf_8(tmp_path):
-    """The annotation file is UTF-8 nevertheless, and its images are found."""
+def test_yolo_with_a_file_name_that_is_not_utf_8(tmp_path, monkeypatch):
+    """The annotation file is UTF-8 nevertheless, its images are found, and it can be printed."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
     source = write_labelimg(tmp_path / "in")
     name = os.fsdecode(b"caf\xe9")
     for path in [*source.rglob("photo_3.*")]:

@@ -89,12 +89,12 @@ class CocoWriter:
         make_folder(path.parent)
         with atomic_write(path) as file:
             file.write(json.dumps({**data, "categories": self.categories}).encode())
-        print(
+        print_escaped(
             f"{path}: {len(self.images)} images, {len(self.annotations)} boxes, "
             f"{len(self.categories)} classes"
         )
         if self.unlabelled:
-            print(
+            print_escaped(
                 f"{path}: {len(self.unlabelled)} of {len(self.images)} images have no "
                 f"{self.label_name}: taken as images without objects; the first: "
                 f"{self.unlabelled[0]}"
@@ -106,8 +106,8 @@ class CocoWriter:
         crowds = Counter(ann["category_id"] for ann in self.annotations if ann["iscrowd"])
         if crowds:
             names = [c["name"] for c in self.categories if 0 < totals[c["id"]] == crowds[c["id"]]]
-            among = f", among them all of {escape_unprintable(', '.join(names))}" if names else ""
-            print(
+            among = f", among them all of {', '.join(names)}" if names else ""
+            print_escaped(
                 f"{path}: {crowds.total()} of {totals.total()} objects are difficult{among}: "
                 "they become crowds, which are not trained on"
             )
@@ -122,7 +122,7 @@ def write_splits(writers, out):
     """
     if len(writers) > 1 and "test" in writers and writers["test"].is_unlabelled:
         test = writers["test"]
-        print(f"{test.root}: no {test.label_name} for any image: skipping the test set")
+        print_escaped(f"{test.root}: no {test.label_name} for any image: skipping the test set")
         writers = {name: writer for name, writer in writers.items() if name != "test"}
     for writer in writers.values():
         writer.check()
@@ -132,6 +132,11 @@ def write_splits(writers, out):
     for name, writer in writers.items():
         writer.write(paths[name])
     return {name: (writer.root, paths[name]) for name, writer in writers.items()}
+
+
+def print_escaped(text):
+    """Print a line with names from files, which may not be printable."""
+    print(escape_unprintable(text))
 
 
 def check_not_existing(paths):
@@ -227,5 +232,5 @@ def read_text(path):
         raise InputError(f"{path}: cannot be read ({error.strerror}); add or correct it") from error
     text, encoding = decode(content, path)
     if encoding == "gb18030":
-        print(describe_guess(path, text))
+        print_escaped(describe_guess(path, text))
     return text

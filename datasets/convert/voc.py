@@ -16,6 +16,7 @@ from .coco_json import (
     find_files,
     find_images,
     find_subfolders,
+    print_escaped,
     raise_errors,
     read_lines,
     write_splits,
@@ -54,7 +55,9 @@ def convert_voc(source: str | Path, out: str | Path) -> dict[str, tuple[Path, Pa
     }
     raise_errors(errors)
     if guessed:
-        print(f"{len(guessed)} XML files are in a guessed encoding, the first: {guessed[0]}")
+        print_escaped(
+            f"{len(guessed)} XML files are in a guessed encoding, the first: {guessed[0]}"
+        )
     names = {name for files in parsed.values() for _, _, objects in files for name, *_ in objects}
     classes = dict(enumerate(sorted(names), 1))
     ids = {class_name: class_id for class_id, class_name in classes.items()}
@@ -136,7 +139,7 @@ def find_splits(source):
         raise InputError(f"{source}: has no XML files; give the folder that has them")
     every = find_files(source, {".xml"})
     if unused := sorted(set(every).difference(*(split.xmls for split in splits.values()))):
-        print(
+        print_escaped(
             f"{source}: {len(unused)} of {len(every)} XML files are not in {', '.join(splits)} "
             f"and left out; the first: {unused[0]}"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from util.errors import InputError
 
-from .coco_json import CocoWriter, find_images, read_lines, read_text, write_splits
+from .coco_json import CocoWriter, find_images, print_escaped, read_lines, read_text, write_splits
 from .yolo_labels import LabelFinder
 
 SPLITS = ("train", "val", "test")
@@ -109,7 +109,9 @@ def read_data_yaml(path):
         paths = {entry: resolve_entry(entry, *roots) for entry in entries}
         missing = [entry for entry, found in paths.items() if found is None]
         if missing and split == "test":  # exporters list a test set even if there is none
-            print(f"{path}: {missing[0]} is not a folder or list of images: skipping the test set")
+            print_escaped(
+                f"{path}: {missing[0]} is not a folder or list of images: skipping the test set"
+            )
         elif missing:
             raise InputError(f"{path}: {missing[0]} is not a folder or list of images; correct it")
         elif images := [pair for found in paths.values() for pair in list_images(found)]:

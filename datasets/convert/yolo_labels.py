@@ -39,10 +39,11 @@ class LabelFinder:
         used = {label for image in images for label in self._find_all(image)}
         labels = set()
         for folder in folders | {image.parent for image in images}:
-            if others := self._get_folders(folder)[:-1]:
-                labels.update(path for other in others for path in find_files(other, {".txt"}))
-            else:
-                labels.update(self._list_labels(folder).values())
+            *others, _ = self._get_folders(folder)
+            labels.update(path for other in others for path in find_files(other, {".txt"}))
+            own = set(self._list_labels(folder).values())
+            if not others or own & used:
+                labels |= own
         orphans = sorted(path for path in labels - used if is_label_file(path))
         return orphans, len(orphans) + len(used)
 
