@@ -21,6 +21,7 @@ from datasets.segmentations import is_segmentation, segmentation_to_rle
 from util.errors import InputError, escape_unprintable
 from util.memory import without_garbage_collector
 
+RENUMBER = "renumber the ids with python -m datasets.convert renumber"
 MAX_BOX_COORDINATE = 1e7  # pixels
 MAX_AREA = 1e30  # pixels; float32 holds up to 3e38
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # Pillow refuses larger images
@@ -233,9 +234,9 @@ def convert_integers(entry, *keys):
 def find_id_error(value, ids, kind):
     """Return an error message for an invalid or duplicate id, or None. Add a valid id to `ids`."""
     if type(value) is not int or not -(2**63) <= value < 2**63:
-        return f"{kind} id {abbreviate(value)} is not a 64-bit integer; renumber the ids"
+        return f"{kind} id {abbreviate(value)} is not a 64-bit integer; {RENUMBER}"
     if value in ids:
-        return f"duplicate {kind} id {value}; renumber the ids"
+        return f"duplicate {kind} id {value}; {RENUMBER}"
     ids.add(value)
     return None
 

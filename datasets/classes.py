@@ -52,6 +52,6 @@ def find_num_classes(classes, source):
     if not 0 <= highest < MAX_CLASSES:
         raise InputError(
             f"{source}: the highest category id is {highest}, but has to be in "
-            f"0..{MAX_CLASSES - 1}; renumber the categories"
+            f"0..{MAX_CLASSES - 1}; renumber the ids with python -m datasets.convert renumber"
         )
     return highest + 1

@@ -69,12 +69,12 @@ def open_image(path, remedy=REMEDY):
         ) from error
 
 
-def read_header(path):
-    """Read the Header of an image file.
+def read_header(path, remedy=REMEDY):
+    """Read the Header of an image file. remedy: end of error messages.
 
     Raises InputError as `open_image` does, and if the image has float pixels.
     """
-    with open_image(path) as image:
+    with open_image(path, remedy) as image:
         if image.mode == "F":
             raise ValueError(FLOATS)
         # Looking for EXIF data after a PNG's pixels would decode them.

@@ -1,5 +1,7 @@
 """Pascal VOC datasets converted to COCO's format, in the layouts that tools export."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,8 +45,100 @@ def test_lists_of_voc(tmp_path, capsys):
     assert list(convert_voc(root, tmp_path / "one")) == ["train"]
     assert f"{len(NAMES)} images" in capsys.readouterr().out
     (lists / "train.txt").write_text("photo_0\nnowhere\n")
-    with pytest.raises(InputError, match="nowhere.xml: cannot be read .*; add it, or correct the"):
+    with pytest.raises(InputError, match="nowhere has neither an XML .*; add them, or correct the"):
         convert_voc(root, tmp_path / "three")
+
+
+def test_lists_and_folders_from_windows(tmp_path, capsys):
+    """Names have suffixes, another case, and a byte order mark or GBK."""
+    root = write_voc2012(tmp_path / "in")
+    for path in [*root.rglob("photo_1.*")]:
+        path.rename(path.with_stem("照片"))
+    (root / "Annotations" / "照片.xml").rename(root / "Annotations" / "照片.XML")
+    lists = root / "ImageSets" / "Main"
+    (lists / "train.txt").write_bytes(b"\xef\xbb\xbfphoto_0.xml\r\nphoto_2.PNG\r\n")
+    (lists / "val.txt").rename(lists / "valid.txt")
+    (lists / "valid.txt").write_bytes("照片\n照片.xml\n".encode("gbk"))
+    lists.parent.rename(root / "imagesets")
+    (root / "Annotations").rename(root / "annotations")
+    splits = convert_voc(root, tmp_path / "out")
+    names = {key: {i["file_name"] for i in load(s).imgs.values()} for key, s in splits.items()}
+    assert names == {"train": {"photo_0.png", "photo_2.png"}, "val": {"照片.png"}}
+    printed = capsys.readouterr().out
+    assert "valid.txt: is not UTF-8: read as GB18030 (GBK), with '照片'" in printed
+    assert f"{len(NAMES) - 3} of {len(NAMES)} XML files are not in train, val and left" in printed
+
+
+@pytest.mark.parametrize("with_lists", [True, False])
+def test_images_without_xml_have_no_objects(tmp_path, capsys, with_lists):
+    root = write_voc2012(tmp_path / "in")
+    (root / "Annotations" / "photo_1.xml").unlink()
+    if not with_lists:
+        shutil.rmtree(root / "ImageSets")
+    coco = load(convert_voc(root, tmp_path / "out")["train"])
+    assert not coco.imgToAnns[{i["file_name"]: i["id"] for i in coco.imgs.values()}["photo_1.png"]]
+    assert re.search(r"1 of 7 images have no XML file: .*photo_1.png\n", capsys.readouterr().out)
+
+
+def test_a_split_without_xml_is_an_error(tmp_path, capsys):
+    """Except a test set, as competitions publish it."""
+    root = write_roboflow_voc(tmp_path / "in")
+    for path in (root / "valid").glob("*.xml"):
+        path.unlink()
+    (root / "valid").rename(root / "test")
+    assert list(convert_voc(root, tmp_path / "out")) == ["train"]
+    assert "test: no XML file for any image: skipping the test set" in capsys.readouterr().out
+    (root / "test").rename(root / "Val")
+    with pytest.raises(InputError, match="Val: no XML file for any of its 7 images"):
+        convert_voc(root, tmp_path / "two")
+
+
+def write_xml(folder, text, declared, encoding):
+    """Write an image with one object of class `text`, its XML file in this encoding."""
+    write_image(folder / "a.png", folder / "a.xml", "a.png", 0)
+    xml = (folder / "a.xml").read_text().replace(CLASSES[0], text)
+    declaration = f'<?xml version="1.0" encoding="{declared}"?>\n' if declared else ""
+    (folder / "a.xml").write_bytes((declaration + xml).encode(encoding))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "declared, encoding, is_guess",
+    [
+        ("gb2312", "gb2312", False),
+        ("gbk", "gb18030", False),
+        ("GB2312", "utf-8", False),
+        ("ANSI", "gb18030", True),
+        ("", "gbk", True),
+        ("utf8", "utf-8", False),
+        ("utf-16", "utf-8", False),  # .NET's StringWriter
+        ("big5", "big5", False),
+    ],
+)
+def test_encodings_of_xml(tmp_path, capsys, declared, encoding, is_guess):
+    classes = convert_classes(write_xml(tmp_path, "交通", declared, encoding), tmp_path / "out")
+    assert classes == {"a.png": "交通"}
+    assert ("a.xml: is not UTF-8: read as GB18030" in capsys.readouterr().out) == is_guess
+
+
+def test_an_unknown_encoding_is_an_error(tmp_path):
+    root = write_xml(tmp_path / "in", "café", "ANSI", "cp1252")
+    with pytest.raises(InputError, match="a.xml: is neither UTF-8 nor GB18030 .* iconv -f"):
+        convert_voc(root, tmp_path / "out")
+
+
+def test_difficult_objects_are_counted(tmp_path, capsys):
+    for name, kind, difficult in (("a", 0, 1), ("b", 1, 0), ("c", 1, 1)):
+        xml = tmp_path / f"{name}.xml"
+        write_image(tmp_path / f"{name}.png", xml, f"{name}.png", kind)
+        xml.write_text(xml.read_text().replace("difficult>0", f"difficult>{difficult}"))
+    convert_voc(tmp_path, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "2 of 3 objects are difficult, among them all of cat: they become crowds" in printed
+    for name in ("b.xml", "b.png"):
+        (tmp_path / name).unlink()
+    with pytest.raises(InputError, match="all 2 objects are difficult, .*; set difficult to 0"):
+        convert_voc(tmp_path, tmp_path / "two")
 
 
 def write_image(image, xml, filename, kind):

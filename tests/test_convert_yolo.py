@@ -1,5 +1,6 @@
 """YOLO datasets converted to COCO's format, in the layouts that tools export."""
 
+import io
 import json
 import os
 import shutil
@@ -37,19 +38,113 @@ def test_yolo_of_ultralytics(tmp_path, polygons):
     assert bool(ann["segmentation"]) == polygons
 
 
-def test_yolo_of_roboflow(tmp_path):
+def test_yolo_of_roboflow(tmp_path, capsys):
+    """Its test set has no labels here, as competitions publish it."""
     splits = convert_yolo(write_roboflow(tmp_path), tmp_path / "out")
-    assert list(splits) == ["train", "val", "test"]
-    del splits["test"]
+    assert list(splits) == ["train", "val"]
     assert_converted(splits, INDEXED)
+    assert "no label file for any image: skipping the test set" in capsys.readouterr().out
+
+
+def write_cvat(root):
+    """Write CVAT's "YOLO 1.1": paths begin with data/, which the export lacks."""
+    (write_labelimg(root / "obj_train_data") / "classes.txt").rename(root / "obj.names")
+    lines = "".join(f"data/obj_train_data/{name}\n" for name in NAMES)
+    (root / "train.txt").write_text(lines)
+    (root / "obj.data").write_text(
+        f"classes = {len(CLASSES)}\ntrain = data/train.txt\nnames = data/obj.names\n"
+        "backup = backup/\n"
+    )
+    return root
+
+
+def test_yolo_of_cvat(tmp_path):
+    root = write_cvat(tmp_path / "in")
+    assert_converted(convert_yolo(root, tmp_path / "out"), INDEXED)
+    assert_converted(convert_yolo(root / "obj.data", tmp_path / "two"), INDEXED)
+    for path in root.rglob("*.png"):  # "save images" was not ticked
+        path.unlink()
+    message = "train.txt: 7 of 7 images are missing, the first: data/obj_train_data/photo_0.png"
+    with pytest.raises(InputError, match=f"{message}; .*Save images"):
+        convert_yolo(root, tmp_path / "three")
+    (root / "train.txt").unlink()
+    with pytest.raises(InputError, match="obj.data: train, data/train.txt, is missing; add it"):
+        convert_yolo(root, tmp_path / "four")
+
+
+@pytest.mark.parametrize("images, labels", [("Images", "Labels"), ("images", "label")])
+def test_label_folders_of_other_names(tmp_path, images, labels):
+    path = write_ultralytics(tmp_path / "in")
+    for old, new in (("images", images), ("labels", labels)):
+        (path.parent / old).rename(path.parent / new)
+    path.write_text(path.read_text().replace("images", images))
+    for label in path.parent.rglob("*.txt"):
+        label.rename(label.with_suffix(".TXT"))
+    (path.parent / labels / "val").rename(path.parent / labels / "Val")
+    assert_converted(convert_yolo(path, tmp_path / "out"), INDEXED)
+
+
+def test_the_exact_label_folder_is_preferred(tmp_path):
+    path = write_ultralytics(tmp_path / "in")
+    for name in ("label", "LABELS"):
+        shutil.copytree(tmp_path / "in" / "labels", tmp_path / "in" / name)
+        for label in (tmp_path / "in" / name).rglob("*.txt"):
+            label.write_text("0 0.5 0.5 1 1\n")
+    assert_converted(convert_yolo(path, tmp_path / "out"), INDEXED)
+
+
+def test_images_without_labels_are_counted(tmp_path, capsys):
+    path = write_ultralytics(tmp_path / "in")
+    convert_yolo(path, tmp_path / "out")
+    message = "val.json: 1 of 7 images have no label file: taken as images without objects; the"
+    assert f"{message} first: {tmp_path}/in/images/val/photo_3.png" in capsys.readouterr().out
+    (tmp_path / "in" / "labels" / "val").rename(tmp_path / "in" / "val")
+    with pytest.raises(InputError, match="images/val: no label file for any of its 7 .*labels/val"):
+        convert_yolo(path, tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "stem", ["labels/train/photo_1_x", "labels/train/other/photo_1", "images/val/photo_9"]
+)
+def test_labels_without_image_are_an_error(tmp_path, stem):
+    path = write_ultralytics(tmp_path / "in")
+    for label in (tmp_path / "in" / "labels" / "val").iterdir():  # also read beside the images
+        label.rename(tmp_path / "in" / "images" / "val" / label.name)
+    label = tmp_path / "in" / f"{stem}.txt"
+    label.parent.mkdir(exist_ok=True)
+    label.write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(InputError, match=f"^1 of 13 label files belong to no image, .*{stem}.txt;"):
+        convert_yolo(path, tmp_path / "out")
+    for text in ("", "cat\ndog\n"):  # no boxes are lost
+        label.write_text(text)
+        convert_yolo(path, tmp_path / f"out{len(text)}")
+
+
+def test_labels_of_images_that_are_not_listed_are_left_out(tmp_path):
+    path = write_ultralytics(tmp_path / "in")
+    (tmp_path / "in" / "list.txt").write_text("images/train/photo_1.png")
+    path.write_text(path.read_text().replace("images/train", "list.txt"))
+    assert len(load(convert_yolo(path, tmp_path / "out")["train"]).imgs) == 1
+
+
+def test_class_names_stay_as_written(tmp_path):
+    names = ["no", "0123", "1.0", "on", "2020-01-01", "null", "~", "0x1F"]
+    path = write_ultralytics(tmp_path / "in")
+    text = path.read_text().partition("names:")[0].replace("test:", "test: ~\nkpt_shape: null")
+    indexed = "".join(f"  {number}: {name}\n" for number, name in enumerate(names))
+    for number, given in enumerate((f" [{', '.join(names)}]", f"\n{indexed}")):
+        path.write_text(f"{text}names:{given}")
+        coco = load(convert_yolo(path, tmp_path / f"out{number}")["train"])
+        assert {i: category["name"] for i, category in coco.cats.items()} == dict(enumerate(names))
 
 
 def test_yolo_of_labelimg(tmp_path):
     assert_converted(convert_yolo(write_labelimg(tmp_path / "in"), tmp_path / "out"), INDEXED)
 
 
-def test_yolo_with_a_file_name_that_is_not_utf_8(tmp_path):
-    """The annotation file is UTF-8 nevertheless, and its images are found."""
+def test_yolo_with_a_file_name_that_is_not_utf_8(tmp_path, monkeypatch):
+    """The annotation file is UTF-8 nevertheless, its images are found, and it can be printed."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
     source = write_labelimg(tmp_path / "in")
     name = os.fsdecode(b"caf\xe9")
     for path in [*source.rglob("photo_3.*")]:
@@ -122,6 +217,7 @@ def test_pyyaml_missing(tmp_path, monkeypatch):
         ("names: [a]\n", "has no images for train, val or test"),
         ("train: .\n", "names is not a list of class names"),
         ("[1, 2]", "names is not a list of class names"),
+        ("train: .\nnames: {a: b}", "names is not a list of class names"),
         ("a: [", "data.yaml: cannot be read"),
     ],
 )
@@ -140,14 +236,19 @@ def test_keypoints_are_refused(tmp_path):
         convert_yolo(path, tmp_path / "out")
 
 
-def test_text_files_from_windows(tmp_path):
+def test_text_files_from_windows(tmp_path, capsys):
     folder = write_labelimg(tmp_path / "in")
     for path in folder.glob("*.txt"):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert_converted(convert_yolo(folder, tmp_path / "out"), INDEXED)
-    (folder / "classes.txt").write_bytes("交通灯\n".encode("gbk"))
-    with pytest.raises(InputError, match="classes.txt: cannot be read as UTF-8"):
-        convert_yolo(folder, tmp_path / "out")
+    names = ["猫", "狗", "交通灯"]
+    (folder / "classes.txt").write_bytes("\r\n".join(names).encode("gbk"))
+    coco = load(convert_yolo(folder, tmp_path / "gbk")["train"])
+    assert [category["name"] for category in coco.cats.values()] == names
+    assert "classes.txt: is not UTF-8: read as GB18030 (GBK), with '猫'" in capsys.readouterr().out
+    (folder / "classes.txt").write_bytes("café\n".encode("cp1252"))
+    with pytest.raises(InputError, match="classes.txt: is neither UTF-8 nor GB18030 .* iconv -f"):
+        convert_yolo(folder, tmp_path / "cp1252")
 
 
 def test_empty_lines_in_classes_txt_count(tmp_path):

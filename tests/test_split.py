@@ -1,6 +1,7 @@
 """Splitting an annotation file."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_a_split_keeps_the_proportions_of_classes(tmp_path):
                 annotations.append({"id": len(annotations) + 1, "bbox": [0, 0, 1, 1], **ids})
     categories = [{"id": i, "name": str(i)} for i in range(1, 6)]
     source = write(tmp_path, images, annotations, categories)
-    train, val = (json.loads(path.read_text()) for path in split_coco(source, 0.2, 0))
+    train, val = (json.loads(path.read_text()) for _, path in split_coco(source, 0.2, 0).values())
     assert len(val["images"]) == 200 and train["info"] == val["info"] == {"year": 1}
     for part in (train, val):
         ids = {image["id"] for image in part["images"]}
@@ -44,7 +45,9 @@ def test_a_split_keeps_the_proportions_of_classes(tmp_path):
     for seed in (0, 1):
         again = tmp_path / f"again{seed}.json"
         again.write_text(source.read_text())
-        assert (json.loads(split_coco(again, 0.2, seed)[1].read_text()) == val) == (seed == 0)
+        assert (json.loads(split_coco(again, 0.2, seed)["val"][1].read_text()) == val) == (
+            seed == 0
+        )
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,16 @@ def test_an_impossible_fraction_is_an_error(tmp_path, fraction, message):
     with pytest.raises(InputError, match=message):
         split_coco(source, fraction, 0)
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_file_under_several_ids_stays_in_one_part(tmp_path):
+    again = [{"id": 10 + i, "file_name": f"./{i}.jpg"} for i in range(10)]
+    annotations = [{"image_id": i, "category_id": i} for i in range(20)]
+    source = write(tmp_path, IMAGES + again, annotations)
+    parts = split_coco(source, 0.5, 0, tmp_path / "out").values()
+    train, val = (json.loads(path.read_text())["images"] for _, path in parts)
+    files = [{Path(image["file_name"]).name for image in part} for part in (train, val)]
+    assert len(train) == len(val) == 10 and not files[0] & files[1]
 
 
 def test_an_image_without_id_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""`python -m datasets.convert {yolo,voc,split} …`: convert datasets to COCO files, or split one."""
+"""`python -m datasets.convert {yolo,voc,split,renumber} …`: make and change COCO files."""
 
 import argparse
 import shlex
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from util.launch import job
 
+from .renumber import renumber_coco
 from .split import split_coco
 from .voc import convert_voc
 from .yolo import convert_yolo
@@ -14,11 +15,11 @@ from .yolo import convert_yolo
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m datasets.convert",
-        description="Convert datasets to COCO annotation files, or split such a file.",
+        description="Convert datasets to COCO annotation files; split or renumber such files.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
-        ("yolo", "data.yaml, or a dataset folder of Ultralytics, Roboflow or LabelImg"),
+        ("yolo", "data.yaml, or a dataset folder of Ultralytics, Roboflow, LabelImg or CVAT"),
         ("voc", "folder with Pascal VOC XML files"),
     ):
         command = commands.add_parser(name, help=text)
@@ -29,10 +30,21 @@ def main():
     text = "fraction of images for validation, default 0.2"
     command.add_argument("--val", type=float, default=0.2, help=text)
     command.add_argument("--seed", type=int, default=0, help="random seed of the split, default 0")
+    text = "folder for the two files, default the source's"
+    command.add_argument("--out", type=Path, help=text)
+    command = commands.add_parser("renumber", help="give images, annotations and classes new ids")
+    text = "COCO annotation files, which get the same category ids"
+    command.add_argument("source", type=Path, nargs="+", help=text)
+    text = "folder for the files, whose names stay"
+    command.add_argument("--out", type=Path, required=True, help=text)
     args = parser.parse_args()
     with job():
-        if args.command == "split":
-            split_coco(args.source, args.val, args.seed)
+        if args.command == "renumber":
+            renumber_coco(args.source, args.out)
+        elif args.command == "split":
+            splits = split_coco(args.source, args.val, args.seed, args.out)
+            if all(folder for folder, _ in splits.values()):
+                print_training_command(splits)
         else:
             convert = {"yolo": convert_yolo, "voc": convert_voc}[args.command]
             print_training_command(convert(args.source, args.out))

@@ -4,17 +4,35 @@ Source: the VOC2012 devkit. Its boxes are 1-based inclusive pixel indices: xmin 
 image 500 pixels wide.
 """
 
-import xml.etree.ElementTree as ET
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
-from datasets.annotations import MAX_BOX_COORDINATE
+from datasets.images import IMAGE_SUFFIXES
 from util.errors import InputError
-from util.files import list_files
 
-from .coco_json import CocoWriter, find_images, raise_errors, write_splits
+from .coco_json import (
+    CocoWriter,
+    find_files,
+    find_images,
+    find_subfolders,
+    print_escaped,
+    raise_errors,
+    read_lines,
+    write_splits,
+)
+from .voc_xml import parse_xml
 
-FOLDERS = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # folder -> split
+# name of a folder or list -> split
+FOLDERS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
+
+
+class Split(NamedTuple):
+    """The files of a split. root: image folder; images: those to take even without XML file."""
+
+    root: Path
+    xmls: list[Path]
+    images: list[Path]
 
 
 def convert_voc(source: str | Path, out: str | Path) -> dict[str, tuple[Path, Path]]:
@@ -25,27 +43,29 @@ def convert_voc(source: str | Path, out: str | Path) -> dict[str, tuple[Path, Pa
       folders train, valid, test;
       any other folder with XML files and images, treated as one training split.
     Category ids start at 1, in alphabetical order of the class names. Difficult objects become
-    crowds, which training and evaluation ignore.
+    crowds, which training and evaluation ignore. Images without XML file have no objects.
 
     Returns a dictionary split -> (image folder, annotation file). Raises InputError.
     """
-    errors, parsed = [], {}
-    for name, (root, paths) in find_splits(Path(source)).items():
-        parsed[name] = root, [file for path in paths if (file := parse_xml(path, errors))]
-    raise_errors(errors)
-    names = {
-        class_name
-        for _, files in parsed.values()
-        for _, _, objects in files
-        for class_name, _, _ in objects
+    errors, guessed = [], []
+    splits = find_splits(Path(source))
+    parsed = {
+        name: [file for path in split.xmls if (file := parse_xml(path, errors, guessed))]
+        for name, split in splits.items()
     }
+    raise_errors(errors)
+    if guessed:
+        print_escaped(
+            f"{len(guessed)} XML files are in a guessed encoding, the first: {guessed[0]}"
+        )
+    names = {name for files in parsed.values() for _, _, objects in files for name, *_ in objects}
     classes = dict(enumerate(sorted(names), 1))
     ids = {class_name: class_id for class_id, class_name in classes.items()}
     writers = {}
-    for name, (root, files) in parsed.items():
-        writer = writers[name] = CocoWriter(classes, root)
+    for name, (root, _, images) in splits.items():
+        writer = writers[name] = CocoWriter(classes, root, "XML file", [Path(source)])
         finder, xml_by_image = ImageFinder(find_images(root)), {}
-        for xml, filename, objects in files:
+        for xml, filename, objects in parsed[name]:
             image = finder.find(xml, filename, writer.errors)
             if image is None:
                 continue
@@ -60,6 +80,9 @@ def convert_voc(source: str | Path, out: str | Path) -> dict[str, tuple[Path, Pa
             for class_name, (left, top, right, bottom), is_difficult in objects:
                 box = left - 1, top - 1, right - left + 1, bottom - top + 1
                 writer.add_annotation(added[0], ids[class_name], box, iscrowd=int(is_difficult))
+        for image in images:
+            if image not in xml_by_image and writer.add_image(image):
+                writer.unlabelled.append(image)
     return write_splits(writers, out)
 
 
@@ -97,64 +120,74 @@ class ImageFinder:
 
 
 def find_splits(source):
-    """Return a dictionary split -> (image folder, paths of its XML files)."""
-    lists = source / "ImageSets" / "Main"
-    splits = {}
-    if (source / "Annotations").is_dir() and (source / "JPEGImages").is_dir():
-        for name in ("train", "val", "test"):
-            if (lists / f"{name}.txt").is_file():
-                lines = map(str.strip, (lists / f"{name}.txt").read_text().splitlines())
-                paths = [source / "Annotations" / f"{stem}.xml" for stem in lines if stem]
-                splits[name] = source / "JPEGImages", paths
-        if not splits:  # CVAT calls its only list default.txt
-            splits["train"] = source / "JPEGImages", find_xml_files(source / "Annotations")
+    """Return a dictionary split -> Split. Names of folders may be in any case."""
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; give the one with the XML files")
+    xml_folders = find_subfolders(source, "Annotations")
+    image_folders = find_subfolders(source, "JPEGImages", "images")
+    if xml_folders and image_folders:
+        splits = find_listed_splits(source, image_folders[0], xml_folders[0])
     else:
-        for folder, name in FOLDERS.items():
-            if (source / folder).is_dir():
-                if name in splits:
-                    raise InputError(f"{source}: has folders val and valid; remove one of them")
-                splits[name] = source / folder, find_xml_files(source / folder)
-        splits = splits or {"train": (source, find_xml_files(source))}
-    splits = {name: (root, paths) for name, (root, paths) in splits.items() if paths}
-    if not splits:
+        splits = {}
+        for folder in find_subfolders(source, *FOLDERS):
+            if (name := FOLDERS[folder.name.lower()]) in splits:
+                both = f"{splits[name].root.name} and {folder.name}"
+                raise InputError(f"{source}: has folders {both}; remove one of them")
+            splits[name] = find_split(folder, folder)
+        splits = splits or {"train": find_split(source, source)}
+    if not any(split.xmls for split in splits.values()):
         raise InputError(f"{source}: has no XML files; give the folder that has them")
-    return splits
+    every = find_files(source, {".xml"})
+    if unused := sorted(set(every).difference(*(split.xmls for split in splits.values()))):
+        print_escaped(
+            f"{source}: {len(unused)} of {len(every)} XML files are not in {', '.join(splits)} "
+            f"and left out; the first: {unused[0]}"
+        )
+    return {name: split for name, split in splits.items() if split.xmls or split.images}
 
 
-def find_xml_files(folder):
-    return [path for path in list_files(folder) if path.suffix == ".xml"]
+def find_split(image_folder, xml_folder):
+    images = find_files(image_folder, IMAGE_SUFFIXES)
+    return Split(image_folder, find_files(xml_folder, {".xml"}), images)
 
 
-def parse_xml(path, errors):
-    """Return (path, image name, [(class name, (xmin, ymin, xmax, ymax), is difficult)]).
+def find_listed_splits(source, image_folder, xml_folder):
+    """Return the splits that ImageSets/Main lists, or one if it has no such list."""
+    every = find_split(image_folder, xml_folder)
+    lists = {
+        path.stem.lower(): path
+        for sets in find_subfolders(source, "ImageSets")
+        for folder in find_subfolders(sets, "Main")
+        for path in find_files(folder, {".txt"})
+    }
+    splits = {
+        name: read_list(lists[stem], every, xml_folder)
+        for stem, name in FOLDERS.items()
+        if stem in lists
+    }
+    return splits or {"train": every}  # CVAT calls its only list default.txt
 
-    Append a message to `errors` for each invalid object; return None if the file cannot be parsed.
-    """
-    try:
-        root = ET.parse(path).getroot()
-    except OSError as error:
-        errors.append(f"{path}: cannot be read ({error.strerror}); add it, or correct the list")
-        return None
-    except ET.ParseError as error:
-        errors.append(f"{path}: invalid XML ({error}); export it again")
-        return None
-    objects = []
-    for number, element in enumerate(root.iter("object"), 1):
-        name, box = (element.findtext("name") or "").strip(), element.find("bndbox")
-        try:
-            corners = [float(box.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")]
-        except (AttributeError, TypeError, ValueError):
-            corners = None
-        place = f"{path}, object {number}"
-        if not name:
-            errors.append(f"{place}: has no name; add it")
-        elif corners is None:
-            errors.append(f"{place}: has no bndbox with four numbers; correct it")
-        elif not all(
-            -MAX_BOX_COORDINATE < low <= high < MAX_BOX_COORDINATE
-            for low, high in (corners[::2], corners[1::2])
-        ):
-            errors.append(f"{place}: its bndbox is reversed or far outside the image; correct it")
-        else:
-            objects.append((name, corners, element.findtext("difficult") == "1"))
-    return path, Path((root.findtext("filename") or path.stem).strip()).name, objects
+
+def read_list(path, every, xml_folder):
+    """Return the Split of a list: stems of files, or names with a suffix. every: Split of all."""
+    xmls, images = index_stems(every.xmls, xml_folder), index_stems(every.images, every.root)
+    stems = {}  # ordered
+    for entry in filter(None, map(str.strip, read_lines(path))):
+        has_suffix = Path(entry).suffix.lower() in {".xml", *IMAGE_SUFFIXES}
+        stem = str(Path(entry).with_suffix("")) if has_suffix and entry not in xmls else entry
+        if stem not in xmls and stem not in images:
+            raise InputError(
+                f"{path}: {entry} has neither an XML file in {xml_folder} nor an image in "
+                f"{every.root}; add them, or correct the list"
+            )
+        stems[stem] = None
+    return Split(
+        every.root,
+        [xmls[stem] for stem in stems if stem in xmls],
+        [images[stem] for stem in stems if stem in images],
+    )
+
+
+def index_stems(paths, folder):
+    """Return a dictionary of paths; keys are relative to the folder and without suffix."""
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
