@@ -14,7 +14,7 @@ from datasets.images import IMAGE_SUFFIXES, MAX_ASPECT_RATIO
 from models.architecture import BASIC_BLOCK_BACKBONES, get_max_learned_side
 from util import launch
 from util.errors import InputError
-from util.files import find_training_files, list_files, lock_output_folder
+from util.files import find_files, find_training_files, lock_output_folder
 
 # Flags, minimum, maximum. The maximum is far above any sensible value: it keeps a typo from taking
 # the machine down.
@@ -279,11 +279,7 @@ def find_images(paths, output_dir):
                     f"--output_dir {output_dir} lies in {path}, where its images would be found "
                     "the next time: give another folder"
                 )
-            matches = [
-                file
-                for file in list_files(Path(path))
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            ]
+            matches = find_files(Path(path), IMAGE_SUFFIXES)
         elif Path(path).exists():
             matches = [Path(path)]
         else:

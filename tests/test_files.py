@@ -13,8 +13,8 @@ from util.errors import InputError
 from util.files import (
     PARTIAL,
     atomic_write,
+    find_files,
     find_training_files,
-    list_files,
     lock_output_folder,
     make_folder,
 )
@@ -129,10 +129,13 @@ def test_a_folder_is_no_training_file(tmp_path):
 
 
 def test_linked_files_are_found_once(tmp_path):
-    for name in ("a/1.txt", "a/deep/2.txt", "elsewhere/3.txt"):
+    for name in ("a/1.TXT", "a/deep/2.txt", "elsewhere/3.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "a" / "deep" / "cycle").symlink_to(tmp_path / "a")
-    found = [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path / "a")]
-    assert found == ["a/1.txt", "a/deep/2.txt", "a/link/3.txt"]
+    for name in ("a/1.jpg", "a/._1.txt", "a/__MACOSX/1.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path / "a", {".txt"})]
+    assert found == ["a/1.TXT", "a/deep/2.txt", "a/link/3.txt"]

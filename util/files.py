@@ -148,15 +148,19 @@ def find_training_files(folder):
     )
 
 
-def list_files(folder):
-    """Return all files (Path) in a folder (Path) and its subfolders, sorted. Follows links."""
+def find_files(folder, suffixes):
+    """Return the sorted files (Path) below a folder that have one of these lower-case suffixes.
+
+    The suffix may be in any case. Follows links. Passes over the `._*` files and `__MACOSX` folders
+    of macOS, which have metadata.
+    """
     paths, visited = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if name != "__MACOSX")
         real = os.path.realpath(root)
         if real in visited:  # links may form a cycle
             folders.clear()
             continue
         visited.add(real)
-        paths += [Path(root) / name for name in names]
-    return sorted(paths)
+        paths += [Path(root) / name for name in names if not name.startswith("._")]
+    return sorted(path for path in paths if path.suffix.lower() in suffixes and path.is_file())

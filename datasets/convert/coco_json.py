@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets.images import IMAGE_SUFFIXES, read_header
 from util.errors import InputError, escape_unprintable
-from util.files import atomic_write, list_files, make_folder
+from util.files import atomic_write, find_files, make_folder
 
 
 class CocoWriter:
@@ -145,20 +145,6 @@ def compute_polygon_area(polygon):
     """Compute the area of a polygon x, y, x, y, … by the shoelace formula."""
     xs, ys = polygon[::2], polygon[1::2]
     return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
-
-
-def find_files(folder, suffixes):
-    """Return the sorted paths below a folder with these lower-case suffixes, in any case.
-
-    Passes over the `._*` files and `__MACOSX` folders of macOS, which have metadata.
-    """
-    return [
-        path
-        for path in list_files(folder)
-        if path.suffix.lower() in suffixes
-        and not path.name.startswith("._")
-        and "__MACOSX" not in path.relative_to(folder).parts
-    ]
 
 
 def find_images(folder):

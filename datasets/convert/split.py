@@ -6,7 +6,8 @@ import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from datasets.annotations import FileIndex, find_id_error, read_annotation_file
+from datasets.annotations import find_id_error, read_annotation_file
+from datasets.file_names import FileIndex
 from util.errors import InputError
 from util.files import atomic_write, make_folder
 

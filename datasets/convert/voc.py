@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from datasets.images import IMAGE_SUFFIXES
 from util.errors import InputError
+from util.files import find_files
 
 from .coco_json import (
     CocoWriter,
-    find_files,
     find_images,
     find_subfolders,
     print_escaped,

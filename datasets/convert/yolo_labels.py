@@ -4,8 +4,9 @@ import codecs
 from pathlib import Path
 
 from datasets.images import IMAGE_SUFFIXES
+from util.files import find_files
 
-from .coco_json import find_files, find_subfolders
+from .coco_json import find_subfolders
 
 IMAGE_FOLDERS, LABEL_FOLDERS = ("images", "image"), ("labels", "label")
 
