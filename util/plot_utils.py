@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from util.best import COCO_METRICS
-from util.errors import InputError
+from util.errors import InputError, escape_unprintable
 from util.launch import job
 from util.pictures import find_font
 
@@ -110,7 +110,7 @@ def plot_curves(runs, path):
         name_axes(axes, f"COCO box {name}, validation", f"{name}, from 0 to 1")
     lines = [Line2D([], [], color=f"C{i}", linewidth=3) for i in range(len(runs))]
     lines += [Line2D([], [], color="black", linestyle=style) for style in ("-", "--")]
-    names = [*runs, "training", "validation"]
+    names = [*map(escape_unprintable, runs), "training", "validation"]
     font = FontProperties(fname=find_font("".join(names)))
     figure.legend(lines, names, loc="outside lower center", ncols=4, prop=font)
     with warnings.catch_warnings():  # if no font has the characters of a name
