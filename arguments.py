@@ -8,7 +8,7 @@ from checks import check_flags, check_mask_flags
 from datasets.classes import get_num_classes
 from datasets.flags import add_data_flags
 from models.architecture import DEPTHS, infer_architecture
-from models.weights.checkpoint import count_classes
+from models.weights.checkpoint import count_classes, get_shapes_sizes
 from util import launch
 from util.best import METRICS
 from util.errors import InputError
@@ -172,7 +172,8 @@ def resume_command(args):
     # An explicit flag overrides the checkpoint even if it equals the default.
     given = [name for name in args.given if name not in changes]
     command = full_command(argparse.Namespace(**{**vars(args), **changes}), given)
-    return f"resume with {launch.get_launch_prefix()}{command}"
+    verb = "resume" if resume else "start again"
+    return f"{verb} with {launch.get_launch_prefix()}{command}"
 
 
 # ---- flags restored from a checkpoint
@@ -195,26 +196,28 @@ TRAINING = """
 def apply_checkpoint_args(args, checkpoint, source):
     """Set the flags that are not given on the command line to a checkpoint's values.
 
-    With --resume, restore the architecture and the image sizes; for prediction, also the shapes';
-    for training, all that a bit-exact resume needs. With --finetune and --frozen_weights, restore
-    the architecture except masks.
+    With --resume, restore the architecture and the image sizes; for training, all that a bit-exact
+    resume needs. With --finetune and --frozen_weights, restore the architecture except masks, and
+    print image sizes that differ.
 
     source: the path or address of --resume, --finetune or --frozen_weights, for messages.
     Returns the names of the training flags that are given and differ; each is printed. Raises
     InputError if a given flag does not fit the weights.
     """
+    if not args.finetune:
+        check_class_head(checkpoint["model"], source)
     saved = checkpoint.get("args")
     if not isinstance(saved, dict):  # weights without flags
         saved = {} if args.finetune else infer_flags(checkpoint, source)
+    if args.predict or args.dataset_file != "shapes":
+        saved = {**saved, **get_shapes_sizes(saved)}
     if args.resume:
         names = ARCHITECTURE + SIZES
     else:
         names = [name for name in ARCHITECTURE if name != "masks"]
     is_training = args.resume and not (args.eval or args.predict)
     is_resuming = is_training and "optimizer" in checkpoint
-    if args.predict:
-        names = names + ["dataset_file", "shapes_size"]
-    elif is_resuming:
+    if is_resuming:
         names = names + TRAINING
     remedy = "leave the flag out"
     if is_training:
@@ -244,9 +247,31 @@ def apply_checkpoint_args(args, checkpoint, source):
                 f"{remedy}"
             )
         args.num_classes = num_classes
+    if not args.resume and args.dataset_file != "shapes":
+        suggest_sizes(args, saved, source)
     check_flags(args)
     check_mask_flags(args)
     return changed
+
+
+def check_class_head(model, source):
+    """Raise InputError for the weights of a DETR whose class head was removed."""
+    names = [name.removeprefix("detr.").partition(".")[0] for name in model]
+    if "bbox_embed" in names and "class_embed" not in names:
+        raise InputError(
+            f"{source}: has no class head (class_embed); start a training from it with --finetune"
+        )
+
+
+def suggest_sizes(args, saved, source):
+    """Print which image sizes the weights were trained with, if others apply by default."""
+    words = []
+    for name in SIZES:
+        value, old = getattr(args, name), saved.get(name)
+        if name not in args.given and old != value and has_same_type(old, value):
+            words += [f"--{name}", *map(str, old if isinstance(old, list) else [old])]
+    if words:
+        print(f"{source} was trained with {shlex.join(words)}: give the same for similar images")
 
 
 def infer_flags(checkpoint, source):

@@ -17,7 +17,7 @@ from datasets.panoptic_eval import PanopticEvaluator
 from models.detr import average_boxes
 from util import dist, launch
 from util.backend import jt
-from util.errors import InputError
+from util.errors import DataError, InputError
 from util.logger import MetricLogger, SmoothedValue
 from util.ops import stack
 from util.step_memory import StepMemory
@@ -52,7 +52,9 @@ def train_one_epoch(
         after_step: called after each step with the number of steps taken and the MetricLogger.
 
     Raises:
-        InputError: the loss is not finite; the weights are those after the previous step.
+        DataError: a step's data cannot be loaded in some process; raised in all of them.
+        InputError: the loss is not finite.
+        In both cases the weights are those after the previous step.
     """
     model.train()
     metric_logger = MetricLogger()
@@ -63,9 +65,11 @@ def train_one_epoch(
     data_loader.set_epoch(epoch, start_step)
     steps = metric_logger.log_every(data_loader, PRINT_FREQ, f"Epoch: [{epoch}]", start_step)
 
-    for step, batches in enumerate(steps, start_step):
+    for step, (batches, error) in enumerate(catch_input_error(steps), start_step):
         num_boxes, is_complete = average_boxes([targets for _, targets in batches])
-        if not is_complete:
+        if error or not is_complete:
+            if errors := list(filter(None, dist.all_gather(error))):
+                raise DataError(errors[0])
             continue  # --skip_bad_samples left a process without images, so all skip the step
 
         sums = defaultdict(float)
@@ -85,7 +89,7 @@ def train_one_epoch(
         if not math.isfinite(scalars["loss"]):
             raise InputError(
                 f"the loss is {scalars['loss']} in epoch {epoch}, training stops: check the "
-                "annotations, or use a smaller --lr, with --resume if there is a checkpoint"
+                "annotations, or use a smaller --lr"
             )
         if max_norm > 0:
             optimizer.clip_grad_norm(max_norm)
@@ -99,6 +103,15 @@ def train_one_epoch(
             after_step(step + 1, metric_logger)
     print("Averaged stats:", metric_logger)
     return metric_logger.averages()
+
+
+def catch_input_error(steps):
+    """Yield (batches, None) for each step; if loading fails, ([empty batch], message) at last."""
+    try:
+        for batches in steps:
+            yield batches, None
+    except InputError as error:
+        yield [(None, [])], str(error)
 
 
 def evaluate(

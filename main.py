@@ -7,6 +7,7 @@ the loop over epochs. One training step is in `engine.train_one_epoch`.
 
 import signal
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 
 from arguments import apply_checkpoint_args, parse_args, resume_command
@@ -14,7 +15,7 @@ from checks import check_args
 from models.weights.checkpoint import load_checkpoint, read_class_names
 from models.weights.names import get_class_names
 from util import launch
-from util.errors import warn
+from util.errors import DataError, InputError, warn
 from util.startup.prepare import prepare_device
 
 
@@ -91,7 +92,9 @@ def main(args):
     ann_file = (dataset_train or dataset_val).ann_file
     num_classes = get_num_classes(args) or find_num_classes(classes, ann_file)
     if args.resume or args.frozen_weights:
-        check_class_names(classes, ann_file, read_class_names(checkpoint, source), source)
+        remedy = "rename it in the annotations, else start anew with --finetune"
+        old_classes = read_class_names(checkpoint, source)
+        check_class_names(classes, ann_file, old_classes, source, remedy)
 
     # ------------------------------ model
     set_seed(args.seed)
@@ -159,12 +162,26 @@ def main(args):
 
     def after_step(step, metric_logger):
         """Save if due; stop if requested. step: number of steps taken in this epoch."""
+        state.step, state.meters = step, metric_logger.state_dict()
         is_stopping = stop.agree()
         if is_stopping or (args.checkpoint_interval and step % args.checkpoint_interval == 0):
-            state.step, state.meters = step, metric_logger.state_dict()
             output.save_checkpoint(state, args.lr_drop)
         if is_stopping:
             stop.exit(resume_command(args))
+
+    @contextmanager
+    def keep_work():
+        """At an error, save the steps of the epoch if it is the data's, and name the way back."""
+        try:
+            yield
+        except InputError as error:
+            hint = ""
+            if isinstance(error, DataError):
+                if state.step > 0:  # otherwise nothing has been trained since the last save
+                    output.save_checkpoint(state, args.lr_drop)
+                if not args.skip_bad_samples:
+                    hint = "; --skip_bad_samples leaves out what cannot be used"
+            raise InputError(f"{error}{hint}; {resume_command(args)}") from error
 
     first = state.epoch + 1 if state.is_trained else state.epoch
     if first < args.epochs:
@@ -174,7 +191,7 @@ def main(args):
     else:
         print(f"all {args.epochs} epochs are trained; --epochs trains more")
     training_start = time.time()
-    with stop:
+    with stop, keep_work():
         if state.is_trained:
             logged = output.find_logged_stats(state.epoch, state.train_stats)
             if logged is not None:  # the run was stopped after the evaluation of this epoch

@@ -24,6 +24,7 @@ from util.backend import jt
 from util.errors import InputError, escape_unprintable
 from util.files import atomic_write
 from util.pictures import draw_attention, draw_detections, find_unreadable_names
+from util.signals import StopRequest
 from util.step_memory import StepMemory
 
 # Longest stem of a result's file name, in bytes: file systems allow 255, and `atomic_write` adds
@@ -113,6 +114,8 @@ def predict_files(model, args, names):
     Also write all detections as JSON, in COCO's result format. Report images that fail and continue
     with the others.
 
+    A signal such as Ctrl-C ends the run after the current image, with the results up to it.
+
     names: dictionary category id -> name. Raises InputError at the end if an image failed.
     """
     if missing := find_unreadable_names(names):
@@ -120,15 +123,15 @@ def predict_files(model, args, names):
             f"no font of this machine has the characters of {', '.join(missing[:5])}: ids are "
             "drawn instead; install one, for example fonts-noto-cjk"
         )
-    # Training on the shapes does not resize them.
-    size = args.shapes_size if args.dataset_file == "shapes" else args.eval_size
-    options = args.threshold, size, args.max_size, args.attention
+    options = args.threshold, args.eval_size, args.max_size, args.attention
     folder, files = Path(args.output_dir), find_images(args.predict, args.output_dir)
     targets, failures, boxes, segments = unique_names(files), [], [], []
-    memory = StepMemory()
-    begin = time.time()
-    with tqdm(files, desc="predicting", unit="image", disable=None) as bar:
+    memory, stop = StepMemory(), StopRequest()
+    succeeded, begin = 0, time.time()
+    with stop, tqdm(files, desc="predicting", unit="image", disable=None) as bar:
         for number, (path, target) in enumerate(zip(bar, targets), 1):
+            if stop.received:
+                break
             start = time.time()
             try:
                 image = load_image(path)
@@ -151,6 +154,7 @@ def predict_files(model, args, names):
                 save(picture, folder / f"{target}_{kind}.jpg")
             boxes += detections
             segments += masks
+            succeeded += 1
             text = describe(detections)
             seconds = f"{time.time() - start:.2f} s"
             bar.write(escape_unprintable(f"{path}: {text}; {seconds}; {target}_detections.jpg"))
@@ -158,11 +162,12 @@ def predict_files(model, args, names):
     for name, content in results.items():
         with atomic_write(folder / f"detections_{name}.json") as file:
             file.write(json.dumps(content).encode())
-    succeeded = len(files) - len(failures)
     print(
         f"{count(len(boxes), 'detection')} in {count(succeeded, 'image')}, "
         f"{time.time() - begin:.1f} s; the results are in {folder}"
     )
+    if stop.received:
+        stop.exit(f"{succeeded + len(failures)} of {count(len(files), 'image')} done")
     if failures:
         raise InputError(
             f"{len(failures)} of {count(len(files), 'image')} failed, {succeeded} succeeded; the "

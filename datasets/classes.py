@@ -25,21 +25,28 @@ def merge_classes(*datasets):
     """
     classes = {}
     for dataset in datasets:
-        check_class_names(dataset.classes, dataset.ann_file, classes, datasets[0].ann_file)
+        check_class_names(
+            dataset.classes,
+            dataset.ann_file,
+            classes,
+            datasets[0].ann_file,
+            "give it the same name in both, else another id",
+        )
         classes.update(dataset.classes)
     return dict(sorted(classes.items()))
 
 
-def check_class_names(classes, source, other_classes, other_source):
+def check_class_names(classes, source, other_classes, other_source, remedy):
     """Raise InputError if two dictionaries category id -> name disagree about the name of an id.
 
-    source, other_source: the files that the classes come from, for the message.
+    source, other_source, remedy: for the message, the files that the classes come from, and what to
+    do if it is the same class, else what to do.
     """
     for class_id in classes.keys() & other_classes.keys():
         if classes[class_id] != other_classes[class_id]:
             raise InputError(
                 f"{source}: class {class_id} is '{classes[class_id]}', but "
-                f"'{other_classes[class_id]}' in {other_source}; give the same classes the same ids"
+                f"'{other_classes[class_id]}' in {other_source}; if it is the same class, {remedy}"
             )
 
 

@@ -14,6 +14,7 @@ from processes import REPO
 
 from arguments import apply_checkpoint_args, get_args_parser, parse_args, resume_command
 from checks import check_args, check_flags
+from datasets.transforms import SCALES
 from models.weights.model import model_state
 from util.errors import InputError
 from util.jittor_file import write_jittor_file
@@ -321,6 +322,26 @@ def test_frozen_weights_bring_the_flags_of_their_model():
     message = "--nheads is 8, but box.pkl was trained with 16: leave the flag out$"
     with pytest.raises(InputError, match=message):
         apply_checkpoint_args(args, checkpoint, "box.pkl")
+
+
+@pytest.mark.parametrize(
+    "words, sizes",
+    [
+        ("--coco_path /x --eval --resume a.pkl", ([64], 64, 64)),
+        ("--predict /x --output_dir /y --resume a.pkl", ([64], 64, 64)),
+        ("--coco_path /x --eval --resume a.pkl --eval_size 128 --max_size 99", ([64], 128, 99)),
+        ("--dataset_file shapes --eval --resume a.pkl", (list(SCALES), 800, 1333)),
+        ("--coco_path /x --finetune a.pkl --eval_size 96", (list(SCALES), 96, 1333)),
+    ],
+)
+def test_images_get_the_size_of_the_shapes_that_the_weights_were_trained_on(words, sizes, capsys):
+    saved = {"dataset_file": "shapes", "shapes_size": 64, "eval_size": 800, "max_size": 1333}
+    checkpoint = {"args": saved, "model": {"class_embed.bias": np.zeros(5)}}
+    args = parse_args(words.split())
+    apply_checkpoint_args(args, checkpoint, "a.pkl")
+    assert (args.img_scales, args.eval_size, args.max_size) == sizes
+    hint = "a.pkl was trained with --img_scales 64 --max_size 64: "
+    assert (hint in capsys.readouterr().out) == bool(args.finetune)
 
 
 def test_a_training_that_goes_on_says_which_settings_change(capsys):

@@ -160,6 +160,21 @@ def test_sigusr1_to_mpirun_stops_all_processes_after_the_same_step(trained, shap
     assert_same_training(tmp_path, trained[0])
 
 
+def test_an_unreadable_image_of_one_process_stops_all_after_the_same_step(
+    trained, shapes, tmp_path
+):
+    image = shapes / "train2017" / "000000000030.png"
+    content = image.read_bytes()
+    image.write_bytes(content[:-50])
+    code, output = finish(start_mpi(2, *get_command(tmp_path, shapes), "--checkpoint_interval", 0))
+    image.write_bytes(content)
+    assert code == 1 and output.count(f"error: {image}: cannot be read as an image") == 1, output
+    assert "resume with mpirun -np 2 " in output and "Traceback" not in output
+    assert load_checkpoint(tmp_path / "checkpoint.pkl")["step"] > 0
+    run_mpi(2, *get_command(tmp_path, shapes))
+    assert_same_training(tmp_path, trained[0])
+
+
 def test_a_training_resumes_with_another_number_of_processes(shapes, tmp_path):
     stop_training(tmp_path, shapes, signal.SIGUSR1, get_mpirun)
     step = load_checkpoint(tmp_path / "checkpoint.pkl")["step"]

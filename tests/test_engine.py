@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
     samples, targets = tiny.make_batch(0)
     targets[0]["boxes"] = np.float32([[np.nan, 0.5, 0.1, 0.1]])
     before = model_state(model)
-    with pytest.raises(InputError, match="the loss is nan in epoch 0, .*resume"):
+    with pytest.raises(InputError, match="the loss is nan in epoch 0, "):
         train(model, criterion, optimizer, [(samples, targets)])
     after = model_state(model)
     assert all(np.array_equal(before[name], after[name]) for name in before)

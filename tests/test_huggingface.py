@@ -168,6 +168,13 @@ def test_image_sizes_go_both_ways(tmp_path, state):
         assert (flags.get("eval_size"), flags.get("max_size")) == expected
 
 
+def test_the_image_size_of_the_shapes_is_written(tmp_path, state):
+    flags = {"dataset_file": "shapes", "shapes_size": 64, "eval_size": 800, "max_size": 1333}
+    folder = make_folder(tmp_path, {"model": state, "args": flags})
+    size = json.loads((folder / "preprocessor_config.json").read_text())["size"]
+    assert size == {"shortest_edge": 64, "longest_edge": 64}
+
+
 def test_a_folder_has_cocos_names_if_the_weights_have_none(tmp_path):
     folder = make_folder(tmp_path, {"model": model_state(tiny.build(tiny.arguments())[0])})
     names = json.loads((folder / "config.json").read_text())["id2label"]

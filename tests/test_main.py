@@ -242,7 +242,7 @@ BAD_DATA = {  # name -> (what is done to the folder, what the message says)
     "negative box": (set_box([1, 2, -3, 4]), r"instances_train2017\.json: annotation 4 .*bbox"),
     "truncated image": (
         lambda coco: truncate(coco / "train2017" / "000000000002.jpg"),
-        r"train2017/000000000002\.jpg: cannot be read as an image",
+        r"train2017/000000000002\.jpg: cannot be read as an image .*; start again with python",
     ),
 }
 
@@ -264,9 +264,13 @@ def shorten(source, target):
     return target
 
 
-def without(source, target, name):
+HEAD = ("class_embed.weight", "class_embed.bias")
+
+
+def without(source, target, *names):
     checkpoint = load_checkpoint(source)
-    del checkpoint["model"][name]
+    for name in names:
+        del checkpoint["model"][name]
     write_jittor_file(checkpoint, target)
     return target
 
@@ -283,6 +287,14 @@ BAD_CHECKPOINTS = {
     "incomplete": (
         lambda good, path: ["--resume", without(good, path, "class_embed.bias")],
         r"bad\.pkl: does not fit the model: 1 missing \(class_embed\.bias\)",
+    ),
+    "no class head": (
+        lambda good, path: ["--resume", without(good, path, *HEAD)],
+        r"bad\.pkl: has no class head .*--finetune",
+    ),
+    "weights without a class head": (
+        lambda good, path: ["--resume", without_flags(without(good, path, *HEAD), path)],
+        r"bad\.pkl: has no class head .*--finetune",
     ),
     "more layers": (
         lambda good, path: ["--resume", good, "--dec_layers", 3],

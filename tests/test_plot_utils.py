@@ -71,6 +71,18 @@ def test_a_log_is_sorted_by_epoch_and_the_last_entry_of_an_epoch_counts(tmp_path
     assert read_log(folder / "log.txt") == logs
 
 
+def test_a_log_without_epochs_is_numbered(tmp_path):
+    """That of the original's model zoo."""
+    lines = [line(0, 0.1), line(1, 0.3), line(2, 0.2)]
+    for entry in lines:
+        del entry["epoch"]
+    logs = read_log(write(tmp_path / "run", lines))
+    found = [(log["epoch"], log["test_coco_eval_bbox"][0]) for log in logs]
+    assert found == [(0, 0.1), (1, 0.3), (2, 0.2)]
+    with pytest.raises(InputError, match="log.txt: line 3 has no epoch, but others have"):
+        read_log(write(tmp_path / "run", [line(0), line(1), lines[2]]))
+
+
 def test_the_last_line_counts_without_a_line_break(tmp_path):
     """An editor may leave it so, and a resumed training must not lose it."""
     folder = write(tmp_path / "run", [line(0), line(1), line(2)])
@@ -80,7 +92,7 @@ def test_the_last_line_counts_without_a_line_break(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ["run", "实验一"])
+@pytest.mark.parametrize("name", ["run", "实验一", "\udcfc"])
 def test_curves_without_losses_or_of_zeros(tmp_path, name):
     nothing = {"epoch": 0, "n_parameters": 1}
     zeros = {"epoch": 1, "train_loss": 0.0, "train_loss_ce": 0.0}
@@ -99,11 +111,19 @@ def test_table_has_last_and_best_metrics_and_differences():
     assert rows[4] == ["b − a", "", "+0.050", "-0.050", "+0.050", "-0.050", "+0.050", "-0.050"]
 
 
+def test_table_of_a_run_without_evaluation():
+    losses = {"epoch": 0, "train_loss": 1.0}
+    *_, alone, evaluated, difference = make_table({"a": [losses], "b": [line(0)]}).split("\n")
+    assert alone == "| a | 1 |" + 6 * " - |" and difference == "| b − a | |" + 6 * " - |"
+    assert "-" not in evaluated
+
+
 def test_command(tmp_path):
     first, second = tmp_path / "x" / "run", tmp_path / "y" / "run"
     write(first, [line(0)])
     write(second, [line(0, 0.4)])
-    result = run(first, second, "--out", tmp_path / "both.png", "--table")
+    third = write(tmp_path / "z", [{"epoch": 0, "train_loss": 1.0}])
+    result = run(first, second, third, "--out", tmp_path / "both.png", "--table")
     assert result.returncode == 0, result.stderr
     assert f"| {second} − {first} |" in result.stdout, "runs of the same name go by their paths"
     assert Image.open(tmp_path / "both.png").format == "PNG"
@@ -113,7 +133,7 @@ def test_command(tmp_path):
     "content, message",
     [
         (None, "log.txt: cannot be read"),
-        ("", "has no epoch with evaluation yet"),
+        ("", "its log.txt has no epoch yet"),
         ("nonsense\n", "log.txt: line 1 is not that of an epoch"),
         ('{"epoch": 0}\n', "log.txt: line 1 is not that of an epoch"),
         ("[1]\n", "line 1 is not"),

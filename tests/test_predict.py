@@ -4,6 +4,7 @@ can be read.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -133,26 +134,45 @@ def test_a_fault_in_one_picture_costs_only_that_one(trained, tmp_path, monkeypat
     }
 
 
-def test_a_name_that_is_not_utf_8_costs_nothing(trained, tmp_path):
-    """In a process of its own, whose output takes UTF-8 only, as a terminal's does."""
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_that_cannot_be_printed_costs_nothing(trained, tmp_path, encoding):
+    """In a process of its own, whose output takes valid text only, as a terminal's does."""
     name = os.fsdecode(b"K\xfcche\x1b[2J.png")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
     (tmp_path / "picture.png").rename(tmp_path / name)
+    out = tmp_path / os.fsdecode(b"\xfc")
     done = subprocess.run(
         [
             *(sys.executable, "main.py", "--predict", tmp_path / name, "--threshold", "0"),
-            *("--resume", trained[0], "--device", "cpu", "--output_dir", tmp_path / "out"),
+            *("--resume", trained[0], "--device", "cpu", "--output_dir", out),
         ],
         cwd=REPO,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert r"K\udcfcche\x1b[2J.png: 8 detections" in done.stdout
     assert "8 detections in 1 image, " in done.stdout
-    found = json.loads((tmp_path / "out" / "detections_bbox.json").read_text())
+    found = json.loads((out / "detections_bbox.json").read_text())
     assert {Path(detection["file_name"]).name for detection in found} == {name}
+
+
+def test_ctrl_c_keeps_the_results_so_far(trained, tmp_path, monkeypatch, capfd):
+    def interrupt_the_second(model, images, *options):
+        if images[0].size == (50, 40):
+            os.kill(os.getpid(), signal.SIGINT)
+        return predict(model, images, *options)
+
+    monkeypatch.setattr("predict.predict", interrupt_the_second)
+    for number, size in enumerate([(32, 32), (50, 40), (64, 32)]):
+        Image.new("RGB", size, "red").save(tmp_path / f"{number}.png")
+    with pytest.raises(SystemExit) as stopped:
+        run(trained, tmp_path / "out", "--predict", tmp_path / "*.png", "--threshold", 0)
+    assert stopped.value.code == 128 + signal.SIGINT
+    assert "stopped by SIGINT: 2 of 3 images done" in capfd.readouterr().err
+    found = json.loads((tmp_path / "out" / "detections_bbox.json").read_text())
+    assert {Path(detection["file_name"]).name for detection in found} == {"0.png", "1.png"}
 
 
 def test_a_full_disk_ends_it(trained, tmp_path, monkeypatch):

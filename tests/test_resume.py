@@ -43,8 +43,8 @@ def whole(coco, tmp_path_factory):
 
 @pytest.fixture
 def loading(monkeypatch):
-    """loading(n, number): sends this process the signal `number` while it loads its n-th batch.
-    Counts batches.
+    """loading(n, number): sends this process the signal `number` while it loads its n-th batch, or
+    fails if that is None. Counts batches.
     """
 
     def install(n, number):
@@ -52,6 +52,8 @@ def loading(monkeypatch):
 
         def counting(dataset, indices):
             batches.append(indices)
+            if len(batches) == n and number is None:
+                raise InputError("photo.jpg: broken")
             if len(batches) == n:
                 os.kill(os.getpid(), number)
             return load_batch(dataset, indices)
@@ -80,6 +82,21 @@ def test_a_signal_stops_after_the_step_and_resuming_gives_the_same_bits(
     trained = 3 * (epoch + 1) + step
     validated = 4 * len([line for line in range(2) if line >= (epoch if step == 0 else epoch + 1)])
     assert len(again) == 6 - trained + validated, "what was used is not even loaded again"
+
+
+# 2, 9: within an epoch; 8: at its start; 11: in the last validation
+@pytest.mark.parametrize("n, epoch, step", [(2, -1, 1), (8, 0, 0), (9, 0, 1), (11, 1, 0)])
+def test_an_unreadable_image_loses_nothing(coco, whole, tmp_path, loading, n, epoch, step):
+    checkpoint = tmp_path / "checkpoint.pkl"
+    loading(n, None)
+    message = f"^photo.jpg: broken; .*resume with python main.py .* --resume {checkpoint}"
+    with pytest.raises(InputError, match=message):
+        run(coco, tmp_path)
+    loading(0, None)
+    saved = load_checkpoint(checkpoint)
+    assert (saved["epoch"], saved["step"]) == (epoch, step)
+    run(coco, tmp_path, "--resume", checkpoint)
+    assert_same_training(tmp_path, whole)
 
 
 def test_another_trainings_lines_of_the_log_do_not_count(coco, whole, tmp_path, loading):

@@ -14,6 +14,10 @@ class InputError(Exception):
         return escape_unprintable(super().__str__())
 
 
+class DataError(InputError):
+    """The data of a training step cannot be loaded; all processes raise it, after the same step."""
+
+
 def escape_unprintable(text):
     """Escape control characters, which names in untrusted files may contain."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

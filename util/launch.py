@@ -55,6 +55,9 @@ def job():
     """
     if not is_main_process():
         sys.stdout = open(os.devnull, "w")
+    if hasattr(sys.stdout, "reconfigure"):  # not in some IDEs
+        # Not every locale's encoding has "…" and all class names. Python sets stderr up like this.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _check_mpi()
         yield

@@ -7,6 +7,7 @@ Counterpart of `util/plot_utils.py` in the original.
 
 import argparse
 import json
+import math
 import operator
 import warnings
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from util.best import COCO_METRICS
-from util.errors import InputError
+from util.errors import InputError, escape_unprintable
 from util.launch import job
 from util.pictures import find_font
 
@@ -33,7 +34,8 @@ TABLE_METRICS = ("AP", "AP50", "AP75")
 def read_log(run):
     """Return the lines of log.txt, sorted by epoch. run: a folder with log.txt, or its path.
 
-    Epochs without evaluation have no `test_…`. A truncated last line is ignored. Raises InputError.
+    Lines without an epoch, as in the logs of the original's model zoo, are numbered from 0. Epochs
+    without evaluation have no `test_…`. A truncated last line is ignored. Raises InputError.
     """
     path = Path(run) / "log.txt" if Path(run).is_dir() else Path(run)
     try:
@@ -42,18 +44,23 @@ def read_log(run):
         raise InputError(
             f"{path}: cannot be read ({error}); give the output folder of a training"
         ) from error
-    logs = {}
+    entries = []
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            logs[operator.index(entry["epoch"])] = entry
             entry["train_loss"], entry.get("test_coco_eval_bbox", range(12))[11]
+            operator.index(entry.get("epoch", 0))
+            entries.append(entry)
         except (ValueError, LookupError, TypeError) as error:
             if number == len(lines) and isinstance(error, ValueError):
                 break
             raise InputError(
                 f"{path}: line {number} is not that of an epoch ({error}); remove it"
             ) from error
+    without = [number for number, entry in enumerate(entries, 1) if "epoch" not in entry]
+    if 0 < len(without) < len(entries):
+        raise InputError(f"{path}: line {without[0]} has no epoch, but others have; remove it")
+    logs = {entry.setdefault("epoch", number): entry for number, entry in enumerate(entries)}
     return [logs[epoch] for epoch in sorted(logs)]
 
 
@@ -97,11 +104,13 @@ def plot_curves(runs, path):
     for axes, name in zip(panels[len(LOSSES) :], ("AP", "AP50")):
         for i, logs in enumerate(runs.values()):
             plot(axes, select_evaluated(logs), lambda log: get_metric(log, name), f"C{i}--")
+        if not any(map(select_evaluated, runs.values())):
+            axes.text(0.5, 0.5, "no evaluation", transform=axes.transAxes, ha="center")
         axes.set_ylim(0, 1)
         name_axes(axes, f"COCO box {name}, validation", f"{name}, from 0 to 1")
     lines = [Line2D([], [], color=f"C{i}", linewidth=3) for i in range(len(runs))]
     lines += [Line2D([], [], color="black", linestyle=style) for style in ("-", "--")]
-    names = [*runs, "training", "validation"]
+    names = [*map(escape_unprintable, runs), "training", "validation"]
     font = FontProperties(fname=find_font("".join(names)))
     figure.legend(lines, names, loc="outside lower center", ncols=4, prop=font)
     with warnings.catch_warnings():  # if no font has the characters of a name
@@ -112,7 +121,7 @@ def plot_curves(runs, path):
 def make_table(runs):
     """Return a Markdown table of each run's epochs, last and best AP, AP50 and AP75.
 
-    For every further run, also list the difference to the first.
+    For every further run, also list the difference to the first; "-" without an evaluation.
     """
     columns = [f"{kind} {name}" for name in TABLE_METRICS for kind in ("last", "best")]
     rows = [["run", "epochs", *columns], ["---"] * (2 + len(columns))]
@@ -120,13 +129,18 @@ def make_table(runs):
     for name, logs in runs.items():
         evaluated = select_evaluated(logs)
         history = [[get_metric(log, metric) for log in evaluated] for metric in TABLE_METRICS]
-        values[name] = [value for each in history for value in (each[-1], max(each))]
-        rows.append([name, len(logs), *(f"{value:.3f}" for value in values[name])])
+        ends = [(each[-1], max(each)) if each else (math.nan, math.nan) for each in history]
+        values[name] = [value for pair in ends for value in pair]
+        rows.append([name, len(logs), *format_cells(values[name], ".3f")])
     first, *others = runs
     for name in others:
         differences = [a - b for a, b in zip(values[name], values[first])]
-        rows.append([f"{name} − {first}", "", *(f"{value:+.3f}" for value in differences)])
+        rows.append([f"{name} − {first}", "", *format_cells(differences, "+.3f")])
     return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows)
+
+
+def format_cells(values, spec):
+    return ["-" if math.isnan(value) else format(value, spec) for value in values]
 
 
 def main():
@@ -141,8 +155,8 @@ def main():
     names = names if len(set(names)) == len(names) else args.runs
     runs = dict(zip(names, map(read_log, args.runs)))
     for name, logs in runs.items():
-        if not select_evaluated(logs):
-            raise InputError(f"{name}: its log.txt has no epoch with evaluation yet")
+        if not logs:
+            raise InputError(f"{name}: its log.txt has no epoch yet")
     if args.table:
         print(make_table(runs))
     if args.out:

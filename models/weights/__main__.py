@@ -8,7 +8,7 @@ from util.errors import InputError
 from util.files import atomic_write
 from util.launch import job
 
-from .checkpoint import load_checkpoint
+from .checkpoint import get_shapes_sizes, load_checkpoint
 from .huggingface import check_exportable, write_folder
 from .huggingface_names import to_huggingface
 from .names import get_class_names
@@ -69,7 +69,7 @@ def convert(source, target, options):
 def get_image_sizes(checkpoint):
     """Return a checkpoint's eval_size and max_size, if present."""
     flags = checkpoint.get("args")
-    flags = flags if isinstance(flags, dict) else {}
+    flags = {**flags, **get_shapes_sizes(flags)} if isinstance(flags, dict) else {}
     return {name: flags[name] for name in ("eval_size", "max_size") if type(flags.get(name)) is int}
 
 

@@ -102,6 +102,17 @@ def count_classes(checkpoint):
     return 0 if head is None else head.size - 1
 
 
+def get_shapes_sizes(flags):
+    """Return the image sizes of a training on the shapes, which are not resized; otherwise {}.
+
+    flags: a checkpoint's; the result has values for img_scales, eval_size and max_size.
+    """
+    if flags.get("dataset_file") != "shapes" or "shapes_size" not in flags:
+        return {}
+    size = flags["shapes_size"]
+    return {"img_scales": [size], "eval_size": size, "max_size": size}
+
+
 def _read_all(paths):
     """Read and merge the shards of a state dict."""
     state = {}
