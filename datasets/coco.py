@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
 from datasets.annotation_arrays import CocoArrays, get_image_indices
@@ -17,7 +16,7 @@ from datasets.annotation_cache import load_annotations
 from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco
 from datasets.classes import get_num_classes
 from datasets.plausibility import check_crowds, check_plausibility
-from datasets.segmentations import segmentation_to_rle
+from datasets.segmentations import make_masks
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from util.errors import InputError
 
@@ -217,8 +216,8 @@ def convert_to_rgb(image):
 def make_target(annotations, index, image_id, image, with_masks):
     """Build the target of image `index`, before transforms. image: PIL image.
 
-    Same keys as `CocoDetection`'s target, but boxes are x0, y0, x1, y1 in pixels. Crowds and boxes
-    without area inside the image are dropped.
+    Same keys as `CocoDetection`'s target, but boxes are x0, y0, x1, y1 in pixels, and masks are
+    LazyMasks. Crowds and boxes without area inside the image are dropped.
 
     Source: `ConvertCocoPolysToMask` of the original.
     """
@@ -237,11 +236,8 @@ def make_target(annotations, index, image_id, image, with_masks):
         "size": size,
     }
     if with_masks:
-        masks = np.zeros((len(indices), height, width), dtype=bool)
-        for mask, annotation in zip(masks, indices):
-            segmentation = annotations.segmentations.get(annotation, height, width)
-            mask[:] = coco_mask.decode(segmentation_to_rle(segmentation, height, width))
-        target["masks"] = masks
+        segmentations = [annotations.segmentations.get(i, height, width) for i in indices]
+        target["masks"] = make_masks(segmentations, height, width)
     return target
 
 

@@ -13,6 +13,7 @@ from same import assert_same
 import datasets.annotation_cache
 from datasets.annotations import load_coco
 from datasets.coco import CocoDetection
+from datasets.transforms import ToTensor
 from util.errors import InputError
 
 
@@ -39,10 +40,7 @@ def reads(monkeypatch):
 
 
 def build(coco, masks=False, num_classes=91, skip=False):
-    def untransformed(image, target, rng):
-        return np.asarray(image), target
-
-    return CocoDetection(*coco, untransformed, masks, num_classes, skip_bad_samples=skip)
+    return CocoDetection(*coco, ToTensor(), masks, num_classes, skip_bad_samples=skip)
 
 
 def edit(coco, change):
