@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 import datasets.transforms as T
@@ -19,7 +18,7 @@ from datasets.images import load_image
 from datasets.transforms import EVAL_SIZE, MAX_SIZE
 from models.attention import record_attention
 from models.detr import PostProcess
-from models.segmentation import PostProcessSegm
+from models.segmentation import PostProcessSegm, encode_mask
 from util.backend import jt
 from util.errors import InputError, escape_unprintable
 from util.files import atomic_write
@@ -83,10 +82,10 @@ def predict(
         if "pred_masks" in outputs:
             masks, input_size = outputs["pred_masks"].numpy()[0][best], array.shape[1:]
             image_size = (image.height, image.width)
-            rles = PostProcessSegm().encode_masks(masks, input_size, input_size, image_size)
-            result["masks"] = np.zeros((0, *image_size), bool)
-            if rles:
-                result["masks"] = coco_mask.decode(rles).transpose(2, 0, 1).astype(bool)
+            masks = PostProcessSegm().compute_masks(masks, input_size, input_size, image_size)
+            result["masks"] = np.empty((len(best), *image_size), bool)
+            for i, mask in enumerate(masks):
+                result["masks"][i] = mask
         if attention:
             h, w = feature_map_size(maps["decoder"].shape[2], *array.shape[1:])
             result["decoder_attention"] = maps["decoder"][0][best].reshape(-1, h, w)
@@ -216,7 +215,7 @@ def list_detections(number, path, result, names):
 
 def add_masks(detections, masks):
     """Return the detections with `segmentation`, a compressed RLE, in place of `bbox`."""
-    rles = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    rles = [encode_mask(mask) for mask in masks]
     return [
         {
             **{key: value for key, value in detection.items() if key != "bbox"},

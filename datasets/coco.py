@@ -8,7 +8,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 import datasets.transforms as T
 from datasets.annotation_arrays import CocoArrays, get_image_indices
@@ -18,7 +17,7 @@ from datasets.classes import get_num_classes
 from datasets.faults import Faults
 from datasets.images import read_header, read_image
 from datasets.plausibility import check_arrays, check_counts, check_crowds, note_repeated
-from datasets.segmentations import segmentation_to_rle
+from datasets.segmentations import make_masks
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from util.errors import InputError
 
@@ -219,8 +218,8 @@ class CocoDetection(CocoDataset):
 def make_target(annotations, index, image_id, image, with_masks):
     """Build the target of image `index`, before transforms. image: PIL image.
 
-    Same keys as `CocoDetection`'s target, but boxes are x0, y0, x1, y1 in pixels. Crowds and boxes
-    without area inside the image are dropped.
+    Same keys as `CocoDetection`'s target, but boxes are x0, y0, x1, y1 in pixels, and masks are
+    LazyMasks. Crowds and boxes without area inside the image are dropped.
 
     Source: `ConvertCocoPolysToMask` of the original.
     """
@@ -239,11 +238,8 @@ def make_target(annotations, index, image_id, image, with_masks):
         "size": size,
     }
     if with_masks:
-        masks = np.zeros((len(indices), height, width), dtype=bool)
-        for mask, annotation in zip(masks, indices):
-            segmentation = annotations.segmentations.get(annotation, height, width)
-            mask[:] = coco_mask.decode(segmentation_to_rle(segmentation, height, width))
-        target["masks"] = masks
+        segmentations = [annotations.segmentations.get(i, height, width) for i in indices]
+        target["masks"] = make_masks(segmentations, height, width)
     return target
 
 

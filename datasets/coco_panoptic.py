@@ -26,6 +26,7 @@ from datasets.classes import get_num_classes
 from datasets.coco import CocoDataset, get_coco_paths, make_coco_transforms
 from datasets.faults import Faults
 from datasets.images import open_image
+from datasets.segmentations import LazyMasks
 from util.errors import InputError
 from util.memory import return_freed_memory, without_garbage_collector
 
@@ -108,8 +109,7 @@ class CocoPanoptic(CocoDataset):
         pixels = rgb2id(np.asarray(png))
         of_image = self.segments.get_slice(index)
         ids, areas = self.segments.ids[of_image], self.segments.areas[of_image]
-        masks = pixels == ids.reshape(-1, 1, 1)
-        counts = masks.sum((1, 2))
+        counts, boxes = measure_segments(pixels, ids)
         if not counts.all():
             raise InputError(
                 f"{path}: has no pixel of segment {ids[counts == 0][0]}, which {self.ann_file} "
@@ -117,7 +117,7 @@ class CocoPanoptic(CocoDataset):
             )
         size = np.array(pixels.shape, np.int64)
         target = {
-            "boxes": masks_to_boxes(masks),
+            "boxes": boxes,
             "labels": self.segments.labels[of_image].copy(),
             "image_id": int(self.ids[index]),
             "area": np.where(np.isnan(areas), counts, areas).astype(np.float32),
@@ -126,7 +126,11 @@ class CocoPanoptic(CocoDataset):
             "size": size,
         }
         if self.return_masks:
-            target["masks"] = masks
+
+            def decode(objects, rows, columns):
+                return pixels[rows][:, columns] == ids[objects].reshape(-1, 1, 1)
+
+            target["masks"] = LazyMasks(decode, (len(ids), *pixels.shape))
         return target
 
 
@@ -148,20 +152,27 @@ def open_png(path, size):
 
 
 def rgb2id(colours):
-    """Convert colours of a panoptic PNG, uint8 [h, w, 3], to segment ids, int64 [h, w]."""
-    return colours.astype(np.int64) @ np.array([1, 256, 256**2])
+    """Convert colours of a panoptic PNG, uint8 [h, w, 3], to segment ids, int32 [h, w]."""
+    ids = colours[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids *= 256
+        ids += colours[..., channel]
+    return ids
 
 
-def masks_to_boxes(masks):
-    """Compute the boxes of non-empty masks, bool [n, h, w]: float32 [n, 4], x0, y0, x1, y1.
+def measure_segments(pixels, ids):
+    """Count the pixels of segments, int64 [n], and compute their boxes, float32 [n, 4].
 
-    As in the original, x1 and y1 are inclusive: indices of the last pixel.
+    pixels: segment ids int [h, w]; ids: [n]. Boxes are x0, y0, x1, y1; as in the original, x1 and
+    y1 are inclusive: indices of the last pixel. A segment without pixels has a box of zeros.
     """
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for box, mask in zip(boxes, masks):
-        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-        box[:] = columns[0], rows[0], columns[-1], rows[-1]
-    return boxes
+    counts, boxes = np.zeros(len(ids), np.int64), np.zeros((len(ids), 4), np.float32)
+    for i, mask in enumerate(pixels == segment for segment in ids):
+        counts[i] = np.count_nonzero(mask)
+        if counts[i]:
+            columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+            boxes[i] = columns[0], rows[0], columns[-1], rows[-1]
+    return counts, boxes
 
 
 def read_panoptic(img_folder, ann_folder, ann_file, num_classes, coco, faults):

@@ -1,5 +1,6 @@
-"""Check COCO segmentations (polygons or RLE) and convert them to RLE."""
+"""Check COCO segmentations (polygons or RLE), convert them to RLE, and decode them lazily."""
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 MAX_COORDINATE = 1e6  # pixels; limit of a polygon's coordinates and of its perimeter
@@ -44,18 +45,19 @@ def decode_counts(counts):
 
     Source: `rleFrString` of pycocotools.
     """
-    runs, value, shift = [], 0, 0
-    for code in counts.encode("utf-8", "surrogatepass"):
-        code -= 48
-        if not 0 <= code < 64 or shift > 30:
-            return None
-        value |= (code & 31) << shift
-        shift += 5
-        if code < 32:  # the last five bits of the run; the highest of them is its sign
-            value -= (code & 16) << shift - 4
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs if shift == 0 else None
+    codes = np.frombuffer(counts.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - 48
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] > 31:
+        return None
+    ends = np.flatnonzero(codes < 32)
+    starts = np.append(0, ends[:-1] + 1)
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, ends - starts + 1))
+    if shifts.max() > 30:
+        return None
+    runs = np.add.reduceat((codes & 31) << shifts, starts)
+    runs -= (codes[ends] & 16) << shifts[ends] + 1  # the highest bit of a run is its sign
+    # From the fourth on, a run is stored as its difference to the last but one.
+    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
+    return runs.tolist()
 
 
 def segmentation_to_rle(segmentation, height, width):
@@ -65,3 +67,56 @@ def segmentation_to_rle(segmentation, height, width):
     if isinstance(segmentation["counts"], list):
         return coco_mask.frPyObjects(segmentation, height, width)
     return segmentation
+
+
+class LazyMasks:
+    """Masks of one image, which `np.asarray` decodes to bool [n, H, W].
+
+    `masks[objects, rows, columns]` selects along each axis, with slices or arrays of indices, and
+    decodes nothing: the masks of a large photo take gigabytes, and transforms keep few pixels.
+
+    decode: function of three int arrays, objects [n], rows [h] in ascending order and columns [w],
+    that returns these pixels, bool [n, h, w]; shape: n, H, W.
+    """
+
+    def __init__(self, decode, shape):
+        self.decode = decode
+        self.indices = [np.arange(length) for length in shape]
+
+    def __getitem__(self, key):
+        selected = LazyMasks(self.decode, ())
+        selected.indices = [indices[part] for indices, part in zip(self.indices, key)]
+        return selected
+
+    def __array__(self):
+        return self.decode(*self.indices)
+
+
+def make_masks(segmentations, height, width):
+    """Return the LazyMasks of COCO segmentations, a list, in an image of height x width pixels."""
+
+    def decode(objects, rows, columns):
+        masks = np.empty((len(objects), len(rows), len(columns)), bool)
+        for mask, index in zip(masks, objects):
+            rle = segmentation_to_rle(segmentations[index], height, width)
+            mask[:] = decode_pixels(rle, rows, columns)
+        return masks
+
+    return LazyMasks(decode, (len(segmentations), height, width))
+
+
+def decode_pixels(rle, rows, columns):
+    """Decode some rows, int [h] in ascending order, and columns, int [w], of an RLE: bool [h, w].
+
+    rle: compressed; no other pixel is decoded.
+    """
+    counts = rle["counts"]
+    runs = decode_counts(counts if isinstance(counts, str) else counts.decode())
+    columns, order = np.unique(columns, return_inverse=True)
+    # Runs go down the columns, from left to right. Map the end of each, as a number of pixels of
+    # the whole mask, to a number of decoded pixels.
+    end_columns, end_rows = np.divmod(np.cumsum(runs), rle["size"][0])
+    before, until = (np.searchsorted(columns, end_columns, side) for side in ("left", "right"))
+    ends = before * len(rows) + (until - before) * np.searchsorted(rows, end_rows)
+    pixels = np.repeat(np.arange(len(ends)) % 2 == 1, np.diff(ends, prepend=0))
+    return pixels.reshape(len(columns), len(rows))[order].T

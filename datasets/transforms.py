@@ -3,8 +3,8 @@
 Images are PIL images in RGB before `ToTensor`, and float32 [3, H, W] after it. Targets are
 dictionaries of NumPy arrays: boxes float32 [n, 4] as x0, y0, x1, y1 in pixels (`Normalize` turns
 them into cx, cy, w, h in 0..1), labels int64 [n], area float32 [n] in pixels, iscrowd int64 [n],
-size int64 [2] (height, width) and optionally masks bool [n, H, W]. Transforms do not modify the
-target they are given.
+size int64 [2] (height, width) and optionally masks bool [n, H, W], which are `LazyMasks` before
+`ToTensor`. Transforms do not modify the target they are given.
 
 Transforms are called as `t(image, target, rng)`. They draw from `rng`, a `random.Random`, in the
 same order as the original, so that the same draws give the same result.
@@ -77,7 +77,7 @@ def resize(image, target, size, max_size=None):
     target["area"] = target["area"] * np.float32(ratio_x * ratio_y)
     if "masks" in target:
         rows, columns = nearest_index(old_height, height), nearest_index(old_width, width)
-        target["masks"] = target["masks"][:, rows][:, :, columns]
+        target["masks"] = target["masks"][:, rows, :][:, :, columns]
     return image, target
 
 
@@ -129,11 +129,13 @@ class RandomSelect:
 
 
 class ToTensor:
-    """Convert a PIL image to float32 [3, H, W] in 0..1."""
+    """Convert a PIL image to float32 [3, H, W] in 0..1, and lazy masks to an array."""
 
     def __call__(self, image, target, rng):
         array = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
         array /= np.float32(255)
+        if "masks" in target:
+            target = dict(target, masks=np.asarray(target["masks"]))
         return array, target
 
 

@@ -15,7 +15,7 @@ from util.backend import jt, nn
 from util.misc import resize_nearest
 from util.nearest import nearest_index
 
-QUERY_BLOCK = 10  # queries whose masks are computed or resized at once; bounds the peak memory
+QUERY_BLOCK = 10  # queries whose masks are computed at once; bounds the peak memory
 MIN_SEGMENT_AREA = 4  # pixels; smaller or equal panoptic segments are dropped, as in the original
 
 
@@ -205,15 +205,27 @@ class PostProcessSegm:
         padded_size, size, orig_size: height and width of the batch, of the resized and of the
         original image.
         """
+        masks = self.compute_masks(masks, padded_size, size, orig_size)
+        return [encode_mask(mask) for mask in masks]
+
+    def compute_masks(self, masks, padded_size, size, orig_size):
+        """Yield each mask, bool [H, W] in Fortran order. Arguments are those of `encode_masks`."""
         # The original upsamples to the padded size, crops, then resizes with nearest-neighbour
-        # interpolation. Only the rows and columns that remain are computed.
-        rows, columns = (nearest_index(int(old), int(new)) for old, new in zip(size, orig_size))
-        rles = []
-        for start in range(0, len(masks), QUERY_BLOCK):
-            block = resize_bilinear(masks[start : start + QUERY_BLOCK], padded_size, rows, columns)
-            block = 1 / (1 + np.exp(-block)) > self.threshold
-            rles += coco_mask.encode(np.asfortranarray(block.transpose(1, 2, 0).astype(np.uint8)))
-        return rles
+        # interpolation. Only the rows and columns that remain are computed, once each: a photo
+        # repeats them.
+        (rows, row_order), (columns, column_order) = (
+            np.unique(nearest_index(int(old), int(new)), return_inverse=True)
+            for old, new in zip(size, orig_size)
+        )
+        for mask in masks:
+            [mask] = resize_bilinear(mask[None], padded_size, rows, columns)
+            mask = 1 / (1 + np.exp(-mask)) > self.threshold
+            yield mask.T.take(row_order, axis=1).take(column_order, axis=0).T
+
+
+def encode_mask(mask):
+    """Encode a mask bool [H, W] as a compressed RLE dict of pycocotools."""
+    return coco_mask.encode(np.asfortranarray(mask).view(np.uint8))
 
 
 def resize_bilinear(masks, size, rows=None, columns=None):

@@ -14,6 +14,7 @@ import datasets.annotation_cache
 from datasets.annotations import load_coco
 from datasets.coco import CocoDetection
 from datasets.faults import Faults
+from datasets.transforms import ToTensor
 from util.errors import InputError
 
 
@@ -40,10 +41,7 @@ def reads(monkeypatch):
 
 
 def build(coco, masks=False, num_classes=91, skip=False):
-    def untransformed(image, target, rng):
-        return np.asarray(image), target
-
-    return CocoDetection(*coco, untransformed, masks, num_classes, faults=Faults(skip))
+    return CocoDetection(*coco, ToTensor(), masks, num_classes, faults=Faults(skip))
 
 
 def edit(coco, change):

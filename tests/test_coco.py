@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import tiny
 from coco_files import IMAGES, arguments, make_coco, write_annotations
+from peak_memory import measure_peak
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
 from datasets import build_dataset, get_coco_api_from_dataset
 from datasets.classes import NUM_CLASSES
+from datasets.transforms import ToTensor
 from util.errors import InputError
 
 
@@ -99,9 +102,23 @@ def test_masks_of_every_segmentation_format(coco_folder, tmp_path):
         ann.update(bbox=[20, 10, 30, 20], segmentation=segmentation)
     write_annotations(tmp_path, data)
     dataset = build_dataset("val", arguments(tmp_path, masks=True))
-    dataset.transforms = lambda image, target, rng: (image, target)
+    dataset.transforms = ToTensor()
     _, target = dataset[dataset.images.find(1000)]
     assert (target["masks"] == square.astype(bool)).all()
+
+
+def test_masks_of_a_large_image_are_never_decoded_as_a_whole(tmp_path):
+    data = make_coco(tmp_path)
+    Image.new("RGB", (3000, 2000)).save(tmp_path / "val2017" / "rgb.jpg")
+    data["images"] = [{"id": 1, "file_name": "rgb.jpg", "width": 3000, "height": 2000}]
+    box, triangle = [0, 0, 3000, 2000], [100, 100, 2900, 200, 2000, 1900]
+    ann = {"image_id": 1, "category_id": 1, "bbox": box, "segmentation": [triangle]}
+    data["annotations"] = [{**ann, "id": number} for number in range(1, 101)]
+    write_annotations(tmp_path, data)
+    dataset = build_dataset("val", arguments(tmp_path, masks=True, eval_size=200))
+    (_, target), peak = measure_peak(lambda: dataset[0])
+    assert target["masks"].shape == (100, 200, 300) and target["masks"].any((1, 2)).all()
+    assert peak < 15, "MB; the 100 masks take 6, and at the image's size 600"
 
 
 def test_missing_area_iscrowd_and_info_are_filled_in(coco_folder, tmp_path, capsys):

@@ -103,7 +103,7 @@ def test_different_class_names_in_train_and_val_are_refused(tmp_path):
 
 @pytest.mark.parametrize("number", [10_000, -3])
 def test_category_ids_out_of_range_are_refused(number):
-    message = f"ann.json: the highest category id is {number}, .*renumber the categories"
+    message = f"ann.json: the highest category id is {number}, .*renumber the ids"
     with pytest.raises(InputError, match=message):
         find_num_classes({number: "cat"}, "ann.json")
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import tiny
 from panoptic_files import make_panoptic, panoptic_args
+from peak_memory import measure_peak
 from PIL import Image
 
 from datasets import build_dataset
-from datasets.coco_panoptic import masks_to_boxes
+from datasets.coco_panoptic import measure_segments
 from datasets.summary import print_summary
 from main import main
+from models.segmentation import id2rgb
 from models.weights.checkpoint import load_checkpoint
 from util.errors import InputError
 
@@ -31,7 +33,8 @@ def test_images_and_annotations_are_paired_by_id(root):
         np.testing.assert_array_equal(
             target["boxes"], [[0, 0, half - 1, height - 1], [half, 0, width - 1, height - 1]]
         )
-        assert target["masks"][0, :, :half].all() and not target["masks"][0, :, half:].any()
+        masks = np.asarray(target["masks"])
+        assert masks[0, :, :half].all() and not masks[0, :, half:].any()
         assert target["orig_size"].tolist() == [height, width]
 
 
@@ -81,12 +84,29 @@ def test_the_summary_counts_crowds(root, capsys):
     assert "8 boxes of 2 classes" in printed and "4 images have more boxes than" in printed
 
 
-def test_masks_to_boxes():
-    masks = np.zeros((3, 5, 7), bool)
-    masks[0, 2, 3] = masks[1, 0, 0] = masks[1, 4, 6] = True
-    masks[2] = True
-    assert masks_to_boxes(masks).tolist() == [[3, 2, 3, 2], [0, 0, 6, 4], [0, 0, 6, 4]]
-    assert masks_to_boxes(masks[:0]).shape == (0, 4)
+def test_areas_and_boxes_of_segments():
+    pixels = np.array([[9, 0, 0, 0], [0, 0, 2**24, 0], [0, 0, 0, 9]])
+    counts, boxes = measure_segments(pixels, np.array([2**24, 9, 0, 7]))
+    assert counts.tolist() == [1, 2, 9, 0]
+    assert boxes.tolist() == [[2, 1, 2, 1], [0, 0, 3, 2], [0, 0, 3, 2], [0, 0, 0, 0]]
+    assert measure_segments(pixels, np.array([], int))[1].shape == (0, 4)
+
+
+def test_segments_of_a_large_image_take_the_memory_of_one(root):
+    ids = np.arange(1, 101).repeat(20)[:, None].repeat(3000, axis=1)
+    Image.fromarray(id2rgb(ids)).save(root / PNG)
+    segments = [{"id": number, "category_id": 3} for number in range(1, 101)]
+    edit(root, lambda data: get_first(data).update(segments_info=segments))
+    dataset, image = build_dataset("val", panoptic_args(root)), Image.new("RGB", (3000, 2000))
+
+    def load_thumbnails():
+        target = dataset.load_target(0, image)
+        return target, np.asarray(target["masks"][:, ::20, :][:, :, ::20])
+
+    (target, masks), peak = measure_peak(load_thumbnails)
+    assert target["boxes"][:, 1].tolist() == list(range(0, 2000, 20))
+    assert (masks == np.eye(100, dtype=bool)[:, :, None]).all()
+    assert peak < 100, "MB; the PNG takes 18, its ids 24, and all masks 600"
 
 
 def edit(root, change, name="panoptic"):

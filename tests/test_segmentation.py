@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import tiny
+from peak_memory import measure_peak
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -125,6 +126,15 @@ def test_instance_masks_are_cropped_and_resized():
         found = coco_mask.decode(result["masks"]).transpose(2, 0, 1)
         assert found.shape == (13, *orig_size)
         np.testing.assert_array_equal(found, expected)
+
+
+def test_masks_of_a_large_image_are_encoded_one_at_a_time():
+    logits = np.random.default_rng(0).standard_normal((20, 13, 20), np.float32)
+    size, orig_size = (130, 200), (2000, 3000)
+    encode = lambda: PostProcessSegm().encode_masks(logits, size, size, orig_size)
+    rles, peak = measure_peak(encode)
+    assert [rle["size"] for rle in rles] == [[2000, 3000]] * 20
+    assert peak < 20, "MB; one mask takes 6, and as float32 24"
 
 
 def panoptic(classes, rectangles, scores=None, size=(40, 60), is_thing_map=None):

@@ -5,8 +5,12 @@ import random
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
+from same import assert_same
 
 import datasets.transforms as T
+from datasets.coco import make_coco_transforms
+from datasets.segmentations import make_masks
 
 SIZES = [(1, 1), (3, 5), (500, 500), (640, 480), (427, 640), (801, 799), (1333, 800)]
 FLAT_SIZES = [(1000, 37), (37, 1000)]
@@ -92,6 +96,22 @@ def test_crop_clips_boxes_and_drops_those_outside():
     assert result["labels"].tolist() == [0, 1] and result["area"].tolist() == [30, 1]
     assert result["size"].tolist() == [5, 6] and result["orig_size"].tolist() == [10, 10]
     assert np.array_equal(result["masks"], make_target(6, 5, result["boxes"])["masks"])
+
+
+@pytest.mark.parametrize("image_set", ["train", "val"])
+def test_lazy_masks_are_transformed_as_arrays_are(image_set):
+    rng = np.random.default_rng(0)
+    for seed, (width, height) in enumerate([*SIZES, *FLAT_SIZES] * 3):
+        corners = rng.uniform(0, 1, (5, 2, 2)).astype(np.float32) * [width, height]
+        corners = np.sort(corners, axis=1).round()
+        image, target = make_image(width, height), make_target(width, height, corners)
+        target["masks"] ^= rng.random((5, height, width)) < 0.1
+        rles = coco_mask.encode(np.asfortranarray(target["masks"].transpose(1, 2, 0), np.uint8))
+        lazy = {**target, "masks": make_masks(rles, height, width)}
+        transform = make_coco_transforms(image_set, [24, 48, 60], 70, 90)
+        _, expected = transform(image, target, random.Random(seed))
+        _, found = transform(image, lazy, random.Random(seed))
+        assert_same(found["masks"], expected["masks"])
 
 
 def test_every_transform_accepts_an_empty_target():

@@ -83,7 +83,7 @@ def draw_detections(image, result, names):
     frame_width, text_height = max(3, max(image.size) // 300), max(14, max(image.size) // 55)
     labels = result["labels"].tolist()
     if "masks" in result:
-        image = _draw_masks(image, result["masks"], labels)
+        _draw_masks(image, result["masks"], labels)
     boxes = [[value * scale for value in box] for box in result["boxes"].tolist()]
     _draw_boxes(image, boxes, labels, result["scores"].tolist(), names, frame_width, text_height)
     return image
@@ -216,13 +216,15 @@ def _draw_frame(draw, box, colour, width):
 
 
 def _draw_masks(image, masks, labels):
-    """Overlay masks bool [n, H, W], given at the size before enlarging, on the image."""
-    pixels = np.asarray(image).copy()
+    """Overlay masks bool [n, H, W], given at the size before enlarging, on the image, in place."""
     for mask, label in reversed(list(zip(masks, labels))):
-        mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
-        colour = np.array(_get_colour(label)) * MASK_OPACITY
-        pixels[mask] = (pixels[mask] * (1 - MASK_OPACITY) + colour).astype(np.uint8)
-    return Image.fromarray(pixels)
+        mask = Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)
+        tables = [
+            int(value * (1 - MASK_OPACITY) + part * MASK_OPACITY)
+            for part in _get_colour(label)
+            for value in range(256)
+        ]
+        image.paste(image.point(tables), mask=mask)
 
 
 def _draw_weights(grey, weights):
