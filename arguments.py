@@ -168,12 +168,13 @@ def resume_command(args):
     saved = Path(args.output_dir) / "checkpoint.pkl"
     # A resumed run that is stopped in its first evaluation has not saved a checkpoint yet.
     resume = str(saved) if saved.exists() else args.resume
+    if not resume:
+        return f"there is no checkpoint in {args.output_dir}"
     changes = {"resume": resume, "finetune": "", "overwrite": False}
     # An explicit flag overrides the checkpoint even if it equals the default.
     given = [name for name in args.given if name not in changes]
     command = full_command(argparse.Namespace(**{**vars(args), **changes}), given)
-    verb = "resume" if resume else "start again"
-    return f"{verb} with {launch.get_launch_prefix()}{command}"
+    return f"resume with {launch.get_launch_prefix()}{command}"
 
 
 # ---- flags restored from a checkpoint

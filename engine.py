@@ -68,6 +68,7 @@ def train_one_epoch(
     for step, (batches, error) in enumerate(catch_input_error(steps), start_step):
         num_boxes, is_complete = average_boxes([targets for _, targets in batches])
         if error or not is_complete:
+            # The failing process has sent the others an empty batch.
             if errors := list(filter(None, dist.all_gather(error))):
                 raise DataError(errors[0])
             continue  # --skip_bad_samples left a process without images, so all skip the step

@@ -171,7 +171,7 @@ def main(args):
 
     @contextmanager
     def keep_work():
-        """At an error, save the steps of the epoch if it is the data's, and name the way back."""
+        """If data cannot be loaded, save the epoch's steps; add the command to resume to errors."""
         try:
             yield
         except InputError as error:

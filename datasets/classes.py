@@ -30,7 +30,7 @@ def merge_classes(*datasets):
             dataset.ann_file,
             classes,
             datasets[0].ann_file,
-            "give it the same name in both, else another id",
+            remedy="give it the same name in both, else another id",
         )
         classes.update(dataset.classes)
     return dict(sorted(classes.items()))

@@ -242,7 +242,7 @@ BAD_DATA = {  # name -> (what is done to the folder, what the message says)
     "negative box": (set_box([1, 2, -3, 4]), r"instances_train2017\.json: annotation 4 .*bbox"),
     "truncated image": (
         lambda coco: truncate(coco / "train2017" / "000000000002.jpg"),
-        r"train2017/000000000002\.jpg: cannot be read as an image .*; start again with python",
+        r"train2017/000000000002\.jpg: cannot be read as an image .*; there is no checkpoint in ",
     ),
 }
 

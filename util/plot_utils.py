@@ -57,9 +57,9 @@ def read_log(run):
             raise InputError(
                 f"{path}: line {number} is not that of an epoch ({error}); remove it"
             ) from error
-    without = [number for number, entry in enumerate(entries, 1) if "epoch" not in entry]
-    if 0 < len(without) < len(entries):
-        raise InputError(f"{path}: line {without[0]} has no epoch, but others have; remove it")
+    unnumbered = [number for number, entry in enumerate(entries, 1) if "epoch" not in entry]
+    if 0 < len(unnumbered) < len(entries):
+        raise InputError(f"{path}: line {unnumbered[0]} has no epoch, but others have; remove it")
     logs = {entry.setdefault("epoch", number): entry for number, entry in enumerate(entries)}
     return [logs[epoch] for epoch in sorted(logs)]
 
