@@ -175,13 +175,10 @@ def main(args):
         try:
             yield
         except InputError as error:
-            hint = ""
-            if isinstance(error, DataError):
-                if state.step > 0:  # otherwise nothing has been trained since the last save
-                    output.save_checkpoint(state, args.lr_drop)
-                if not args.skip_bad_samples:
-                    hint = "; --skip_bad_samples leaves out what cannot be used"
-            raise InputError(f"{error}{hint}; {resume_command(args)}") from error
+            # Before an epoch's first step, nothing has been trained since the last save.
+            if isinstance(error, DataError) and state.step > 0:
+                output.save_checkpoint(state, args.lr_drop)
+            raise InputError(f"{error}; {resume_command(args)}") from error
 
     first = state.epoch + 1 if state.is_trained else state.epoch
     if first < args.epochs:

@@ -17,7 +17,7 @@ from util.errors import InputError
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"}
 MAX_ASPECT_RATIO = 100  # resizing a more elongated image would take gigabytes
-REMEDY = "remove it from the annotation file"
+REMEDY = "leave it out with --skip_bad_samples"
 # EXIF orientation -> how to make the image upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
