@@ -6,7 +6,8 @@ from pathlib import Path
 
 from checks import check_flags, check_mask_flags
 from datasets.classes import get_num_classes
-from datasets.flags import add_data_flags
+from datasets.flags import add_source_flags
+from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from models.architecture import DEPTHS, infer_architecture
 from models.weights.checkpoint import count_classes, get_shapes_sizes
 from util import launch
@@ -80,7 +81,18 @@ def get_args_parser():
     text = "relative weight of the class 'no object' in the classification loss"
     add("--eos_coef", default=0.1, type=float, help=text)
 
-    add_data_flags(parser)
+    add = add_source_flags(parser)
+    text = "shorter sides of training images, in pixels"
+    add("--img_scales", default=list(SCALES), nargs="+", type=int, help=text)
+    add("--eval_size", default=EVAL_SIZE, type=int, help="shorter side in evaluation, in pixels")
+    add("--max_size", default=MAX_SIZE, type=int, help="limit of the longer side, in pixels")
+    add("--remove_difficult", action="store_true", help="no effect, as in the original")
+    text = "skip unusable images and annotations, and print how many, instead of stopping"
+    add("--skip_bad_samples", action="store_true", help=text)
+    add("--num_workers", default=2, type=int, help="number of data loading processes")
+    add("--shapes_train", default=4000, type=int, help="number of training images of shapes")
+    add("--shapes_val", default=200, type=int, help="number of validation images of shapes")
+    add("--shapes_size", default=96, type=int, help="side of the images of shapes, in pixels")
 
     add = parser.add_argument_group("run").add_argument
     add("--output_dir", default="", help="output folder; empty: save nothing")

@@ -88,10 +88,11 @@ def main(args):
         )
         print_summary("training data", dataset_train, args.num_queries)
     print_summary("validation data", dataset_val, args.num_queries)
-    classes = merge_classes(*filter(None, [dataset_train, dataset_val]))
-    ann_file = (dataset_train or dataset_val).ann_file
-    num_classes = get_num_classes(args) or find_num_classes(classes, ann_file)
+    datasets = [dataset for dataset in (dataset_train, dataset_val) if dataset]
+    classes = merge_classes(*datasets)
+    num_classes = get_num_classes(args) or find_num_classes(*datasets)
     if args.resume or args.frozen_weights:
+        ann_file = datasets[0].ann_file
         remedy = "rename it in the annotations, else start anew with --finetune"
         old_classes = read_class_names(checkpoint, source)
         check_class_names(classes, ann_file, old_classes, source, remedy)

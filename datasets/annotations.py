@@ -39,6 +39,8 @@ def read_coco(img_folder, ann_file, return_masks, num_classes, faults):
     if not img_folder.is_dir():
         raise InputError(f"{img_folder}: no such folder; put the images there")
     data = read_annotation_file(ann_file)
+    for image in data["images"]:
+        convert_integers(image, "id", "width", "height")
     listed = {image.get("id") for image in data["images"] if type(image.get("id")) is int}
     data["images"], notes = select_images(
         data["images"], img_folder, ann_file, faults, return_masks
@@ -110,40 +112,41 @@ def select_images(images, img_folder, ann_file, faults, needs_size=False):
     """
     if not images:
         raise InputError(f"{ann_file}: lists no images; add at least one")
-    ids, ids_by_name, files, selected, missing = set(), {}, FileIndex(img_folder), [], []
-    renamed = []
+    ids, ids_by_name, files = set(), {}, FileIndex(img_folder)
+    selected, missing, renamed = [], [], []
     for image in images:
-        convert_integers(image, "id", "width", "height")
         name = image.get("file_name")
         error = (
             find_id_error(image.get("id"), ids, "image")
             or find_size_error(image, needs_size)
             or find_file_name_error(image, files)
+            or find_duplicate_error(image, ids_by_name)
         )
-        error = error or find_duplicate_error(image, ids_by_name)
         if error:
-            faults.add(f"{ann_file}: image {abbreviate(image.get('id'))}: {error}")
+            faults.add(f"{ann_file}: image {abbreviate(image.get('id'))}", error)
             continue
         if name != image["file_name"]:
             renamed.append(f"{abbreviate(name)} for {abbreviate(image['file_name'])}")
         (selected if image["file_name"] in files else missing).append(image)
     for image in missing:
         other = files.find_other_suffix(image["file_name"])
-        remedy = f"there is {other}: correct file_name" if other else "add them, or remove them"
+        remedy = f"there is '{other}': correct file_name" if other else "add them, or remove them"
         faults.add(
-            f"{img_folder / image['file_name']}: no such image; {len(missing)} of the "
-            f"{len(images)} images in {ann_file} are missing: {remedy}"
+            img_folder / image["file_name"],
+            f"no such image; {len(missing)} of the {len(images)} images in {ann_file} are missing: "
+            f"{remedy}",
         )
     if not selected:
+        place, error = faults.samples[0]
         raise InputError(
-            f"{ann_file}: none of its {len(images)} images is usable: {faults.samples[0]}"
+            f"{ann_file}: none of its {len(images)} images is usable: {place}: {error}"
         )
-    notes = [
+    if not renamed:
+        return selected, []
+    return selected, [
         f"{ann_file}: file_name of {len(renamed)} images differs from the file's path in "
         f"separators, folders, case or Unicode form, such as {renamed[0]}; the files are used"
-        for _ in renamed[:1]
     ]
-    return selected, notes
 
 
 def select_annotations(data, listed, ann_file, return_masks, num_classes, faults):
@@ -161,10 +164,8 @@ def select_annotations(data, listed, ann_file, return_masks, num_classes, faults
         if type(ann.get("image_id")) is int and ann["image_id"] in skipped:
             continue
         if error := find_annotation_error(ann, ids, images, categories, num_classes, return_masks):
-            faults.add(
-                f"{ann_file}: annotation {abbreviate(ann.get('id'))} of image "
-                f"{abbreviate(ann.get('image_id'))}: {error}"
-            )
+            place = f"annotation {abbreviate(ann.get('id'))} of image"
+            faults.add(f"{ann_file}: {place} {abbreviate(ann.get('image_id'))}", error)
         else:
             selected.append(ann)
     return selected
@@ -196,14 +197,19 @@ def find_annotation_error(ann, ids, images, categories, num_classes, return_mask
     if image is None:
         return "no image has this id; add the image, or remove the annotation"
     category = ann.get("category_id")
+    if category is None:
+        return "has no category_id; add it"
     if type(category) is not int or category not in categories:
         return f"category {abbreviate(category)} is not listed; add it, or correct category_id"
-    if category < 0 or (num_classes is not None and category >= num_classes):
-        valid = "0 or more" if num_classes is None else f"in 0..{num_classes - 1}"
+    if category < 0:
+        return f"category_id {category} is negative; {RENUMBER}"
+    if num_classes is not None and category >= num_classes:
         return (
-            f"category_id {category} is not {valid}; renumber the categories, or train with a "
-            "larger --num_classes"
+            f"category_id {category} is not in 0..{num_classes - 1}; renumber the categories, or "
+            "train with a larger --num_classes"
         )
+    if ann.get("bbox") is None:
+        return "has no bbox; add it, or export the file for object detection"
     if not is_box(ann.get("bbox")):
         return (
             f"bbox {abbreviate(ann.get('bbox'))} is not x, y, width, height with finite numbers "
@@ -236,7 +242,8 @@ def find_id_error(value, ids, kind):
     if type(value) is not int or not -(2**63) <= value < 2**63:
         return f"{kind} id {abbreviate(value)} is not a 64-bit integer; {RENUMBER}"
     if value in ids:
-        return f"duplicate {kind} id {value}; {RENUMBER}"
+        remedy = RENUMBER if kind == "annotation" else f"give each {kind} an id of its own"
+        return f"duplicate {kind} id {value}; {remedy}"
     ids.add(value)
     return None
 

@@ -16,7 +16,7 @@ from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco
 from datasets.classes import get_num_classes
 from datasets.faults import Faults
 from datasets.images import read_header, read_image
-from datasets.plausibility import check_arrays, check_counts, check_crowds, note_repeated
+from datasets.plausibility import check_arrays, check_targets, note_repeated
 from datasets.segmentations import make_masks
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from util.errors import InputError
@@ -112,8 +112,8 @@ class CocoDataset:
         if all(listed) and listed != tuple(size):
             raise InputError(
                 f"{self.get_path(index)}: image is {size[0]}x{size[1]}, but {self.ann_file} says "
-                f"{listed[0]}x{listed[1]}, which its boxes are for; correct width and height "
-                "there, or use the original images"
+                f"{listed[0]}x{listed[1]}, which its boxes are for; use the images that were "
+                "annotated, or scale the boxes together with width and height"
             )
 
     def read_image(self, index):
@@ -183,17 +183,8 @@ class CocoDetection(CocoDataset):
             arrays = load_annotations(*source)
         self.images, self.annotations, self.classes, notes = arrays
         self.in_target = self._find_targets()
-        if is_evaluated:
-            notes = notes + check_counts(self.annotations, self.in_target, ann_file)
-        else:
-            crowds = self.annotations.crowds
-            notes = notes + check_crowds(crowds, self.in_target, ann_file, faults)
-        if count := np.count_nonzero(~self.annotations.crowds & ~self.in_target):
-            notes = [
-                *notes,
-                f"{ann_file}: {count} boxes have no area inside their image; they are left out",
-            ]
-        for note in notes:
+        checked = self.annotations, self.in_target, ann_file
+        for note in [*notes, *check_targets(*checked, is_evaluated, faults)]:
             print(note)
         super().__init__(img_folder, self.images, transforms, faults, **options)
 

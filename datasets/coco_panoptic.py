@@ -218,12 +218,12 @@ def select_annotations(data, ann_folder, ann_file, num_classes, coco, faults):
         else:
             error = find_annotation_error(annotation, ann_folder, png_names, categories)
         if error:
-            faults.add(f"{ann_file}: annotation of image {abbreviate(image_id)}: {error}")
+            faults.add(f"{ann_file}: annotation of image {abbreviate(image_id)}", error)
         else:
             annotations[image_id] = annotation
     for image in data["images"]:
         if image["id"] not in annotations:
-            faults.add(f"{ann_file}: image {image['id']} has no annotation; add one")
+            faults.add(f"{ann_file}: image {image['id']}", "has no annotation; add one")
     if not annotations:
         raise InputError(f"{ann_file}: no image has a valid annotation; add one")
     return annotations

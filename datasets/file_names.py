@@ -34,8 +34,8 @@ class FileIndex:
         (`/data/images/1.jpg` and `images/1.jpg` for the file `1.jpg` in a folder `images`), other
         case, and other Unicode normal forms.
         """
-        if os.path.isabs(name) and os.path.exists(name):
-            path, root = Path(name).resolve(), self.root.resolve()
+        if (self.root / name).exists():  # absolute, or with ..
+            path, root = (self.root / name).resolve(), self.root.resolve()
             return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
         found = {self._match(parts) for parts in self._get_candidates(name)} - {None}
         return found.pop() if len(found) == 1 else None

@@ -53,10 +53,10 @@ ERRORS = [
     (entry("annotations", image_id=True), "annotation 77 of image True: no image has this id"),
     (entry("annotations", category_id=2), "category 2 is not listed"),
     (entry("annotations", category_id={}), "category {} is not listed"),
-    (entry("annotations", category_id=None), "category None is not listed"),
+    (entry("annotations", category_id=None), "annotation 77 of image 1: has no category_id"),
     (entry("annotations", area="big"), "area 'big' is not a number"),
     (entry("annotations", iscrowd="no"), "iscrowd 'no' is neither"),
-    (entry("annotations", bbox=None), f"{BAD_BOX} None"),
+    (entry("annotations", bbox=None), "annotation 77 of image 1: has no bbox; add it"),
     (entry("annotations", bbox=[1, 2, 3]), BAD_BOX),
     (entry("annotations", bbox=5), BAD_BOX),
     (entry("annotations", bbox=[1, 2, 3, "4"]), BAD_BOX),
@@ -185,7 +185,7 @@ def test_absolute_paths(tmp_path):
     "name, files, message",
     [
         ("A.png", ["a.png", "ä.png", "a.PNG"], "A.png: no such image; .*: add them, or remove"),
-        ("1.jpg", ["1.png"], "1.jpg: no such image; .*: there is 1.png: correct file_name"),
+        ("1.jpg", ["1.png"], "1.jpg: no such image; .*: there is .1.png.: correct file_name"),
         ("%2e%2e/1.png", ["1.png"], "no such image; .*: add them, or remove them"),
     ],
 )

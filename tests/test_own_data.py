@@ -1,6 +1,7 @@
 """The user's own data: any layout in COCO's format, its classes and sizes, and the summary."""
 
 import json
+from types import SimpleNamespace
 
 import exports
 import numpy as np
@@ -51,7 +52,7 @@ def test_exports_of_annotation_tools_are_read(tool, tmp_path):
         np.testing.assert_allclose(low, wanted[:, :2], atol=0.25)
         np.testing.assert_allclose(high - low, wanted[:, 2:], atol=0.3)
     classes = merge_classes(dataset, build_dataset("val", args))
-    assert classes == names and find_num_classes(classes, "x") == max(names) + 1
+    assert classes == names and find_num_classes(dataset) == max(names) + 1
 
 
 def test_training_stores_the_classes_and_predicts_them(tmp_path, capsys):
@@ -84,9 +85,7 @@ def test_classes_other_than_the_checkpoints_are_refused(tmp_path):
     model = {"class_embed.bias": np.zeros(5, np.float32)}
     content = {"model": model, "args": {}, "classes": {1: "dog", 2: "cat"}}
     write_jittor_file(content, tmp_path / "w.pkl")
-    message = (
-        r"instances_default.json: class 1 is 'cat', but 'dog' in .*w\.pkl; if it .* --finetune"
-    )
+    message = r"class 1 is 'cat', but 'dog' in .*w\.pkl .and 1 more differ.; if it .* --finetune"
     with pytest.raises(InputError, match=message):
         evaluate = ["--eval", "--resume", str(tmp_path / "w.pkl"), "--device", "cpu"]
         main(parse_args([*evaluate, *flags[4:]]))
@@ -105,7 +104,7 @@ def test_different_class_names_in_train_and_val_are_refused(tmp_path):
 def test_category_ids_out_of_range_are_refused(number):
     message = f"ann.json: the highest category id is {number}, .*renumber the ids"
     with pytest.raises(InputError, match=message):
-        find_num_classes({number: "cat"}, "ann.json")
+        find_num_classes(SimpleNamespace(classes={number: "cat"}, ann_file="ann.json"))
 
 
 def test_the_evaluated_file_is_named_in_errors(tmp_path):
@@ -158,7 +157,12 @@ def test_summary_of_many_classes_is_a_table(tmp_path, capsys):
     template = data["annotations"][0]
     data["categories"] = [{"id": number, "name": f"class {number}"} for number in range(1, 51)]
     data["annotations"] = [
-        {**template, "id": 100 * category + number, "category_id": category, "area": number + 1}
+        {
+            **template,
+            "id": 100 * category + number,
+            "category_id": category,
+            "bbox": [number, 0, 30, 30],
+        }
         for category in range(1, 36)
         for number in range(category)
     ]

@@ -35,8 +35,29 @@ def test_fractions_instead_of_pixels(tmp_path, is_evaluated):
 @pytest.mark.parametrize("is_evaluated", [False, True])
 def test_corners_instead_of_sizes(tmp_path, is_evaluated):
     load = make(tmp_path, np.concatenate([BOXES[:, :2], BOXES[:, :2] + BOXES[:, 2:]], 1))
-    with pytest.raises(InputError, match="3 of 8 boxes reach beyond .* x0, y0, x1, y1; COCO's"):
+    with pytest.raises(InputError, match="3 of 8 boxes reach beyond .* x0, y0, x1, y1; convert"):
         load(is_evaluated)
+
+
+def test_centres_instead_of_corners(tmp_path):
+    boxes = make_random(3, 40, 20, 60, SIZE)
+    boxes[:, :2] += boxes[:, 2:] / 2
+    with pytest.raises(InputError, match="boxes reach beyond .* centre x, centre y, width, height"):
+        make(tmp_path, boxes)()
+
+
+def test_most_boxes_outside_of_their_images(tmp_path):
+    boxes = np.concatenate([BOXES + [SIZE, 0, 0, 0], BOXES[:3] + [-30, 0, 0, 0]])
+    with pytest.raises(InputError, match="8 of 11 boxes have no area inside their image; check"):
+        make(tmp_path, boxes)()
+
+
+@pytest.mark.parametrize("count", [49, 50])
+def test_boxes_of_smaller_images_are_a_warning(tmp_path, capsys, count):
+    """In percent, or in pixels before the images were enlarged."""
+    make(tmp_path, make_random(4, count, 5, 20, SIZE) / 2, per_image=5)()
+    said = "none of 50 boxes reaches beyond 50% of its image's width and 49% of its height"
+    assert bool(re.search(said, capsys.readouterr().out)) == (count == 50)
 
 
 def test_boxes_of_larger_images_are_a_warning(tmp_path, capsys):
@@ -75,14 +96,14 @@ def test_unusual_data_say_nothing(tmp_path, capsys, name):
 def test_crowds_are_counted(tmp_path, capsys):
     load = make(tmp_path, BOXES, set_crowds(4))
     load()
-    said = "4 of 8 annotations are crowds (iscrowd 1) and are not trained on\n"
+    said = "4 of 8 annotations are crowds (iscrowd 1) and not trained on\n"
     assert capsys.readouterr().out == f"{tmp_path}/ann.json: {said}"
     load(is_evaluated=True)
-    assert capsys.readouterr().out == ""
+    assert "(iscrowd 1), where detections do not count" in capsys.readouterr().out
 
 
 def test_crowds_alone_cannot_be_trained_on(tmp_path):
-    with pytest.raises(InputError, match="8 of 8 annotations are crowds .* set iscrowd to 0 if"):
+    with pytest.raises(InputError, match="8 of 8 annotations are crowds .*; set iscrowd to 0 if"):
         make(tmp_path, BOXES, set_crowds(8))()
 
 
@@ -92,7 +113,7 @@ def test_images_of_another_size_than_listed(tmp_path):
             image.update(width=2 * SIZE, height=2 * SIZE)
 
     dataset = make(tmp_path, 2 * BOXES, change)()
-    message = "0.png: image is 96x96, but .*ann.json says 192x192, which its boxes are for; correct"
+    message = "0.png: image is 96x96, but .*ann.json says 192x192, which its boxes are for; use the"
     with pytest.raises(InputError, match=message):
         dataset[0]
 
