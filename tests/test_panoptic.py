@@ -155,7 +155,7 @@ DAMAGES = [  # (change of the folder, expected message)
     ),
 ]
 BAD_CONTENT = [  # (change of the annotation file, expected message)
-    (lambda data: data["annotations"].remove(get_first(data)), "image 1 has no annotation"),
+    (lambda data: data["annotations"].remove(get_first(data)), "image 1: has no annotation"),
     (lambda data: data["annotations"].append(get_first(data)), "image 1: has two annotations"),
     (lambda data: get_first(data).update(image_id=9), "image 9: no image has this id"),
     (lambda data: get_first(data).pop("segments_info"), "image 1: has no segments_info"),
