@@ -262,6 +262,12 @@ def test_a_folder_that_cannot_be_written_is_an_obstacle(machine_home, monkeypatc
     assert line.startswith("/dev/null/.cache/jittor: ") and f"set {variable} to " in line
 
 
+def test_a_dangling_link_is_an_obstacle(machine_home):
+    (machine_home / ".cache").symlink_to("/deleted")
+    [line] = find_obstacles()
+    assert "(No such file or directory); set HOME to " in line
+
+
 def test_a_read_only_home_that_names_the_cache_is_no_obstacle(machine_home, monkeypatch):
     config = machine_home / ".cache/jittor/config.json"
     config.parent.mkdir(parents=True)

@@ -28,7 +28,7 @@ def main():
             for value in values:
                 print(f"{name:<10}{value}")
                 name = ""
-    except InputError as error:
+    except (InputError, OSError) as error:  # a home without permission
         sys.exit(f"error: {error}")
 
 

@@ -39,16 +39,16 @@ void probe(size_t size, std::condition_variable& changed, std::unique_lock<std::
 def find_obstacles(cache):
     """Yield what is wrong and what to do, one line for each obstacle.
 
-    Takes milliseconds and leaves no file. cache: Jittor's (Path)
+    Takes milliseconds, or a second if libstdc++ may be too old; leaves no file. cache: Jittor's
+    (Path)
     """
     checks = (_check_home, _check_cache, _check_mount, _check_paths, _check_libstdcxx)
     yield from filter(None, (check(cache) for check in checks))
 
 
-def find_existing(folder):
-    """Return the folder (Path) or its nearest parent that exists."""
-    # `Path.exists` would raise PermissionError below a folder of somebody else.
-    return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+def find_existing(folder, exists=os.path.exists):
+    """Return the folder (Path) or its nearest parent that exists, readable or not."""
+    return next(path for path in (folder, *folder.parents) if exists(path))
 
 
 def _check_home(cache):
@@ -62,7 +62,7 @@ def _check_home(cache):
 
 def _check_cache(cache):
     variable = "HOME" if cache == compilation.get_config_folder() else "JITTOR_HOME"
-    space = CORE_SPACE if (cache / "mkl").is_dir() else CORE_SPACE + ONEDNN_SPACE
+    space = CORE_SPACE if os.path.isdir(cache / "mkl") else CORE_SPACE + ONEDNN_SPACE
     has_space = shutil.disk_usage(find_existing(cache)).free >= space
     if has_space or compilation.is_core_compiled():
         space = SPACE
@@ -71,12 +71,13 @@ def _check_cache(cache):
 
 def _check_writing(folder, variable, size):
     try:
-        with tempfile.TemporaryFile(dir=find_existing(folder)) as file:
+        # With `lexists`, because Jittor fails at a dangling link.
+        with tempfile.TemporaryFile(dir=find_existing(folder, os.path.lexists)) as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         return (
             f"{folder}: Jittor cannot write there ({error.strerror}); set {variable} to a folder "
-            f"that can be written, with 100 MB of free space: `export {variable}=/path/to/folder`"
+            f"that can be written, with 300 MB of free space: `export {variable}=/path/to/folder`"
         )
     return None
 
