@@ -1,5 +1,7 @@
 """Compiling operators: the precompiled header, progress, and Jittor's tuner."""
 
+import fcntl
+import os
 import shlex
 import subprocess
 import types
@@ -8,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from processes import finish, start_mpi
 
+from util import backend
 from util.backend import jt
 from util.startup import compilation
 
@@ -73,6 +77,17 @@ def test_a_new_operator_of_jittor_is_compiled_with_it():
     read = list_includes(jt.flags, source.read_text())
     assert read[0].startswith("! ") and "operators.h.gch" in read[0]
     assert not any("var.h" in line for line in read), "Jittor's headers are not read again"
+
+
+def test_a_process_that_waits_for_jittors_lock_says_so():
+    code = "from util.startup import machine; machine.LOCK_WAIT = 0.2; import util.backend"
+    with open(backend.jittor_utils.lock.lock_path) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = start_mpi(1, "-c", code)
+        line = process.stdout.readline()
+    assert line.startswith(f"process {process.pid} waits for process {os.getpid()}, ")
+    assert line.endswith(f" {lock.name} while it compiles\n")
+    assert finish(process) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ import threading
 from util import launch
 from util.errors import InputError, warn
 from util.startup.compilation import use_precompiled_header
+from util.startup.machine import announce_lock_wait
 from util.startup.prepare import prepare
 
 prepare()
 
 try:
-    import jittor as jt
+    with announce_lock_wait():
+        import jittor as jt
 except SystemExit as end:
     if end.code:
         raise

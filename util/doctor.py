@@ -12,7 +12,8 @@ import shutil
 import sys
 from importlib import metadata
 
-from util.startup import compilation, cuda, gpu, nccl, onednn, toolkit
+from util.errors import InputError
+from util.startup import compilation, cuda, gpu, machine, nccl, onednn, toolkit
 
 PACKAGES = "jittor numpy scipy pillow pycocotools faster-coco-eval onednn-devel-cpu-gomp".split()
 VARIABLES = re.compile(  # that change what Jittor or this program does
@@ -22,25 +23,29 @@ VARIABLES = re.compile(  # that change what Jittor or this program does
 
 
 def main():
-    for name, values in examine():
-        for value in values:
-            print(f"{name:<10}{value}")
-            name = ""
+    try:
+        for name, values in examine():
+            for value in values:
+                print(f"{name:<10}{value}")
+                name = ""
+    except (InputError, OSError) as error:  # a home without permission
+        sys.exit(f"error: {error}")
 
 
 def examine():
     """Yield (name, list of lines) for each part of the machine."""
-    cache = compilation.get_jittor_cache()
     driver, gpus = gpu.get_driver_version(), gpu.get_gpus()
     capabilities = [each.capability for each in gpus]
-    chosen = cuda.find_toolkit(cache, driver, capabilities)
     yield "system", [f"{platform.platform()}, {len(os.sched_getaffinity(0))} CPU cores"]
     yield "Python", [f"{platform.python_version()} ({sys.executable})"]
     yield "packages", [", ".join(f"{name} {_get_version(name)}" for name in PACKAGES)]
+    cache = compilation.get_jittor_cache()
+    yield "obstacles", list(machine.find_obstacles(cache)) or ["none found"]
     compiler = os.environ.get("cc_path", "g++")
     version = toolkit.get_output(compiler, "-dumpfullversion").strip()
     yield "compiler", [f"{compiler} {version}" if version else f"{compiler} is missing"]
     yield "driver", [_describe_driver(driver)]
+    chosen = cuda.find_toolkit(cache, driver, capabilities)
     yield "GPUs", [_describe_gpu(each) for each in gpus] or ["none that NVML lists"]
     yield "CUDA", [*_list_toolkits(cache, driver, capabilities), _describe_choice(chosen)]
     yield "NCCL", [_describe_nccl(chosen, cache)]
@@ -110,11 +115,9 @@ def _describe_mpi():
 
 
 def _describe_cache(cache):
-    existing = next(path for path in (cache, *cache.parents) if path.exists())
     state = "with" if compilation.is_core_compiled() else "without"
-    free = shutil.disk_usage(existing).free / 2**30
-    writable = "" if os.access(existing, os.W_OK) else ", not writable"
-    return [f"{cache}: {state} Jittor's core, {free:.0f} GiB free{writable}"]
+    free = shutil.disk_usage(machine.find_existing(cache)).free / 2**30
+    return [f"{cache}: {state} Jittor's core, {free:.0f} GiB free"]
 
 
 if __name__ == "__main__":

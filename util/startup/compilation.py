@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from util.errors import warn
+from util.errors import InputError, warn
 from util.files import lock_folder
 
 # The first lines of Jittor's generated sources.
@@ -69,11 +69,44 @@ def check_compiler():
         sys.exit(f"error: {compiler} is missing, the compiler for Jittor; install it ({install})")
 
 
+def get_config_folder():
+    """Return ~/.cache/jittor (Path), which Jittor makes even if JITTOR_HOME is set.
+
+    Raises InputError if the user has no home folder.
+    """
+    try:
+        return join_cache(Path.home())
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home folder, which Jittor needs; set HOME to a folder that can be "
+            "written: `export HOME=/path/to/folder`"
+        ) from error
+
+
+def read_saved_home():
+    """Return the home (Path) that Jittor has noted for later runs, or the user's.
+
+    Raises InputError if the note cannot be read.
+    """
+    config = get_config_folder() / "config.json"
+    try:
+        saved = json.loads(config.read_text()) if os.path.exists(config) else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{config}: Jittor cannot read this file ({error}); remove it") from error
+    return Path(saved.get("JITTOR_HOME", Path.home()))
+
+
 def get_jittor_cache():
-    """Return the folder (Path) of Jittor's cache, located as Jittor does; it may not exist."""
-    config = Path.home() / ".cache" / "jittor" / "config.json"
-    saved_home = json.loads(config.read_text()).get("JITTOR_HOME") if config.exists() else None
-    home = Path(os.environ.get("JITTOR_HOME") or saved_home or Path.home())
+    """Return the folder (Path) of Jittor's cache, located as Jittor does; it may not exist.
+
+    Raises InputError as `get_config_folder` and `read_saved_home` do.
+    """
+    saved = read_saved_home()  # Jittor reads it even if it is not used
+    return join_cache(Path(os.environ.get("JITTOR_HOME") or saved))
+
+
+def join_cache(home):
+    """Return the folder (Path) of Jittor's cache in a home (Path)."""
     return home.absolute() / ".cache" / "jittor"
 
 

@@ -15,23 +15,25 @@ import numpy as np
 
 from util import launch, memory
 from util.errors import InputError, warn
-from util.startup import compilation, cuda, onednn
+from util.startup import compilation, cuda, machine, onednn
 
 
 def prepare():
     """Choose a CUDA toolkit or none, stage oneDNN, and set Jittor's environment variables.
 
     Takes milliseconds once oneDNN is staged. Does nothing once Jittor is imported. Warns about
-    anything that makes training slow. Exits (SystemExit) with one line if Jittor cannot work.
-    Raises InputError if Jittor's home cannot be written.
+    anything that makes training slow. Exits (SystemExit) with one line if Python, NumPy or the
+    compiler do not fit. Raises InputError for the first obstacle on this machine (machine.py).
     """
     if "jittor_utils" in sys.modules:
         return
     _check_numpy()
     compilation.check_compiler()
+    cache = compilation.get_jittor_cache()
+    for obstacle in machine.find_obstacles(cache):
+        raise InputError(obstacle)
     memory.keep_freed_memory()
     _flush_denormals()
-    cache = compilation.get_jittor_cache()
     cuda.choose_toolkit(cache)
     # In threads, which is safe because Jittor's tuner replaces no operator (see util.ops).
     os.environ.setdefault("use_parallel_op_compiler", str(len(os.sched_getaffinity(0))))
