@@ -150,7 +150,7 @@ def parse_args(arguments=None):
 def resolve_auto_resume(args):
     """Replace --resume auto by the checkpoint in --output_dir, which wins over --finetune, too.
 
-    Without a checkpoint, the training starts as if --resume were not given.
+    Without a checkpoint, the run starts as if --resume were not given.
     """
     if not args.output_dir:
         raise InputError("--resume auto looks into the output folder: give --output_dir")
@@ -158,7 +158,7 @@ def resolve_auto_resume(args):
     checkpoint = Path(args.output_dir) / "checkpoint.pkl"
     if checkpoint.exists():
         args.resume, args.finetune = str(checkpoint), ""
-    print(f"--resume auto: {args.resume or f'{checkpoint} does not exist, a new training starts'}")
+    print(f"--resume auto: {args.resume or f'{checkpoint} does not exist yet'}")
 
 
 def full_command(args, given=()):
