@@ -54,7 +54,7 @@ def check_steps(found, expected):
 def test_a_step_has_three_collectives():
     """Samples and numbers of boxes; the losses; and signals."""
     output = run_mpi(2, "-m", "tests.tools.messages", "--measure")
-    assert "\n| 2 | 3 | 2 + 17 + 1 | 320 | " in output, output[-2000:]
+    assert "| 2 | 3 | 2 + 17 + 1 | 320 | " in output, output[-2000:]
 
 
 def test_the_main_process_saves_without_the_others(tmp_path):
