@@ -1,6 +1,7 @@
 """Command-line flags: the parser, the demo's defaults, and the flags restored from a checkpoint."""
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 
@@ -100,7 +101,10 @@ def get_args_parser():
     text = "device; auto: CUDA if it works, else the CPU"
     add("--device", default="auto", choices=devices, help=text)
     add("--seed", default=42, type=int, help="random seed")
-    text = "checkpoint or weights: a path, https://… or hf://OWNER/NAME[@REVISION]"
+    text = (
+        "checkpoint or weights: a path, https://… or hf://OWNER/NAME[@REVISION]; auto: "
+        "OUTPUT_DIR/checkpoint.pkl if it exists, else start"
+    )
     add("--resume", default="", metavar="PATH", help=text)
     add("--start_epoch", default=0, type=int, help="first epoch, if --resume has weights only")
     text = "save checkpoint.pkl every N steps as well; 0: after each epoch only"
@@ -150,7 +154,23 @@ def parse_args(arguments=None):
         args = parser.parse_args(arguments)
         print(f"--demo stands for: {full_command(args)}")
     args.given = [name for name, value in vars(given).items() if value is not unset]
+    if args.resume == "auto":
+        resolve_auto_resume(args)
     return args
+
+
+def resolve_auto_resume(args):
+    """Replace --resume auto by the checkpoint in --output_dir, which wins over --finetune, too.
+
+    Without a checkpoint, the run starts as if --resume were not given.
+    """
+    if not args.output_dir:
+        raise InputError("--resume auto looks into the output folder: give --output_dir")
+    args.resume = ""
+    checkpoint = Path(args.output_dir) / "checkpoint.pkl"
+    if checkpoint.exists():
+        args.resume, args.finetune = str(checkpoint), ""
+    print(f"--resume auto: {args.resume or f'{checkpoint} does not exist yet'}")
 
 
 def full_command(args, given=()):
@@ -178,6 +198,8 @@ def resume_command(args):
     if not args.output_dir:
         return "nothing is saved without --output_dir"
     saved = Path(args.output_dir) / "checkpoint.pkl"
+    if "SLURM_JOB_ID" in os.environ:
+        return "submit the script again" + (", with --resume auto" if saved.exists() else "")
     # A resumed run that is stopped in its first evaluation has not saved a checkpoint yet.
     resume = str(saved) if saved.exists() else args.resume
     if not resume:

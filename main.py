@@ -42,7 +42,7 @@ def main(args):
     from datasets.classes import check_class_names, find_num_classes, get_num_classes, merge_classes
     from datasets.loader import DataLoader
     from datasets.report import make_report
-    from datasets.summary import print_summary
+    from datasets.summary import hash_dataset, print_summary
     from engine import evaluate, train_one_epoch
     from models.detr import build_model
     from models.weights.finetune import load_matching_weights
@@ -77,12 +77,15 @@ def main(args):
     )
     with dist.main_process_first():  # it draws shapes and parses annotations once for all
         dataset_val = build_dataset("val", args)
+    dist.check_same(hash_dataset(dataset_val), f"the validation data ({dataset_val.ann_file})")
     data_loader_val = DataLoader(dataset_val, **loading)
     base_ds = get_coco_api_from_dataset(dataset_val)
     dataset_train = data_loader_train = None
     if not args.eval:
         with dist.main_process_first():
             dataset_train = build_dataset("train", args)
+        name = f"the training data ({dataset_train.ann_file})"
+        dist.check_same(hash_dataset(dataset_train), name)
         data_loader_train = DataLoader(
             dataset_train, shuffle=True, drop_last=True, accum_steps=args.accum_steps, **loading
         )

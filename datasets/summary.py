@@ -1,5 +1,6 @@
-"""Print a dataset summary, to reveal annotation errors before training."""
+"""Summarize a dataset: printed, to reveal annotation errors before training, and as a digest."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -33,6 +34,12 @@ def print_summary(name, dataset, num_queries):
         )
     if len(labels) == 0:
         print("  warning: there are no boxes; check the annotations")
+
+
+def hash_dataset(dataset):
+    """Return a hexadecimal digest of image ids and sizes, and of the boxes' classes and areas."""
+    arrays = (dataset.ids, dataset.images.sizes, *dataset.list_boxes())
+    return hashlib.sha1(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def print_classes(classes, labels):

@@ -411,3 +411,27 @@ def test_the_command_to_go_on_keeps_flags_that_are_given_at_their_default(tmp_pa
         "--resume a.pkl"
     )
     assert resume_command(args) == expected
+
+
+def test_the_command_to_resume_on_several_machines_and_under_slurm(tmp_path, monkeypatch):
+    args = parse_args(["--coco_path", "/x", "--resume", "a.pkl", "--output_dir", str(tmp_path)])
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+    expected = "resume with mpirun (its options as before) python main.py --coco_path /x "
+    assert resume_command(args).startswith(expected)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    assert resume_command(args) == "submit the script again"
+    (tmp_path / "checkpoint.pkl").touch()
+    assert resume_command(args) == "submit the script again, with --resume auto"
+
+
+def test_resume_auto_takes_the_checkpoint_of_the_output_folder_if_there_is_one(tmp_path):
+    flags = "--coco_path /x --resume auto --finetune a.pkl --output_dir".split()
+    args = parse_args([*flags, str(tmp_path)])
+    assert (args.resume, args.finetune) == ("", "a.pkl")
+    (tmp_path / "checkpoint.pkl").touch()
+    args = parse_args([*flags, str(tmp_path)])
+    assert (args.resume, args.finetune) == (f"{tmp_path}/checkpoint.pkl", "")
+    check_flags(args)
+    with pytest.raises(InputError, match="^--resume auto .*: give --output_dir$"):
+        parse_args(["--resume", "auto"])

@@ -69,6 +69,10 @@ def test_other_compilers_are_left_alone(flags):
     assert flags.cc_flags == before
 
 
+def test_the_folder_of_this_host_is_jittors():
+    assert compilation.get_host_folder() in Path(jt.flags.cache_path).parts
+
+
 def test_a_new_operator_of_jittor_is_compiled_with_it():
     x = jt.array([1.0, 2.0, 3.0])
     assert jt.code([3], "float32", [x], cpu_src="out0_p[0] = 8325.5f;").numpy()[0] == 8325.5

@@ -1,18 +1,23 @@
-"""Several processes under mpirun: training steps, evaluation, how a job ends, and resuming."""
+"""Several processes under mpirun and Slurm: training, evaluation, how a job ends, and resuming."""
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from interrupt import FLAGS, assert_same_training
-from processes import finish, run_mpi, run_part, start_mpi
+from processes import ENVIRONMENT, REPO, finish, run_mpi, run_part, run_python, start_mpi
 
 from models.weights.checkpoint import load_checkpoint
+
+HOST = platform.node()
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -49,7 +54,7 @@ def check_steps(found, expected):
 def test_a_step_has_three_collectives():
     """Samples and numbers of boxes; the losses; and signals."""
     output = run_mpi(2, "-m", "tests.tools.messages", "--measure")
-    assert "\n| 2 | 3 | 2 + 17 + 1 | 320 | " in output, output[-2000:]
+    assert "| 2 | 3 | 2 + 17 + 1 | 320 | " in output, output[-2000:]
 
 
 def test_the_main_process_saves_without_the_others(tmp_path):
@@ -116,16 +121,21 @@ def get_second_process(mpirun_pid):
     return max(map(int, pids))
 
 
+def wait_for_file(process, path):
+    """Wait until a running process has written a file."""
+    deadline = time.time() + 300
+    while not path.exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+
+
 def stop_training(folder, shapes, number, get_victim):
     """Train with two processes, and send a signal after the first checkpoint.
 
     get_victim: function of mpirun's process id. Returns (exit code, output, seconds until the end).
     """
     process = start_mpi(2, *get_command(folder, shapes))
-    deadline = time.time() + 300
-    while not (folder / "checkpoint.pkl").exists():
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.01)
+    wait_for_file(process, folder / "checkpoint.pkl")
     os.kill(get_victim(process.pid), number)
     begin = time.time()
     code, output = finish(process)
@@ -191,7 +201,7 @@ def test_a_training_resumes_with_another_number_of_processes(shapes, tmp_path):
 @pytest.mark.parametrize(
     "error, message",
     [
-        ("InputError('photo.jpg: broken')", "process 1: error: photo.jpg: broken\n"),
+        ("InputError('photo.jpg: broken')", f"process 1 on {HOST}: error: photo.jpg: broken\n"),
         ("ZeroDivisionError('one')", "ZeroDivisionError: one\n"),
     ],
 )
@@ -219,3 +229,87 @@ def test_an_error_in_all_processes_is_printed_once(tmp_path):
     flags = ["main.py", "--coco_path", tmp_path / "none", "--backbone_weights", "none"]
     code, output = finish(start_mpi(2, *flags), 120)
     assert code == 1 and output.count("error:") == 1 and "no such folder" in output, output
+
+
+@pytest.mark.parametrize("flag, data", [("--shapes_train", "training"), ("--shapes_val", "val")])
+def test_different_data_in_one_process_is_an_error(shapes, tmp_path, flag, data):
+    """Such processes would wait for each other for ever."""
+    code = (
+        "from main import *\n"
+        "other = sys.argv[2:] if launch.get_rank() == 1 else []\n"
+        "with launch.job():\n"
+        "    main(parse_args(sys.argv[1].split() + other))"
+    )
+    command = " ".join(map(str, get_command(tmp_path / "output", shapes)[1:]))
+    other = [flag, 2, "--coco_path", tmp_path / "shapes"]
+    code, output = finish(start_mpi(2, "-c", f"import sys\n{code}", command, *other), 300)
+    message = f"of process 0 on {HOST} and of process 1 on {HOST} differ; give all machines the "
+    assert code == 1 and re.search(rf"^error: the {data}.* data \(.*{message}", output, re.M), (
+        output
+    )
+
+
+@pytest.mark.parametrize(
+    "variable, launcher",
+    [("SLURM_STEP_NUM_TASKS", "srun"), ("WORLD_SIZE", "torchrun"), ("PMI_SIZE", "MPICH")],
+)
+def test_other_launchers_are_an_error(variable, launcher):
+    """Each of their processes would train alone."""
+    done = run_python("main.py", "--help", **{variable: 2})
+    assert done.returncode == 1 and done.stdout == "", done.stdout
+    assert done.stderr.startswith(f"error: {launcher} started 2 processes ({variable}), which ")
+    assert run_python("main.py", "--help", **{variable: 1}).returncode == 0
+
+
+@pytest.fixture
+def run_batch_script(tmp_path):
+    """Return a function that runs docs/slurm.sh with flags in two processes, without Slurm.
+
+    It sends the script two warnings once `warn_at` exists, and returns (exit code, output).
+    """
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "scontrol $@"\n')
+    scontrol.chmod(0o755)
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    environment = {
+        **ENVIRONMENT,
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMPI_MCA_orte_default_hostfile": str(tmp_path / "hosts"),
+        "SLURM_JOB_ID": "42",
+    }
+
+    def run(*flags, warn_at=None):
+        process = subprocess.Popen(
+            ["bash", "docs/slurm.sh", *map(str, flags)],
+            cwd=REPO,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        if warn_at:
+            wait_for_file(process, warn_at)
+            for _ in range(2):
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(0.1)
+        return finish(process)
+
+    return run
+
+
+def test_the_batch_script_saves_requeues_and_continues(trained, shapes, run_batch_script, tmp_path):
+    folder = tmp_path / "output"
+    flags = get_command(folder, shapes)[1:]
+    code, output = run_batch_script(*flags, warn_at=folder / "checkpoint.pkl")
+    assert code == 138 and output.endswith("\nscontrol requeue 42\n"), output
+    assert "stopped by SIGUSR1: submit the script again, with --resume auto\n" in output
+    code, output = run_batch_script(*flags)
+    assert code == 0 and "scontrol" not in output, output
+    assert f"--resume auto: {folder}/checkpoint.pkl\n" in output
+    assert_same_training(folder, trained[0])
+
+
+def test_the_batch_script_fails_if_the_training_does(run_batch_script, tmp_path):
+    code, output = run_batch_script("--coco_path", tmp_path / "none", "--output_dir", tmp_path)
+    assert code == 1 and "no such folder" in output and "scontrol" not in output, output

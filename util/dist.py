@@ -8,11 +8,13 @@ Source: the distributed part of `util/misc.py` in the original.
 """
 
 import pickle
+import platform
 from contextlib import contextmanager
 
 import numpy as np
 
 from util.backend import jt
+from util.errors import InputError
 from util.launch import get_local_rank, get_rank, get_world_size, is_main_process
 
 
@@ -87,12 +89,14 @@ def barrier():
 
 
 def check_same(value, what):
-    """Raise RuntimeError unless all processes have the same value. what: its name."""
-    gathered = all_gather(value)
-    different = [rank for rank, each in enumerate(gathered) if each != gathered[0]]
+    """Raise InputError unless all processes have the same value. what: its name, in the plural."""
+    gathered = all_gather((value, f"process {get_rank()} on {platform.node()}"))
+    different = [process for each, process in gathered if each != gathered[0][0]]
     if different:
-        raise RuntimeError(
-            f"{what} of process {', '.join(map(str, different))} differ from those of process 0"
+        others = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise InputError(
+            f"{what} of {gathered[0][1]} and of {different[0]}{others} differ; give all machines "
+            "the same files"
         )
 
 

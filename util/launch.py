@@ -4,6 +4,7 @@ Source: the rank and world size of `util/misc.py` in the original.
 """
 
 import os
+import platform
 import shutil
 import sys
 import time
@@ -11,6 +12,10 @@ import traceback
 from contextlib import contextmanager
 
 from util.errors import InputError
+
+# Where launchers that Jittor does not support say how many processes they have started. Batch
+# scripts have SLURM_NTASKS, too, and mpirun starts itself on other machines as a step of one task.
+OTHER_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "srun", "PMI_SIZE": "MPICH", "WORLD_SIZE": "torchrun"}
 
 
 def get_world_size():
@@ -41,6 +46,8 @@ def get_launch_prefix():
     """Return the mpirun prefix of this run's command line; empty for one process."""
     if get_world_size() == 1:
         return ""
+    if get_local_size() < get_world_size():  # a host file, which only mpirun knows
+        return "mpirun (its options as before) "
     as_root = "--allow-run-as-root " if os.geteuid() == 0 else ""
     return f"mpirun -np {get_world_size()} --bind-to none {as_root}"
 
@@ -59,6 +66,7 @@ def job():
         # Not every locale's encoding has "…" and all class names. Python sets stderr up like this.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _check_launcher()
         _check_mpi()
         yield
     except InputError as error:
@@ -69,6 +77,18 @@ def job():
         if get_world_size() == 1:
             raise
         _leave(traceback.format_exc())
+
+
+def _check_launcher():
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return
+    for name, launcher in OTHER_LAUNCHERS.items():
+        count = int(os.environ.get(name) or 1)
+        if count > 1:
+            raise InputError(
+                f"{launcher} started {count} processes ({name}), which do not know of each other: "
+                "start them with Open MPI's mpirun, see docs/distributed.md"
+            )
 
 
 def _check_mpi():
@@ -84,7 +104,7 @@ def _leave(message):
     if not is_main_process():
         # Most errors occur in every process. The main process reports them first and ends the job.
         time.sleep(2)
-        message = f"process {get_rank()}: {message}"
+        message = f"process {get_rank()} on {platform.node()}: {message}"
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
     os._exit(1)

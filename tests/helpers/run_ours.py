@@ -10,6 +10,7 @@ the processes.
 """
 
 import argparse
+import platform
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from engine import train_one_epoch  # noqa: E402
 from models.weights.model import model_state  # noqa: E402
 from util import dist, launch  # noqa: E402
 from util.backend import jt  # noqa: E402
+from util.errors import InputError  # noqa: E402
 from util.misc import nested_tensor_from_arrays  # noqa: E402
 from util.optim import build_optimizer  # noqa: E402
 
@@ -122,8 +124,8 @@ def messages():
     try:
         dist.check_same(rank // (count - 1), "numbers")
         raise AssertionError("check_same notices no difference")
-    except RuntimeError as error:
-        assert str(error).startswith(f"numbers of process {count - 1} differ")
+    except InputError as error:
+        assert f" and of process {count - 1} on {platform.node()} differ; " in str(error)
     turns = Path(sys.argv[2]).with_suffix(".turns")
     with dist.main_process_first(), open(turns, "a") as file:
         file.write(str(rank))

@@ -111,11 +111,11 @@ def join_cache(home):
 
 
 def is_core_compiled():
-    """Return True if the cache holds Jittor's core for this Python and this choice of CUDA."""
-    # The levels are Jittor's version, compiler, Python, system, CPU, installation path, branch
-    # (which may hold a slash) and, with CUDA, its version. A recursive search would walk through
-    # thousands of kernels.
-    levels = f"jt*/*/py{platform.python_version()}/*/*/*/*"
+    """Return True if the cache holds Jittor's core for this host, Python and choice of CUDA."""
+    # The levels are Jittor's version, compiler, Python, host, CPU, installation path, branch (which
+    # may hold a slash) and, with CUDA, its version. A recursive search would walk through thousands
+    # of kernels.
+    levels = f"jt*/*/py{platform.python_version()}/{get_host_folder()}/*/*/*"
     with_cuda = bool(os.environ.get("nvcc_path"))
     end = "/cu*/jittor_core*.so" if with_cuda else "/jittor_core*.so"
     cache = get_jittor_cache()
@@ -123,14 +123,29 @@ def is_core_compiled():
     return any(core.parent.name.startswith("cu") == with_cuda for core in cores)
 
 
+def get_host_folder():
+    """Return the name of the folder in Jittor's cache for this system and host, as Jittor does."""
+    name = platform.platform() + platform.node()
+    for _ in range(2):  # Jittor shortens it twice
+        name = f"{name[:14]}x{hashlib.md5(name.encode()).hexdigest()[:2]}"
+    return name
+
+
 def announce_compilation():
-    """Print how long compilation will take on this machine."""
+    """Print how long compiling Jittor takes, if it has not been compiled on this machine.
+
+    Later on, Jittor itself shows the progress of operators that take longer than 2 s.
+    """
+    if is_core_compiled():
+        return
     what = "a new model's operators in the first step (about half a minute)"
     if os.environ.get("nvcc_path"):
         what = "a new model's CUDA kernels in the first step (a few minutes on 2 cores)"
-    if not is_core_compiled():
-        what = f"its core once per machine (about 2 minutes on 2 cores), then {what}"
-    print(f"Jittor compiles {what}; later runs read its cache.", flush=True)
+    print(
+        f"Jittor compiles its core once per machine (about 2 minutes on 2 cores), then {what}; "
+        "later runs read its cache.",
+        flush=True,
+    )
 
 
 def use_precompiled_header(flags):
