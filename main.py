@@ -77,7 +77,8 @@ def main(args):
     )
     with dist.main_process_first():  # it draws shapes and parses annotations once for all
         dataset_val = build_dataset("val", args)
-    dist.check_same(hash_dataset(dataset_val), f"the validation data ({dataset_val.ann_file})")
+    name = f"the validation data ({dataset_val.ann_file})"
+    dist.check_same(lambda: hash_dataset(dataset_val), name)
     data_loader_val = DataLoader(dataset_val, **loading)
     base_ds = get_coco_api_from_dataset(dataset_val)
     dataset_train = data_loader_train = None
@@ -85,7 +86,7 @@ def main(args):
         with dist.main_process_first():
             dataset_train = build_dataset("train", args)
         name = f"the training data ({dataset_train.ann_file})"
-        dist.check_same(hash_dataset(dataset_train), name)
+        dist.check_same(lambda: hash_dataset(dataset_train), name)
         data_loader_train = DataLoader(
             dataset_train, shuffle=True, drop_last=True, accum_steps=args.accum_steps, **loading
         )
@@ -115,7 +116,7 @@ def main(args):
     else:
         detr = model.detr if args.masks else model
         load_backbone(detr.backbone[0].body, args.backbone_weights, args.backbone)
-    dist.check_same(hash_weights(model), "the initial weights")
+    dist.check_same(lambda: hash_weights(model), "the initial weights")
     # Jittor's `eval()` stops all gradients: count in training mode.
     n_parameters = sum(p.numel() for p in model.parameters() if not p.is_stop_grad())
     world_size = launch.get_world_size()

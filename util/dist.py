@@ -88,9 +88,14 @@ def barrier():
         jt.mpi.mpi_barrier()
 
 
-def check_same(value, what):
-    """Raise InputError unless all processes have the same value. what: its name, in the plural."""
-    gathered = all_gather((value, f"process {get_rank()} on {platform.node()}"))
+def check_same(compute, what):
+    """Raise InputError unless `compute()` is the same in all processes.
+
+    what: name of what is compared, in the plural. A single process computes nothing.
+    """
+    if get_world_size() == 1:
+        return
+    gathered = all_gather((compute(), f"process {get_rank()} on {platform.node()}"))
     different = [process for each, process in gathered if each != gathered[0][0]]
     if different:
         others = f" and {len(different) - 1} more" if len(different) > 1 else ""

@@ -120,9 +120,9 @@ def messages():
     floats = dist.all_gather_floats([rank + 0.1, 2**53, -np.inf])
     assert floats.tolist() == [[each + 0.1, 2**53, -np.inf] for each in ranks]
     assert dist.reduce_dict({"a": rank, "b": 1.5}) == {"a": (count - 1) / 2, "b": 1.5}
-    dist.check_same("same", "words")
+    dist.check_same(lambda: "same", "words")
     try:
-        dist.check_same(rank // (count - 1), "numbers")
+        dist.check_same(lambda: rank // (count - 1), "numbers")
         raise AssertionError("check_same notices no difference")
     except InputError as error:
         assert f" and of process {count - 1} on {platform.node()} differ; " in str(error)
