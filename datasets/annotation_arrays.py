@@ -110,11 +110,12 @@ class Annotations(NamedTuple):
 
     @classmethod
     def pack(cls, annotations, images, with_masks):
-        """Pack the annotations of a file, validated and with missing fields filled in."""
+        """Pack the annotations of a file, validated and with missing fields filled in.
+
+        annotations: list, sorted by image.
+        """
         image_ids = np.array([ann["image_id"] for ann in annotations], np.int64)
         image_indices = np.searchsorted(images.ids, image_ids)
-        order = np.argsort(image_indices, kind="stable")
-        annotations = [annotations[index] for index in order.tolist()]
         return cls(
             get_ends(np.bincount(image_indices, minlength=len(images.ids))),
             np.array([ann["bbox"] for ann in annotations], np.float64).reshape(-1, 4),
@@ -123,6 +124,22 @@ class Annotations(NamedTuple):
             np.array([ann["iscrowd"] for ann in annotations], bool),
             Segmentations.pack([ann["segmentation"] for ann in annotations] if with_masks else []),
         )
+
+    def find_repeated(self):
+        """Return which annotations repeat an earlier one of the image: class, box and area."""
+        columns = get_image_indices(self.ends), self.labels, self.crowds, self.areas, self.boxes
+        rows = np.column_stack(columns).astype(np.float64)
+        # Sort hashes first, because sorting COCO's rows takes a second.
+        bits = rows.view(np.uint64)
+        hashes = ((bits ^ (bits >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(8)
+        hashes = hashes @ (2 * np.arange(rows.shape[1], dtype=np.uint64) + np.uint64(1))
+        _, numbers, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        candidates = np.flatnonzero(counts[numbers] > 1)
+        _, first = np.unique(rows[candidates], axis=0, return_index=True)
+        is_repeated = np.zeros(len(rows), bool)
+        is_repeated[candidates] = True
+        is_repeated[candidates[first]] = False
+        return is_repeated
 
     def get_indices(self, index):
         """Return the indices of an image's non-crowd annotations, int64 [n]."""
@@ -175,10 +192,21 @@ class CocoArrays(NamedTuple):
     notes: list
 
     @classmethod
-    def pack(cls, data, notes, with_masks):
-        """Pack the result of `annotations.read_coco`; keep segmentations if `with_masks`."""
+    def pack(cls, data, notes, with_masks, keep_repeated=False):
+        """Pack the result of `annotations.read_coco`.
+
+        with_masks: keep segmentations; keep_repeated: keep annotations that repeat another one.
+        """
         images = Images.pack(data["images"])
-        annotations = Annotations.pack(data["annotations"], images, with_masks)
+        image_ids = np.array([ann["image_id"] for ann in data["annotations"]], np.int64)
+        order = np.argsort(image_ids, kind="stable").tolist()
+        listed = [data["annotations"][index] for index in order]
+        annotations = Annotations.pack(listed, images, with_masks)
+        repeated = [] if keep_repeated else np.flatnonzero(annotations.find_repeated()).tolist()
+        if repeated:
+            for index in reversed(repeated):
+                del listed[index]
+            annotations = Annotations.pack(listed, images, with_masks)
         return cls(images, annotations, get_class_names(data["categories"]), notes)
 
 

@@ -160,8 +160,11 @@ def select_annotations(data, listed, ann_file, return_masks, num_classes, faults
     categories = {category["id"] for category in data["categories"]}
     ids, selected = set(), []
     for ann in data["annotations"]:
-        convert_integers(ann, "id", "image_id", "category_id")
-        if type(ann.get("image_id")) is int and ann["image_id"] in skipped:
+        image_id = ann.get("image_id")
+        if type(image_id) is float or type(ann.get("id")) is float:
+            convert_integers(ann, "id", "image_id", "category_id")
+            image_id = ann.get("image_id")
+        if type(image_id) is int and image_id in skipped:
             continue
         if error := find_annotation_error(ann, ids, images, categories, num_classes, return_masks):
             place = f"annotation {abbreviate(ann.get('id'))} of image"
@@ -327,7 +330,7 @@ def complete_annotations(data, ann_file):
         if ann.get("iscrowd") is None:
             ann["iscrowd"] = 0
             num_crowds += 1
-        if rotation := get_rotation(ann):
+        if "attributes" in ann and (rotation := get_rotation(ann["attributes"])):
             ann["bbox"] = rotate_box(ann["bbox"], rotation)
             num_rotated += 1
         if ann.get("area") is None or not has_areas:
@@ -352,9 +355,8 @@ def complete_annotations(data, ann_file):
     return notes
 
 
-def get_rotation(ann):
+def get_rotation(attributes):
     """Return the rotation of a box in degrees, as CVAT exports it; 0 if there is none."""
-    attributes = ann.get("attributes")
     rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
     return rotation if is_number(rotation, -MAX_BOX_COORDINATE, MAX_BOX_COORDINATE) else 0
 

@@ -175,9 +175,9 @@ class CocoDetection(CocoDataset):
         self.coco = None
         if is_evaluated:
             data, notes = read_coco(*source)
-            note_repeated(data, notes, ann_file)
             self.coco = make_index(data)
-            arrays = CocoArrays.pack(data, notes, return_masks)
+            arrays = CocoArrays.pack(data, notes, return_masks, keep_repeated=True)
+            note_repeated(arrays, len(data["annotations"]), ann_file, is_evaluated)
             check_arrays(arrays, ann_file, faults)
         else:
             arrays = load_annotations(*source)

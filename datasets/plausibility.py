@@ -15,40 +15,22 @@ MANY_BOXES = 50  # among so many, at least one reaches the far side of its image
 FAR = 0.6  # fraction of an image's side
 
 
-def find_repeated(annotations):
-    """Return the ids of annotations that repeat an earlier one: same image, class, box and area."""
+def note_repeated(arrays, num_listed, ann_file, is_evaluated):
+    """Add a note about annotations that repeat another one.
 
-    def get_content(ann):
-        return ann["image_id"], ann["category_id"], ann["iscrowd"], ann["area"], *ann["bbox"]
-
-    repeated, first = set(), {}
-    for ann in annotations:
-        other = first.setdefault(hash(get_content(ann)), ann)  # tuples would take too much memory
-        if other is not ann and get_content(other) == get_content(ann):
-            repeated.add(ann["id"])
-    return repeated
-
-
-def drop_repeated(data, notes, ann_file):
-    """Drop annotations that repeat another one from training data, and note how many."""
-    annotations = data["annotations"]
-    if repeated := find_repeated(annotations):
-        data["annotations"] = [ann for ann in annotations if ann["id"] not in repeated]
-        notes.append(
-            f"{ann_file}: {len(repeated)} of {len(annotations)} annotations repeat another one "
-            "(same image, class, box and area); they are left out"
-        )
-
-
-def note_repeated(data, notes, ann_file):
-    """Note how many annotations of validation data repeat another one.
-
-    They stay, as in pycocotools, which has to give the same figures.
+    Training drops them. Evaluation keeps them, as pycocotools, which has to give the same metrics.
+    arrays: CocoArrays; num_listed: number of annotations in the file.
     """
-    if repeated := find_repeated(data["annotations"]):
-        notes.append(
-            f"warning: {ann_file}: {len(repeated)} of {len(data['annotations'])} annotations "
-            "repeat another one (same image, class, box and area) and count as missed; remove them"
+    annotations = arrays.annotations
+    count = num_listed - len(annotations.labels)
+    prefix, effect = "", "they are left out"
+    if is_evaluated:
+        count = np.count_nonzero(annotations.find_repeated())
+        prefix, effect = "warning: ", "they count as missed; remove them"
+    if count:
+        arrays.notes.append(
+            f"{prefix}{ann_file}: {count} of {num_listed} annotations repeat another one (same "
+            f"image, class, box and area); {effect}"
         )
 
 

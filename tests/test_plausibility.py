@@ -156,7 +156,7 @@ def test_repeated_annotations(tmp_path, capsys):
     said = "2 of 12 annotations repeat another one (same image, class, box and area)"
     assert f"{said}; they are left out" in capsys.readouterr().out
     assert len(load(is_evaluated=True).coco.anns) == 12
-    assert f"{said} and count as missed; remove them" in capsys.readouterr().out
+    assert f"{said}; they count as missed; remove them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("count", [100, 101])
