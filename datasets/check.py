@@ -33,7 +33,7 @@ def main():
     add_source_flags(parser)
     parser.add_argument("--masks", action="store_true", help="check segmentations as well")
     parser.add_argument("--num_queries", default=100, type=int, help="as for the training")
-    text = "decode every image as well, which finds truncated files and takes ten times as long"
+    text = "decode every image as well, which takes longer and finds truncated files"
     parser.add_argument("--pixels", action="store_true", help=text)
     sizes = dict(img_scales=SCALES, eval_size=EVAL_SIZE, max_size=MAX_SIZE)
     parser.set_defaults(seed=0, **sizes)
