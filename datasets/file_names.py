@@ -24,7 +24,8 @@ class FileIndex:
         """Return the names in a folder (relative path) as a set."""
         if folder not in self.listings:
             full = self.root / folder
-            self.listings[folder] = set(os.listdir(full)) if full.is_dir() else set()
+            # `Path.is_dir` would raise OSError for a name that is too long.
+            self.listings[folder] = set(os.listdir(full)) if os.path.isdir(full) else set()
         return self.listings[folder]
 
     def find(self, name):
@@ -34,7 +35,8 @@ class FileIndex:
         (`/data/images/1.jpg` and `images/1.jpg` for the file `1.jpg` in a folder `images`), other
         case, and other Unicode normal forms.
         """
-        if (self.root / name).exists():  # absolute, or with ..
+        is_elsewhere = os.path.isabs(name) or ".." in Path(name).parts
+        if is_elsewhere and os.path.exists(self.root / name):
             path, root = (self.root / name).resolve(), self.root.resolve()
             return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
         found = {self._match(parts) for parts in self._get_candidates(name)} - {None}

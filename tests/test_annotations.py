@@ -186,6 +186,9 @@ def test_absolute_paths(tmp_path):
     [
         ("A.png", ["a.png", "ä.png", "a.PNG"], "A.png: no such image; .*: add them, or remove"),
         ("1.jpg", ["1.png"], "1.jpg: no such image; .*: there is .1.png.: correct file_name"),
+        ("a" * 300 + ".png", [], "a.png: no such image; .*: add them, or remove them"),
+        ("../" + "a" * 300 + ".png", [], "is outside the image folder"),
+        ("a" * 300 + "/1.png", [], "a/1.png: no such image; .*: add them, or remove them"),
         ("%2e%2e/1.png", ["1.png"], "no such image; .*: add them, or remove them"),
     ],
 )
