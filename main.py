@@ -97,7 +97,7 @@ def main(args):
     num_classes = get_num_classes(args) or find_num_classes(*datasets)
     if args.resume or args.frozen_weights:
         ann_file = datasets[0].ann_file
-        remedy = "rename it in the annotations, else start anew with --finetune"
+        remedy = "rename it in the annotations, else start a new run with --finetune"
         old_classes = read_class_names(checkpoint, source)
         check_class_names(classes, ann_file, old_classes, source, remedy)
 

@@ -4,7 +4,7 @@ COCO has a million annotations. As Python objects they take gigabytes in each pr
 even reading one updates its reference count, which triggers copy-on-write of its memory page.
 """
 
-from itertools import chain
+from itertools import chain, compress
 from typing import NamedTuple
 
 import numpy as np
@@ -133,8 +133,8 @@ class Annotations(NamedTuple):
         bits = rows.view(np.uint64)
         hashes = ((bits ^ (bits >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(8)
         hashes = hashes @ (2 * np.arange(rows.shape[1], dtype=np.uint64) + np.uint64(1))
-        _, numbers, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-        candidates = np.flatnonzero(counts[numbers] > 1)
+        _, groups, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        candidates = np.flatnonzero(counts[groups] > 1)
         _, first = np.unique(rows[candidates], axis=0, return_index=True)
         is_repeated = np.zeros(len(rows), bool)
         is_repeated[candidates] = True
@@ -202,10 +202,8 @@ class CocoArrays(NamedTuple):
         order = np.argsort(image_ids, kind="stable").tolist()
         listed = [data["annotations"][index] for index in order]
         annotations = Annotations.pack(listed, images, with_masks)
-        repeated = [] if keep_repeated else np.flatnonzero(annotations.find_repeated()).tolist()
-        if repeated:
-            for index in reversed(repeated):
-                del listed[index]
+        if not keep_repeated and (is_repeated := annotations.find_repeated()).any():
+            listed = list(compress(listed, ~is_repeated))
             annotations = Annotations.pack(listed, images, with_masks)
         return cls(images, annotations, get_class_names(data["categories"]), notes)
 

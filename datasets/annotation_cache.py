@@ -10,7 +10,7 @@ import hashlib
 from datasets.annotation_arrays import Annotations, CocoArrays, Images, flatten, unflatten
 from datasets.annotations import read_coco
 from datasets.file_names import FileIndex
-from datasets.plausibility import check_arrays, note_repeated
+from datasets.plausibility import pack_checked
 from util.array_file import read_arrays, write_arrays
 from util.download import get_user_cache
 from util.errors import InputError
@@ -31,11 +31,8 @@ def load_annotations(img_folder, ann_file, return_masks, num_classes, faults):
     if arrays is None:
         with without_garbage_collector():
             data, notes = read_coco(img_folder, ann_file, return_masks, num_classes, faults)
-            arrays = CocoArrays.pack(data, notes, return_masks)
-            num_listed = len(data["annotations"])
+            arrays = pack_checked(data, notes, ann_file, return_masks, False, faults)
             del data
-        note_repeated(arrays, num_listed, ann_file, is_evaluated=False)
-        check_arrays(arrays, ann_file, faults)
         is_faulty = faults.samples or faults.files
         if path and not is_faulty and _write_cache(path, arrays):
             # Switch to the memory-mapped copy, which other processes share.

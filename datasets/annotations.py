@@ -245,7 +245,7 @@ def find_id_error(value, ids, kind):
     if type(value) is not int or not -(2**63) <= value < 2**63:
         return f"{kind} id {abbreviate(value)} is not a 64-bit integer; {RENUMBER}"
     if value in ids:
-        remedy = RENUMBER if kind == "annotation" else f"give each {kind} an id of its own"
+        remedy = RENUMBER if kind == "annotation" else f"give each {kind} a unique id"
         return f"duplicate {kind} id {value}; {remedy}"
     ids.add(value)
     return None

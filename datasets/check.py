@@ -19,7 +19,7 @@ from datasets.faults import Faults
 from datasets.flags import add_source_flags
 from datasets.summary import print_summary
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
-from util.errors import InputError, escape_unprintable
+from util.errors import InputError, print_escaped
 from util.launch import job
 
 NAMES = {"train": "training data", "val": "validation data"}
@@ -91,7 +91,7 @@ def print_faults(faults):
     if count := len(faults.samples) + len(faults.files):
         print(f"training would stop; {count:,} {'fault' if count == 1 else 'faults'}:")
         for message in faults.files:
-            print(f"  {escape_unprintable(message)}")
+            print_escaped(f"  {message}")
         faults.print_samples(NUM_EXAMPLES)
         if not faults.files:
             print("  --skip_bad_samples would leave these images and annotations out")

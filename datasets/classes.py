@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from datasets.annotations import RENUMBER
 from util.errors import InputError
 
 # Highest category id + 1 of each dataset: labels are the dataset's category ids, never remapped.
@@ -87,6 +88,6 @@ def find_num_classes(*datasets):
     if not 0 <= highest < MAX_CLASSES:
         raise InputError(
             f"{source}: the highest category id is {highest}, but has to be in "
-            f"0..{MAX_CLASSES - 1}; renumber the ids with python -m datasets.convert renumber"
+            f"0..{MAX_CLASSES - 1}; {RENUMBER}"
         )
     return highest + 1

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 import datasets.transforms as T
-from datasets.annotation_arrays import CocoArrays, get_image_indices
+from datasets.annotation_arrays import get_image_indices
 from datasets.annotation_cache import load_annotations
 from datasets.annotations import MAX_BOX_COORDINATE, make_index, read_coco
 from datasets.classes import get_num_classes
 from datasets.faults import Faults
 from datasets.images import read_header, read_image
-from datasets.plausibility import check_arrays, check_targets, note_repeated
+from datasets.plausibility import check_targets, pack_checked
 from datasets.segmentations import make_masks
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
-from util.errors import InputError
+from util.errors import InputError, print_escaped
 
 NUM_SURVEYED = 200  # images whose EXIF orientation is looked at before a run
 # Last step of every pipeline: normalise with ImageNet's mean and std, as the backbones expect.
@@ -81,7 +81,7 @@ class CocoDataset:
             self.is_upright = votes >= 0
             looked_at = " looked at" if step > 1 else ""
             how = "upright, as viewers show it" if self.is_upright else "as it is stored"
-            print(
+            print_escaped(
                 f"{self.img_folder}: {len(oriented)} of {len(surveyed)} images{looked_at} have an "
                 f"EXIF orientation, such as {self.images.names.get(oriented[0])}; their boxes are "
                 f"taken for the image {how}, unless its width and height say otherwise"
@@ -176,9 +176,7 @@ class CocoDetection(CocoDataset):
         if is_evaluated:
             data, notes = read_coco(*source)
             self.coco = make_index(data)
-            arrays = CocoArrays.pack(data, notes, return_masks, keep_repeated=True)
-            note_repeated(arrays, len(data["annotations"]), ann_file, is_evaluated)
-            check_arrays(arrays, ann_file, faults)
+            arrays = pack_checked(data, notes, ann_file, return_masks, True, faults)
         else:
             arrays = load_annotations(*source)
         self.images, self.annotations, self.classes, notes = arrays

@@ -2,7 +2,7 @@
 
 import re
 
-from util.errors import InputError, escape_unprintable
+from util.errors import InputError, print_escaped
 
 # What varies between messages about the same kind of fault: quoted text, lists, words with digits.
 VARIABLE = re.compile(r"'[^']*'|\[[^\]]*\]|\S*\d\S*")
@@ -51,6 +51,6 @@ class Faults:
             groups.setdefault(VARIABLE.sub("…", message), []).append(f"{place}: {message}")
         for group in groups.values():
             for message in group[:num_examples]:
-                print(f"  {escape_unprintable(message)}")
+                print_escaped(f"  {message}")
             if len(group) > num_examples:
                 print(f"  … and {len(group) - num_examples:,} more")

@@ -5,7 +5,7 @@ Each entry of such a file is valid, so that training would run, to an AP near 0.
 
 import numpy as np
 
-from datasets.annotation_arrays import get_image_indices
+from datasets.annotation_arrays import CocoArrays, get_image_indices
 from datasets.matching import MAX_DETECTIONS
 
 NORMAL = 0.95  # fraction of boxes that have to show a pattern
@@ -13,6 +13,17 @@ SOME = 0.05  # fraction of boxes beyond their image that is more than carelessne
 MIN_BOXES = 5  # fewer show no pattern
 MANY_BOXES = 50  # among so many, at least one reaches the far side of its image
 FAR = 0.6  # fraction of an image's side
+
+
+def pack_checked(data, notes, ann_file, with_masks, is_evaluated, faults):
+    """Pack the result of `annotations.read_coco` into CocoArrays, and check it as a whole.
+
+    Warnings are added to the arrays' notes. Repeated annotations are kept if `is_evaluated`.
+    """
+    arrays = CocoArrays.pack(data, notes, with_masks, keep_repeated=is_evaluated)
+    note_repeated(arrays, len(data["annotations"]), ann_file, is_evaluated)
+    check_arrays(arrays, ann_file, faults)
+    return arrays
 
 
 def note_repeated(arrays, num_listed, ann_file, is_evaluated):

@@ -137,7 +137,7 @@ def test_a_fault_in_one_picture_costs_only_that_one(trained, tmp_path, monkeypat
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_name_that_cannot_be_printed_costs_nothing(trained, tmp_path, encoding):
-    """In a process of its own, whose output takes valid text only, as a terminal's does."""
+    """In a separate process, whose output takes valid text only, as a terminal's does."""
     name = os.fsdecode(b"K\xfcche\x1b[2J.png")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "picture.png")
     (tmp_path / "picture.png").rename(tmp_path / name)

@@ -23,6 +23,11 @@ def escape_unprintable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def print_escaped(text):
+    """Print a line with names from files, which may not be printable."""
+    print(escape_unprintable(text))
+
+
 def warn(message):
     """Print a warning, one line, on stderr."""
     print(f"warning: {message}", file=sys.stderr)

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from datasets.images import IMAGE_SUFFIXES, read_header
-from util.errors import InputError, escape_unprintable
+from util.errors import InputError, print_escaped
 from util.files import atomic_write, find_files, make_folder
 
 
@@ -74,9 +74,7 @@ class CocoWriter:
 
     def write(self, path):
         data = {"images": self.images, "annotations": self.annotations}
-        make_folder(path.parent)
-        with atomic_write(path) as file:
-            file.write(json.dumps({**data, "categories": self.categories}).encode())
+        write_json(path, {**data, "categories": self.categories})
         print_escaped(
             f"{path}: {len(self.images)} images, {len(self.annotations)} boxes, "
             f"{len(self.categories)} classes"
@@ -122,9 +120,11 @@ def write_splits(writers, out):
     return {name: (writer.root, paths[name]) for name, writer in writers.items()}
 
 
-def print_escaped(text):
-    """Print a line with names from files, which may not be printable."""
-    print(escape_unprintable(text))
+def write_json(path, data):
+    """Write a JSON file atomically, and its folder if it is missing."""
+    make_folder(path.parent)
+    with atomic_write(path) as file:
+        file.write(json.dumps(data).encode())
 
 
 def check_not_existing(paths):

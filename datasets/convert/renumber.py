@@ -1,15 +1,12 @@
 """Renumber the ids of COCO annotation files: UUIDs, other text, or numbers in the millions."""
 
-import json
 from pathlib import Path
 
-from datasets.annotations import abbreviate, read_annotation_file
+from datasets.annotations import abbreviate, get_class_names, read_annotation_file
+from datasets.classes import MAX_CLASSES
 from util.errors import InputError
-from util.files import atomic_write, make_folder
 
-from .coco_json import check_not_existing
-
-MAX_CATEGORY_ID = 9999  # larger ones would make the classification layer needlessly large
+from .coco_json import check_not_existing, write_json
 
 
 def renumber_coco(sources: list[Path], out: Path) -> list[Path]:
@@ -26,22 +23,14 @@ def renumber_coco(sources: list[Path], out: Path) -> list[Path]:
         raise InputError(f"{out}: two sources would be the same file there; rename one")
     check_not_existing(paths)
     contents = [read_annotation_file(source) for source in sources]
-    names = [
-        {class_id: get_name(category) for class_id, category in index.items()}
-        for index in (
-            index_entries(data["categories"], "category", source)
-            for data, source in zip(contents, sources)
-        )
-    ]
+    names = [index_names(data, source) for data, source in zip(contents, sources)]
     new_ids = choose_category_ids(names, sources)
     renumbered = [
         renumber(data, class_names, new_ids, source)
         for data, class_names, source in zip(contents, names, sources)
     ]
-    make_folder(out)
     for path, data in zip(paths, renumbered):
-        with atomic_write(path) as file:
-            file.write(json.dumps(data).encode())
+        write_json(path, data)
         sizes = [f"{len(data[key])} {key}" for key in ("images", "annotations", "categories")]
         print(f"{path}: {', '.join(sizes)}")
     return paths
@@ -72,8 +61,10 @@ def index_entries(entries, kind, source):
     return index
 
 
-def get_name(category):
-    return str(category.get("name", f"class {category['id']}")).strip()
+def index_names(data, source):
+    """Return a dictionary category id -> class name. Raises InputError as `index_entries` does."""
+    index = index_entries(data["categories"], "category", source)
+    return {get_key(class_id): name for class_id, name in get_class_names(index.values()).items()}
 
 
 def choose_category_ids(names, sources):
@@ -95,7 +86,7 @@ def choose_category_ids(names, sources):
     old_ids, all_names = {class_id for class_id, _ in pairs}, {name for _, name in pairs}
     if all(type(class_id) is int for class_id in old_ids):
         is_consistent = len(pairs) == len(old_ids) == len(all_names)
-        if is_consistent and all(0 <= class_id <= MAX_CATEGORY_ID for class_id in old_ids):
+        if is_consistent and all(0 <= class_id < MAX_CLASSES for class_id in old_ids):
             return {name: class_id for class_id, name in pairs}
         pairs = sorted(pairs)
     ordered = dict.fromkeys(name for _, name in pairs)

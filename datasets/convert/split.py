@@ -1,6 +1,5 @@
 """Split a COCO annotation file into training and validation sets."""
 
-import json
 import os
 import random
 from collections import Counter, defaultdict
@@ -9,9 +8,8 @@ from pathlib import Path
 from datasets.annotations import find_id_error, read_annotation_file
 from datasets.file_names import FileIndex
 from util.errors import InputError
-from util.files import atomic_write, make_folder
 
-from .coco_json import check_not_existing
+from .coco_json import check_not_existing, write_json
 
 
 def split_coco(
@@ -44,14 +42,11 @@ def split_coco(
         raise InputError(
             f"--val {val_fraction}: leaves one part without images; give another fraction"
         )
-    make_folder(out)
     for name, path in paths.items():
         is_val = name == "val"
         images = [image for image in data["images"] if (image["id"] in val_ids) == is_val]
         anns = [ann for ann in data["annotations"] if (ann.get("image_id") in val_ids) == is_val]
-        with atomic_write(path) as file:
-            part = {**data, "images": images, "annotations": anns}
-            file.write(json.dumps(part).encode())
+        write_json(path, {**data, "images": images, "annotations": anns})
         print(f"{path}: {len(images)} images, {len(anns)} boxes")
     folder = find_image_folder(source, data["images"])
     return {name: (folder, path) for name, path in paths.items()}

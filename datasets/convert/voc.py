@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.images import IMAGE_SUFFIXES
-from util.errors import InputError
+from util.errors import InputError, print_escaped
 from util.files import find_files
 
 from .coco_json import (
     CocoWriter,
     find_images,
     find_subfolders,
-    print_escaped,
     raise_errors,
     read_lines,
     write_splits,

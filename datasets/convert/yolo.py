@@ -7,9 +7,9 @@ polygon, relative to the image's width and height.
 import os
 from pathlib import Path
 
-from util.errors import InputError
+from util.errors import InputError, print_escaped
 
-from .coco_json import CocoWriter, find_images, print_escaped, read_lines, read_text, write_splits
+from .coco_json import CocoWriter, find_images, read_lines, read_text, write_splits
 from .yolo_labels import LabelFinder
 
 SPLITS = ("train", "val", "test")
@@ -32,7 +32,7 @@ def convert_yolo(source: str | Path, out: str | Path) -> dict[str, tuple[Path, P
         folders = dict.fromkeys(image.parent for image in images)
         # file_name in a COCO file is relative to one folder and must not contain `..`.
         root = Path(os.path.commonpath(folders))
-        writers[name] = CocoWriter(classes, root, "label file", finder.list_places(folders))
+        writers[name] = CocoWriter(classes, root, "label file", finder.list_label_folders(folders))
         for image in images:
             add_image(writers[name], image, finder.find(image), classes)
     orphans, count = finder.find_orphans([pair for pairs in splits.values() for pair in pairs])

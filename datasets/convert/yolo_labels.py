@@ -21,14 +21,14 @@ class LabelFinder:
         """Return the label file of an image, or None."""
         return next(iter(self._find_all(image)), None)
 
-    def list_places(self, folders):
+    def list_label_folders(self, folders):
         """Return where labels of the images in these folders are looked for, existing or not."""
-        places = {}
+        found = {}
         for folder in folders:
             for index in find_image_parts(folder)[:1]:
-                places[Path(*folder.parts[:index], "labels", *folder.parts[index + 1 :])] = None
-            places |= dict.fromkeys(self._get_folders(folder))
-        return list(places)
+                found[Path(*folder.parts[:index], "labels", *folder.parts[index + 1 :])] = None
+            found |= dict.fromkeys(self._get_folders(folder))
+        return list(found)
 
     def find_orphans(self, pairs):
         """Return (label files that belong to no image, number of all label files).
