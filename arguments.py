@@ -1,6 +1,7 @@
 """Command-line flags: the parser, the demo's defaults, and the flags restored from a checkpoint."""
 
 import argparse
+import math
 import os
 import shlex
 from pathlib import Path
@@ -13,7 +14,7 @@ from models.architecture import DEPTHS, infer_architecture
 from models.weights.checkpoint import count_classes, get_shapes_sizes
 from util import launch
 from util.best import METRICS
-from util.errors import InputError
+from util.errors import InputError, warn
 
 
 def get_args_parser():
@@ -119,6 +120,8 @@ def get_args_parser():
     add("--tensorboard", action="store_true", help=text)
     text = "delete the run in --output_dir and start over"
     add("--overwrite", action="store_true", help=text)
+    text = "test: train on N images and evaluate on the same, until AP exceeds 0.9; 0: do not"
+    add("--overfit", default=0, type=int, metavar="N", help=text)
     add("--eval", action="store_true", help="evaluate only")
     add("--per_class", action="store_true", help="print the metrics of each class as well")
     text = "detect objects in images: files, folders or globs"
@@ -140,8 +143,14 @@ DEMO = dict(
 )  # fmt: skip
 
 
+# --overfit evaluates after each of its epochs, which are short, and stops at this AP.
+OVERFIT = dict(dropout=0.0, epochs=100, lr_drop=1000, patience=15)
+OVERFIT_AP = 0.9
+ORIGINAL_STEP = 16  # images per step of the original's training command: 8 processes x 2
+
+
 def parse_args(arguments=None):
-    """Parse the command line, or a list of strings; --demo changes the defaults.
+    """Parse the command line, or a list of strings; --demo and --overfit change the defaults.
 
     `args.given` lists the names of the flags that were given.
     """
@@ -153,6 +162,10 @@ def parse_args(arguments=None):
         parser.set_defaults(**DEMO)
         args = parser.parse_args(arguments)
         print(f"--demo stands for: {full_command(args)}")
+    if args.overfit > 0:
+        batch_size = min(args.batch_size, args.overfit)
+        parser.set_defaults(**OVERFIT, batch_size=batch_size)
+        args = parser.parse_args(arguments)
     args.given = [name for name, value in vars(given).items() if value is not unset]
     if args.resume == "auto":
         resolve_auto_resume(args)
@@ -211,6 +224,69 @@ def resume_command(args):
     return f"resume with {launch.get_launch_prefix()}{command}"
 
 
+# ---- what a training run prints about its flags
+
+
+def get_step_size(args):
+    """Return the number of images per step, of all processes."""
+    return launch.get_world_size() * args.batch_size * args.accum_steps
+
+
+def print_step_size(args):
+    """Print the number of images per step; warn if they are few to train from scratch."""
+    processes, images = launch.get_world_size(), get_step_size(args)
+    print(
+        f"{images} images per step ({processes} process{'es' * (processes > 1)} x batch size "
+        f"{args.batch_size} x {args.accum_steps} accumulated)"
+        + (f"; the original trains with {ORIGINAL_STEP}" if args.dataset_file != "shapes" else "")
+    )
+    is_started = args.resume or args.finetune or args.frozen_weights
+    if is_started or args.overfit or args.dataset_file == "shapes" or images >= ORIGINAL_STEP:
+        return
+    if launch.is_main_process():
+        steps = math.ceil(ORIGINAL_STEP / (processes * args.batch_size))
+        warn(
+            f"{images} images per step are few to train from scratch (an author of the original "
+            f"calls 8 probably too small): use --accum_steps {steps}, or start from trained "
+            "weights with --finetune"
+        )
+
+
+def has_original_settings(args):
+    """Return whether a run trains the original's R50 as the original does, from scratch on COCO.
+
+    The number of images per step, of epochs and of epochs between drops of the learning rate may
+    differ.
+    """
+    names = {*ARCHITECTURE, *SIZES, *TRAINING, "dataset_file", "finetune", "backbone_weights"}
+    names -= set(
+        """epochs lr_drop batch_size accum_steps seed skip_bad_samples checkpoint_interval
+        eval_interval best patience""".split()
+    )
+    defaults = get_args_parser().parse_args([])
+    return all(getattr(args, name) == getattr(defaults, name) for name in names)
+
+
+def finish_overfit(args, best, num_steps):
+    """Print that --overfit has succeeded. Raises InputError if it has not.
+
+    best: Best; num_steps: number of steps per epoch.
+    """
+    folder = args.output_dir
+    images = f"these {args.overfit} images"
+    result = f"{best.figure} {best.value:.2f} after {(best.epoch + 1) * num_steps:,} steps"
+    if best.value > OVERFIT_AP:
+        drawn = f"; {folder}/predictions.png shows them" if folder else ""
+        print(f"the model can learn {images}: {result}{drawn}")
+        return
+    look = f"look at {folder}/predictions.png" if folder else "give --output_dir to see them drawn"
+    raise InputError(
+        f"the model does not learn {images}: at best {result}. First {look}: are the ground-truth "
+        "boxes on the objects? Then check the data with `python -m datasets.check`, and try "
+        "another --lr, or larger images if the objects are small (--eval_size, --max_size)"
+    )
+
+
 # ---- flags restored from a checkpoint
 
 # With other values the weights fail to load or, worse, load and compute something else.
@@ -224,7 +300,7 @@ TRAINING = """
     lr lr_backbone lr_drop weight_decay clip_max_norm epochs batch_size accum_steps dropout freeze
     frozen_weights aux_loss set_cost_class set_cost_bbox set_cost_giou mask_loss_coef dice_loss_coef
     bbox_loss_coef giou_loss_coef eos_coef seed skip_bad_samples checkpoint_interval
-    eval_interval best patience
+    eval_interval best patience overfit
 """.split()
 
 

@@ -31,6 +31,7 @@ RANGES = [
     ("nheads num_queries", 1, 10**5),
     ("img_scales eval_size max_size", 32, 10**5),
     ("shapes_train shapes_val", 1, 10**7),
+    ("overfit", 0, 10**4),
     ("shapes_size", 32, 4096),
     ("lr lr_backbone weight_decay", 0, 1000),
     ("clip_max_norm set_cost_class set_cost_bbox set_cost_giou mask_loss_coef", 0, 10**6),
@@ -183,7 +184,7 @@ def check_data(args):
             raise InputError(f"--{name} is for --predict: give images with it")
     given = [name for name in OWN_DATA if getattr(args, name)]
     if given:
-        needed = OWN_DATA[2:] if args.eval else OWN_DATA
+        needed = OWN_DATA[2:] if args.eval else OWN_DATA[:2] if args.overfit else OWN_DATA
         if missing := [name for name in needed if name not in given]:
             purpose = "evaluate" if args.eval else "train and to evaluate"
             raise InputError(

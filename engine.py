@@ -21,6 +21,7 @@ from util.errors import DataError, InputError
 from util.logger import MetricLogger, SmoothedValue
 from util.ops import stack
 from util.step_memory import StepMemory
+from util.stuck import PredictionSpread
 
 PRINT_FREQ = 10  # print every 10 steps
 
@@ -146,6 +147,7 @@ def evaluate(
     memory = StepMemory()
     iou_types = [name for name in ("bbox", "segm") if name in postprocessors]
     coco_evaluator = CocoEvaluator(coco_gt, iou_types)
+    spread = PredictionSpread()
     panoptic_evaluator = None
     if "panoptic" in postprocessors:
         dataset = data_loader.dataset
@@ -167,6 +169,7 @@ def evaluate(
                 if "segm" in postprocessors:
                     results = postprocessors["segm"](results, outputs, orig_sizes, sizes)
                 coco_evaluator.update(dict(zip(image_ids, results)))
+                spread.update(results, orig_sizes)
                 if panoptic_evaluator is not None:
                     predictions = postprocessors["panoptic"](outputs, sizes, orig_sizes)
                     for image_id, prediction in zip(image_ids, predictions):
@@ -188,6 +191,7 @@ def evaluate(
         if per_class:
             coco_evaluator.print_per_class()
         stats = metric_logger.averages()
+        stats["box_std"], stats["score_std"] = spread.compute()
         stats["coco_eval_bbox"] = coco_evaluator.coco_eval["bbox"].stats.tolist()
         if "segm" in postprocessors:
             stats["coco_eval_masks"] = coco_evaluator.coco_eval["segm"].stats.tolist()

@@ -5,18 +5,34 @@ bottom: flags and checkpoint, then the import of Jittor, then data, model, optim
 the loop over epochs. One training step is in `engine.train_one_epoch`.
 """
 
+import math
 import signal
 import time
 from contextlib import contextmanager
 from datetime import timedelta
 
-from arguments import apply_checkpoint_args, parse_args, resume_command
+import numpy as np
+
+from arguments import (
+    OVERFIT_AP,
+    apply_checkpoint_args,
+    finish_overfit,
+    get_step_size,
+    has_original_settings,
+    parse_args,
+    print_step_size,
+    resume_command,
+)
 from checks import check_args
 from models.weights.checkpoint import load_checkpoint, read_class_names
 from models.weights.names import get_class_names
 from util import launch
 from util.errors import DataError, InputError, warn
+from util.forecast import Forecast
+from util.reference import describe_ap, is_coco
 from util.startup.prepare import prepare_device
+from util.stuck import StuckDetector
+from util.version import get_commit
 
 
 def main(args):
@@ -34,6 +50,11 @@ def main(args):
     changed = apply_checkpoint_args(args, checkpoint, source) if checkpoint else []
     if args.eval and not source and launch.is_main_process():
         warn("--eval without --resume evaluates random weights")
+    if not args.predict:
+        commit = get_commit()
+        print(f"commit: {commit}\n{args}")
+    if not (args.predict or args.eval):
+        print_step_size(args)
 
     # ------------------------------ from here on, with Jittor
     # The import may compile for minutes: everything that can fail early comes before it. It happens
@@ -42,7 +63,7 @@ def main(args):
     from datasets.classes import check_class_names, find_num_classes, get_num_classes, merge_classes
     from datasets.loader import DataLoader
     from datasets.report import make_report
-    from datasets.summary import hash_dataset, print_summary
+    from datasets.summary import find_images_with_boxes, hash_dataset, print_summary
     from engine import evaluate, train_one_epoch
     from models.detr import build_model
     from models.weights.finetune import load_matching_weights
@@ -76,22 +97,33 @@ def main(args):
         world_size=launch.get_world_size(),
     )
     with dist.main_process_first():  # it draws shapes and parses annotations once for all
-        dataset_val = build_dataset("val", args)
+        dataset_val = build_dataset("overfit" if args.overfit else "val", args)
     name = f"the validation data ({dataset_val.ann_file})"
     dist.check_same(lambda: hash_dataset(dataset_val), name)
-    data_loader_val = DataLoader(dataset_val, **loading)
     base_ds = get_coco_api_from_dataset(dataset_val)
     dataset_train = data_loader_train = None
-    if not args.eval:
+    images_train = images_val = None  # all
+    if args.overfit:
+        dataset_train = dataset_val
+        images_val = find_images_with_boxes(dataset_val)[: args.overfit]
+        if len(images_val) < args.overfit:
+            raise InputError(f"--overfit {args.overfit}: only {len(images_val)} images have boxes")
+        # An epoch of some 50 steps, so that evaluating and saving do not take longer.
+        passes = math.ceil(50 * get_step_size(args) / len(images_val))
+        images_train = np.tile(images_val, passes)
+    elif not args.eval:
         with dist.main_process_first():
             dataset_train = build_dataset("train", args)
         name = f"the training data ({dataset_train.ann_file})"
         dist.check_same(lambda: hash_dataset(dataset_train), name)
-        data_loader_train = DataLoader(
-            dataset_train, shuffle=True, drop_last=True, accum_steps=args.accum_steps, **loading
-        )
+    if dataset_train:
         print_summary("training data", dataset_train, args.num_queries)
-    print_summary("validation data", dataset_val, args.num_queries)
+    if dataset_val is not dataset_train:
+        print_summary("validation data", dataset_val, args.num_queries)
+    data_loader_val = DataLoader(dataset_val, indices=images_val, **loading)
+    if not args.eval:
+        loading.update(shuffle=True, drop_last=True, accum_steps=args.accum_steps)
+        data_loader_train = DataLoader(dataset_train, indices=images_train, **loading)
     datasets = [dataset for dataset in (dataset_train, dataset_val) if dataset]
     classes = merge_classes(*datasets)
     num_classes = get_num_classes(args) or find_num_classes(*datasets)
@@ -121,11 +153,15 @@ def main(args):
     n_parameters = sum(p.numel() for p in model.parameters() if not p.is_stop_grad())
     world_size = launch.get_world_size()
     processes = f" of each of {world_size} processes" if world_size > 1 else ""
+    num_val_images = len(data_loader_val.indices)
     print(
         f"device{processes}: {device}, trainable parameters: {n_parameters:,}, "
-        f"validation images: {len(dataset_val)}, ready after {time.time() - start_time:.0f} s"
+        f"validation images: {num_val_images}, ready after {time.time() - start_time:.0f} s"
     )
-    output = OutputFolder(args.output_dir, args.overwrite, args.tensorboard)
+    # Whether the original's log shows what to expect.
+    is_original = not args.eval and has_original_settings(args)
+    is_comparable = is_original and is_coco(len(dataset_train), classes)
+    output = OutputFolder(args.output_dir, args.overwrite, args.tensorboard, is_comparable)
 
     # ------------------------------ evaluate
     def evaluate_and_save(names, after_batch=None):
@@ -158,7 +194,12 @@ def main(args):
     del checkpoint  # model and optimizer have their own copies
 
     # ------------------------------ train
+    output.save_args(args, commit)
     stop = StopRequest()
+    step_size = get_step_size(args)
+    steps = len(data_loader_train), num_val_images / step_size
+    forecast = Forecast(*steps, args.epochs, args.eval_interval)
+    stuck = StuckDetector(args, step_size, len(find_images_with_boxes(dataset_train)))
 
     def stop_if_requested():
         """Exit if Ctrl-C, SIGTERM or SIGUSR1 has arrived in any process."""
@@ -173,6 +214,7 @@ def main(args):
             output.save_checkpoint(state, args.lr_drop)
         if is_stopping:
             stop.exit(resume_command(args))
+        forecast.finish_step(state.epoch, step)
 
     @contextmanager
     def keep_work():
@@ -189,7 +231,7 @@ def main(args):
     if first < args.epochs:
         from_step = f", from step {state.step}" if state.step > 0 else ""
         epochs = f"epochs {first} to {args.epochs - 1}{from_step}"
-        print(f"training on {len(dataset_train)} images, {epochs}")
+        print(f"training on {args.overfit or len(dataset_train)} images, {epochs}")
     else:
         print(f"all {args.epochs} epochs are trained; --epochs trains more")
     training_start = time.time()
@@ -235,9 +277,19 @@ def main(args):
                     output.save_best(state)
                 test_stats["best_epoch"] = best.epoch
             output.log_epoch(state.train_stats, test_stats, epoch, n_parameters)
+            words = [forecast.finish_epoch(epoch)]
+            if test_stats:
+                ap = test_stats["coco_eval_bbox"][0]
+                words.insert(0, describe_ap(epoch, ap, args.lr_drop, is_comparable))
+            print(f"epoch {epoch}: {'; '.join(filter(None, words))}")
+            stuck.check(epoch, state.train_stats, test_stats)
             stop_if_requested()
             state.start_epoch(epoch + 1)
+            if args.overfit and ap > OVERFIT_AP:
+                break
     print(f"Training time {timedelta(seconds=int(time.time() - training_start))}")
+    if args.overfit:
+        finish_overfit(args, best, len(data_loader_train))
 
 
 if __name__ == "__main__":

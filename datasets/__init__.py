@@ -15,7 +15,7 @@ def build_dataset(
 ) -> coco.CocoDataset:
     """Build the dataset that `args.dataset_file` names.
 
-    image_set: "train" or "val"; args: the parsed flags; faults: collects faults, by default as
+    image_set: one of `coco.SPLITS`; args: the parsed flags; faults: collects faults, by default as
     `args.skip_bad_samples` says. Raises InputError if the dataset's files are missing or invalid,
     and ValueError for an unknown dataset.
     """

@@ -21,6 +21,8 @@ from datasets.segmentations import make_masks
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from util.errors import InputError, print_escaped
 
+# Image set -> whose files it reads. "overfit": the training images, prepared as for evaluation.
+SPLITS = {"train": "train", "val": "val", "overfit": "train"}
 NUM_SURVEYED = 200  # images whose EXIF orientation is looked at before a run
 # Last step of every pipeline: normalise with ImageNet's mean and std, as the backbones expect.
 NORMALIZE = T.Compose([T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
@@ -249,7 +251,7 @@ def clip_boxes(boxes, width, height):
 def make_coco_transforms(
     image_set: str, scales=SCALES, eval_size: int = EVAL_SIZE, max_size: int = MAX_SIZE
 ) -> T.Compose:
-    """Return the augmentation for "train", or the plain resize for "val".
+    """Return the augmentation for "train", or the plain resize for "val" and "overfit".
 
     scales: shorter sides to choose from in training; eval_size: shorter side in evaluation;
     max_size: about the longest side; all in pixels. Crop sizes are the original's, scaled by
@@ -264,7 +266,7 @@ def make_coco_transforms(
         small = T.RandomResize([scale(400), scale(500), scale(600)])
         crop = T.Compose([small, T.RandomSizeCrop(scale(384), scale(600)), resize])
         return T.Compose([T.RandomHorizontalFlip(), T.RandomSelect(resize, crop), NORMALIZE])
-    if image_set == "val":
+    if image_set in SPLITS:
         return T.Compose([T.RandomResize([eval_size], max_size), NORMALIZE])
     raise ValueError(f"unknown image set {image_set!r}")
 
@@ -278,19 +280,20 @@ def get_coco_paths(root, image_set):
 def build(image_set: str, args: Namespace, faults: Faults) -> CocoDetection:
     """Build the COCO 2017 dataset, or a custom dataset in COCO format. Raises InputError.
 
-    image_set: "train" or "val". COCO 2017 is read from `args.coco_path` (train2017/, val2017/,
+    image_set: one of SPLITS. COCO 2017 is read from `args.coco_path` (train2017/, val2017/,
     annotations/), own data from `args.train_images`, `train_ann`, `val_images`, `val_ann`.
     """
+    split = SPLITS[image_set]
     if args.train_ann or args.val_ann:
-        paths = getattr(args, f"{image_set}_images"), getattr(args, f"{image_set}_ann")
+        paths = getattr(args, f"{split}_images"), getattr(args, f"{split}_ann")
     else:
-        paths = get_coco_paths(args.coco_path, image_set)
+        paths = get_coco_paths(args.coco_path, split)
     return CocoDetection(
         *paths,
         make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
         return_masks=args.masks,
         num_classes=get_num_classes(args),
-        is_evaluated=image_set == "val",
+        is_evaluated=image_set != "train",
         seed=args.seed,
         max_size=args.max_size,
         faults=faults,

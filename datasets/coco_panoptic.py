@@ -23,7 +23,7 @@ from datasets.annotations import (
     select_images,
 )
 from datasets.classes import get_num_classes
-from datasets.coco import CocoDataset, get_coco_paths, make_coco_transforms
+from datasets.coco import SPLITS, CocoDataset, get_coco_paths, make_coco_transforms
 from datasets.faults import Faults
 from datasets.images import open_image
 from datasets.segmentations import LazyMasks
@@ -286,22 +286,24 @@ def check_things_and_stuff(dataset):
 def build(image_set: str, args: Namespace, faults: Faults) -> CocoPanoptic:
     """Build COCO 2017 (`args.coco_path`) with panoptic annotations (`args.coco_panoptic_path`).
 
-    image_set: "train" or "val". For "val", also load COCO's instance annotations, against which box
-    and mask metrics are computed, as in the original. Raises InputError.
+    image_set: one of `datasets.coco.SPLITS`. Except for "train", also load COCO's instance
+    annotations, against which box and mask metrics are computed, as in the original. Raises
+    InputError.
     """
-    img_folder, instances = get_coco_paths(args.coco_path, image_set)
-    panoptic, name = Path(args.coco_panoptic_path), f"panoptic_{image_set}2017"
+    img_folder, instances = get_coco_paths(args.coco_path, SPLITS[image_set])
+    panoptic, name = Path(args.coco_panoptic_path), f"panoptic_{SPLITS[image_set]}2017"
+    is_evaluated = image_set != "train"
     options = dict(return_masks=args.masks, num_classes=get_num_classes(args), faults=faults)
     dataset = CocoPanoptic(
         img_folder,
         panoptic / name,
         panoptic / "annotations" / f"{name}.json",
         make_coco_transforms(image_set, args.img_scales, args.eval_size, args.max_size),
-        coco=load_coco(img_folder, instances, **options) if image_set == "val" else None,
+        coco=load_coco(img_folder, instances, **options) if is_evaluated else None,
         seed=args.seed,
         max_size=args.max_size,
         **options,
     )
-    if image_set == "val" and args.masks:
+    if is_evaluated and args.masks:
         check_things_and_stuff(dataset)
     return dataset

@@ -43,6 +43,7 @@ class DataLoader:
         shuffle: shuffle each epoch, seeded with `seed` and the epoch. drop_last: leave out an
         incomplete last step.
         num_workers: number of data workers; 0 loads in this process.
+        indices: int64 [n], the dataset's items to load; default: all.
 
     Raises:
         InputError: if the dataset is too small for one step; while iterating, if the dataset raises
@@ -61,22 +62,24 @@ class DataLoader:
         rank=0,
         world_size=1,
         accum_steps=1,
+        indices=None,
     ):
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
         self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
         self.rank, self.world_size, self.accum_steps = rank, world_size, accum_steps
+        self.indices = np.arange(len(dataset)) if indices is None else indices
         self.set_epoch(0)
         if len(self) == 0:
             steps = f" for each of --accum_steps {accum_steps}" if accum_steps > 1 else ""
             processes = f" for each of {world_size} processes" if world_size > 1 else ""
             raise InputError(
-                f"--batch_size {batch_size}: the dataset has only {len(dataset)} images, less "
+                f"--batch_size {batch_size}: the dataset has only {len(self.indices)} images, less "
                 f"than one batch{steps}{processes}; use a smaller batch or more images"
             )
 
     def __len__(self):
         """Return the number of steps."""
-        full, rest = divmod(len(self.dataset), self._step_size())
+        full, rest = divmod(len(self.indices), self._step_size())
         return full + (rest > 0 and not self.drop_last)
 
     def _step_size(self):
@@ -121,10 +124,9 @@ class DataLoader:
 
     def _order(self):
         """Return this rank's remaining batches of the epoch."""
-        count = len(self.dataset)
-        indices = np.arange(count)
+        indices = self.indices
         if self.shuffle:
-            indices = np.random.default_rng([self.seed, self.epoch]).permutation(count)
+            indices = np.random.default_rng([self.seed, self.epoch]).permutation(indices)
         steps = np.arange(self.start, len(self)) * self._step_size()
         batches = (self.rank * self.accum_steps + np.arange(self.accum_steps)) * self.batch_size
         return Order(indices, (steps[:, None] + batches).reshape(-1), self.batch_size)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import datasets.transforms as T
 from datasets.classes import get_num_classes
-from datasets.coco import NORMALIZE, CocoDetection, get_coco_paths
+from datasets.coco import NORMALIZE, SPLITS, CocoDetection, get_coco_paths
 from datasets.faults import Faults
 from util.download import get_user_cache
 from util.errors import InputError
@@ -35,19 +35,19 @@ SUPERSAMPLING = 4  # antialiasing: edges are drawn at this multiple of the resol
 def build(image_set: str, args: Namespace, faults: Faults) -> CocoDetection:
     """Build the shapes dataset from `args.coco_path` or the user's cache; generate it if missing.
 
-    image_set: "train" or "val". Raises InputError if the folder cannot be written or contains
-    something else.
+    image_set: one of `datasets.coco.SPLITS`. Raises InputError if the folder cannot be written or
+    contains something else.
     """
     counts = {"train": args.shapes_train, "val": args.shapes_val}
     name = f"shapes-{args.shapes_size}px-{args.shapes_train}-{args.shapes_val}"
     root = Path(args.coco_path) if args.coco_path else get_user_cache() / name
     write_shapes(root, counts, args.shapes_size)
     return CocoDetection(
-        *get_coco_paths(root, image_set),
+        *get_coco_paths(root, SPLITS[image_set]),
         make_shapes_transforms(image_set),
         return_masks=args.masks,
         num_classes=get_num_classes(args),
-        is_evaluated=image_set == "val",
+        is_evaluated=image_set != "train",
         faults=faults,
         seed=args.seed,
         max_size=args.shapes_size,

@@ -36,6 +36,11 @@ def print_summary(name, dataset, num_queries):
         print("  warning: there are no boxes; check the annotations")
 
 
+def find_images_with_boxes(dataset):
+    """Return the sorted indices of images with boxes, int64 [n]."""
+    return np.unique(dataset.list_boxes()[0])
+
+
 def hash_dataset(dataset):
     """Return a hexadecimal digest of image ids and sizes, and of the boxes' classes and areas."""
     arrays = (dataset.ids, dataset.images.sizes, *dataset.list_boxes())

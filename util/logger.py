@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from util import dist, launch
+from util.backend import jt
 
 
 class SmoothedValue:
@@ -112,6 +113,7 @@ class MetricLogger:
         iter_time, data_time = SmoothedValue(fmt="{avg:.4f}"), SmoothedValue(fmt="{avg:.4f}")
         begin = end = time.time()
         # mpirun gives each process a pseudo-terminal, even if its own output goes to a file.
+        max_memory = 0
         off = True if launch.get_world_size() > 1 else None  # None: unless on a terminal
         style = dict(desc=header, file=sys.stdout, disable=off, dynamic_ncols=True)
         with tqdm(total=total, initial=start, **style) as bar:
@@ -126,6 +128,9 @@ class MetricLogger:
                     counter = f"[{i:>{len(str(total))}}/{total}]"
                     times = f"time: {iter_time}", f"data: {data_time}"
                     words = [header, counter, f"eta: {eta}", str(self), *times]
+                    if jt.flags.use_cuda:  # Jittor keeps what it has allocated
+                        max_memory = max(max_memory, jt.get_mem_info().total_cuda_used)
+                        words.append(f"max mem: {max_memory / 2**20:.0f}")
                     print(self.delimiter.join(filter(None, words)), flush=True)
                 end = time.time()
         elapsed = time.time() - begin

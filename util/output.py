@@ -16,13 +16,14 @@ from util.report.page import make_page
 class OutputFolder:
     """The folder of --output_dir. Only the main process writes, and nothing without --output_dir.
 
-    overwrite: delete the previous run in it; tensorboard: also log for TensorBoard.
+    overwrite: delete the previous run in it; tensorboard: also log for TensorBoard;
+    with_reference: also draw the curves of the original's log.
     Raises InputError if its log.txt cannot be continued or a folder cannot be created.
     """
 
-    def __init__(self, path, overwrite=False, tensorboard=False):
+    def __init__(self, path, overwrite=False, tensorboard=False, with_reference=False):
         self.path = Path(path)
-        self.tensorboard = tensorboard
+        self.tensorboard, self.with_reference = tensorboard, with_reference
         self.tensorboard_log = None
         self.active = bool(path) and launch.is_main_process()
         if not self.active:
@@ -33,6 +34,14 @@ class OutputFolder:
         self.logs = read_log(self.path) if (self.path / "log.txt").exists() else []
         if tensorboard:
             make_folder(self.path / "tensorboard")
+
+    def save_args(self, args, commit):
+        """Write args.json: the flags, the program's commit, and the number of processes."""
+        if not self.active:
+            return
+        content = {"args": vars(args), "commit": commit, "processes": launch.get_world_size()}
+        with atomic_write(self.path / "args.json") as file:
+            file.write(json.dumps(content, indent=2).encode())
 
     def save_checkpoint(self, state, lr_drop):
         """Write checkpoint.pkl, and a copy before each learning-rate drop and every 100 epochs.
@@ -129,7 +138,7 @@ class OutputFolder:
         # Lines of later epochs are from an earlier run that resumed from the same checkpoint.
         self.logs = [old for old in self.logs if old["epoch"] < epoch] + [line]
         with atomic_write(self.path / "curves.png") as file:
-            plot_curves({self.path.resolve().name: self.logs}, file)
+            plot_curves({self.path.resolve().name: self.logs}, file, self.with_reference)
         if self.tensorboard:
             self.log_to_tensorboard(line, with_picture=bool(test_stats))
         # Last, because the line means that the epoch is complete.
