@@ -65,6 +65,8 @@ def check_flags(args):
     check_model(args)
     check_weights(args)
     check_tensorboard(args)
+    if args.overfit and (args.eval or args.predict):
+        raise InputError("--overfit trains a model: leave it out with --eval and --predict")
     if args.predict:
         check_predict(args)
     else:

@@ -137,9 +137,10 @@ def evaluate(
         after_batch: called after each batch.
         per_class: also print the metrics of each class.
 
-    Returns (stats, coco_evaluator): the losses' averages and, if the model has them,
-    `coco_eval_bbox` (COCO's 12 metrics), `coco_eval_masks` (12), `PQ_all`, `PQ_th`, `PQ_st`, the
-    same in all processes; and the CocoEvaluator, which has the detections in the main process.
+    Returns (stats, coco_evaluator): the losses' averages, `box_std` and `score_std` of the main
+    process's part (see `util.stuck`) and, if the model has them, `coco_eval_bbox` (COCO's 12
+    metrics), `coco_eval_masks` (12), `PQ_all`, `PQ_th`, `PQ_st`, the same in all processes; and the
+    CocoEvaluator, which has the detections in the main process.
     """
     model.eval()
     metric_logger = MetricLogger()

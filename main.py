@@ -198,7 +198,7 @@ def main(args):
     stop = StopRequest()
     step_size = get_step_size(args)
     steps = len(data_loader_train), num_val_images / step_size
-    forecast = Forecast(*steps, args.epochs, args.eval_interval)
+    forecast = Forecast(*steps, args.epochs, args.eval_interval, args.patience > 0)
     stuck = StuckDetector(args, step_size, len(find_images_with_boxes(dataset_train)))
 
     def stop_if_requested():
@@ -277,11 +277,11 @@ def main(args):
                     output.save_best(state)
                 test_stats["best_epoch"] = best.epoch
             output.log_epoch(state.train_stats, test_stats, epoch, n_parameters)
-            words = [forecast.finish_epoch(epoch)]
             if test_stats:
                 ap = test_stats["coco_eval_bbox"][0]
-                words.insert(0, describe_ap(epoch, ap, args.lr_drop, is_comparable))
-            print(f"epoch {epoch}: {'; '.join(filter(None, words))}")
+                print(f"epoch {epoch}: {describe_ap(epoch, ap, args.lr_drop, is_comparable)}")
+            if text := forecast.finish_epoch(epoch):
+                print(f"forecast: {text}")
             stuck.check(epoch, state.train_stats, test_stats)
             stop_if_requested()
             state.start_epoch(epoch + 1)

@@ -13,7 +13,7 @@ from util.errors import InputError
 from util.output import OutputFolder
 from util.plot_utils import make_table, plot_curves, read_log
 
-LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou")
+LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou", "class_error")
 
 
 def line(epoch, ap=0.25, **more):
@@ -45,20 +45,33 @@ def run(*arguments):
 @pytest.mark.parametrize("runs", [1, 3])
 def test_curves(epochs, runs, tmp_path):
     folders = [
-        write(tmp_path / f"run{i}", [line(e, 0.1 * i + e / 600) for e in range(epochs)])
+        write(tmp_path / f"run{i}", [line(e, 0.2 + 0.1 * i + e / 600) for e in range(epochs)])
         for i in range(runs)
     ]
     plot_curves({folder.name: read_log(folder) for folder in folders}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    assert pixels.shape == (750, 1300, 3)
+    assert pixels.shape == (750, 1700, 3)
     for row in (pixels[:350], pixels[350:680]):
-        for panel in (row[:, :430], row[:, 430:865], row[:, 865:]):
+        for panel in np.split(row, 4, axis=1):
             assert (np.ptp(panel, axis=2) > 100).any(), "every panel has a curve"
     colours = {tuple(colour) for colour in pixels[np.ptp(pixels, axis=2) > 100]}
     # Matplotlib's C0, C1, C2.
     for i, colour in enumerate([(31, 119, 180), (255, 127, 14), (44, 160, 44)]):
         assert (colour in colours) == (i < runs)
+
+
+def test_the_originals_curves_are_grey(tmp_path):
+    path, counts = tmp_path / "curves.png", []
+    for with_reference in (False, True):
+        plot_curves({"run": [line(epoch) for epoch in range(30)]}, path, with_reference)
+        with Image.open(path) as picture:
+            grey = (np.asarray(picture.convert("RGB")) == 153).all(axis=2)
+        rows = grey[:350], grey[350:680]
+        counts.append([panel.sum() for row in rows for panel in np.split(row, 4, axis=1)])
+    is_drawn = np.subtract(*counts[::-1]) > 100
+    # Its log has the loss, class_error, AP and AP50.
+    assert is_drawn.tolist() == [True, False, False, False, True, True, True, False]
 
 
 def test_a_log_is_sorted_by_epoch_and_the_last_entry_of_an_epoch_counts(tmp_path):

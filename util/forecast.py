@@ -12,14 +12,16 @@ class Forecast:
         num_eval_steps: how many training steps have as many images as an evaluation.
         epochs: number of epochs of the whole run.
         eval_interval: evaluate every so many epochs, and after the last one.
+        may_stop_early: whether the run may end before the last epoch.
     """
 
     WARM_UP = 10  # steps that are not measured, because Jittor compiles in some of them
     STEPS = 50  # steps before the first forecast
 
-    def __init__(self, num_steps, num_eval_steps, epochs, eval_interval):
+    def __init__(self, num_steps, num_eval_steps, epochs, eval_interval, may_stop_early=False):
         self.num_steps, self.num_eval_steps = num_steps, num_eval_steps
         self.epochs, self.eval_interval = epochs, eval_interval
+        self.limit = "at most " if may_stop_early else ""
         self.steps = self.measured = self.train_time = 0
         self.last = None  # when the last step of the current epoch ended
         self.after_training = {}  # seconds, by whether the epoch was evaluated
@@ -62,8 +64,8 @@ class Forecast:
         per_epoch = self.num_steps * step_time + (evaluation if self.eval_interval == 1 else other)
         end = datetime.now() + timedelta(seconds=left)
         return (
-            f"{format_seconds(per_epoch)} per epoch, {format_seconds(left)} until the end, on "
-            f"{end:%Y-%m-%d %H:%M}"
+            f"{format_seconds(per_epoch)} per epoch, {self.limit}{format_seconds(left)} until the "
+            f"end, on {end:%Y-%m-%d %H:%M}"
         )
 
     def _is_evaluated(self, epoch):

@@ -16,7 +16,10 @@ def get_commit():
     try:
         commit, changes = (
             subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for words in (
+                ["rev-parse", "--verify", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
         )
     except OSError:  # Git is not installed
         return "unknown"
