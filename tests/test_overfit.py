@@ -62,8 +62,10 @@ def test_the_images_are_the_training_images_as_in_evaluation(tmp_path):
         assert image.shape == (3, 64, 64)
         np.testing.assert_allclose(target["boxes"], [[25 / 96, 40 / 96, 40 / 96, 20 / 96]], 1e-6)
     given = parse_args([*make_data(tmp_path / "b"), "--overfit", "3", "--batch_size", "1"])
-    assert (args.batch_size, given.batch_size, args.dropout) == (2, 1, 0)
-    assert parse_args(["--demo", "--overfit", "8"]).batch_size == 8
+    assert (args.batch_size, args.accum_steps, args.dropout) == (2, 1, 0)
+    assert (given.batch_size, given.accum_steps) == (1, 3)
+    demo = parse_args(["--demo", "--overfit", "8"])
+    assert (demo.batch_size, demo.accum_steps) == (8, 1)
 
 
 def test_images_without_boxes_are_passed_over(tmp_path):

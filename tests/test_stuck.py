@@ -115,7 +115,9 @@ def test_the_most_likely_cause_comes_first(flags, step_size, first, capsys):
 def test_different_training_and_validation_data_point_to_the_annotations(capsys):
     check(*falling(8, {"loss_bbox": 2.3}))
     err = capsys.readouterr().err
-    assert "\n  1. the two annotation files differ" in err and "\n  2. 500 images are few" in err
+    assert "\n  1. 500 images are few" in err and "\n  2. the two annotation files differ" in err
+    check(*falling(8, {"loss_bbox": 2.3}), flags="--finetune x")
+    assert "\n  1. the two annotation files differ" in capsys.readouterr().err
 
 
 def test_only_the_main_process_warns(monkeypatch, capsys):

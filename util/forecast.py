@@ -3,6 +3,8 @@
 import time
 from datetime import datetime, timedelta
 
+from tqdm import tqdm
+
 
 class Forecast:
     """Measure steps and evaluations, and extrapolate them to the end of the run.
@@ -38,7 +40,7 @@ class Forecast:
             self.measured += 1
         self.last = now
         if self.steps == self.STEPS and self.measured:
-            print(f"forecast: {self.describe(epoch, step)}")
+            tqdm.write(f"forecast: {self.describe(epoch, step)}")  # moves a bar out of the way
 
     def finish_epoch(self, epoch):
         """Record the end of an epoch, after its evaluation, and return the forecast, or ""."""

@@ -81,11 +81,12 @@ class StuckDetector:
         images = (epoch + 1) * self.num_images
         if self.has_warned or not 0 <= ap < MIN_AP or images < MIN_IMAGES:
             return
-        if (symptom := self._find_symptom(epoch, images, train_stats, test_stats)) is None:
+        symptom, is_gap = self._find_symptom(epoch, images, train_stats, test_stats)
+        if symptom is None:
             return
         self.has_warned = True
         if launch.is_main_process():
-            causes = list_causes(self.args, symptom, self.step_size, self.num_images)
+            causes = list_causes(self.args, is_gap, self.step_size, self.num_images)
             warn(
                 f"this run does not learn: AP is {ap:.4f} after {images:,} images with objects, "
                 f"and {symptom}. The most likely causes:"
@@ -93,14 +94,17 @@ class StuckDetector:
             )
 
     def _find_symptom(self, epoch, images, train, test):
-        """Return what shows that the run is stuck, or None."""
+        """Return what shows that the run is stuck, or None.
+
+        Also return whether it learns the training data, but not the validation data.
+        """
         if test["score_std"] < MIN_SCORE_STD and test["box_std"] < MIN_BOX_STD:
             return (
                 "the predictions are nearly the same for all images (standard deviation of boxes "
                 f"{test['box_std']:.4f}, of scores {test['score_std']:.4f})"
-            )
+            ), False
         if train["class_error"] > MAX_CLASS_ERROR and images >= MIN_IMAGES_CLASS_ERROR:
-            return f"class_error is still {train['class_error']:.0f}%"
+            return f"class_error is still {train['class_error']:.0f}%", False
         for name, is_apart in (
             ("loss_bbox", test["loss_bbox"] > MAX_BOX_RATIO * train["loss_bbox"]),
             ("class_error", test["class_error"] > train["class_error"] + MAX_CLASS_GAP),
@@ -109,33 +113,33 @@ class StuckDetector:
                 return (
                     f"{name} is {train[name]:.2f} on the training data, but {test[name]:.2f} on "
                     "the validation data"
-                )
+                ), True
         half = self.losses.get((epoch + 1) // 2 - 1)
         if half is not None and train["loss"] > (1 - MIN_PROGRESS) * half:
             return (
                 f"the training loss has not fallen while the number of images doubled ({half:.2f}, "
                 f"now {train['loss']:.2f})"
-            )
-        return None
+            ), False
+        return None, False
 
 
-def list_causes(args, symptom, step_size, num_images):
+def list_causes(args, is_gap, step_size, num_images):
     """Return the three most likely causes, each with its remedy, the most likely first.
 
-    args, step_size, num_images: as in StuckDetector; symptom: what shows that the run is stuck.
+    args, step_size, num_images: as in StuckDetector; is_gap: whether the run learns the training
+    data, but not the validation data.
     """
     is_from_scratch = not (args.finetune or args.frozen_weights)
-    few_images = is_from_scratch and num_images < FEW_IMAGES
-    is_gap = "validation data" in symptom
+    has_few_images = is_from_scratch and num_images < FEW_IMAGES
+    few_images = (
+        f"{num_images:,} images are few to train from scratch: start from COCO's weights with "
+        "--finetune"
+    )
     causes = [
+        (is_gap and has_few_images, few_images),
         (
             is_gap,
             "the two annotation files differ in their class ids or boxes: look at predictions.png",
-        ),
-        (
-            is_gap and few_images,
-            f"{num_images:,} images are few to train from scratch: start from COCO's weights with "
-            "--finetune",
         ),
         (args.lr > MAX_LR, f"--lr {args.lr:g} is too high: the original's is 1e-4"),
         (
@@ -153,11 +157,7 @@ def list_causes(args, symptom, step_size, num_images):
             "--accum_steps",
         ),
         (args.lr < MIN_LR, f"--lr {args.lr:g} is low: the original's is 1e-4"),
-        (
-            few_images and not is_gap,
-            f"{num_images:,} images are few to train from scratch: start from COCO's weights with "
-            "--finetune",
-        ),
+        (has_few_images and not is_gap, few_images),
         (True, "the annotations are wrong: run `python -m datasets.check` with the data's flags"),
         (True, "the model cannot learn these data at all: test it with --overfit 8"),
         (True, "training takes longer: the original needs 300 epochs on COCO"),
