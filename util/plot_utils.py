@@ -95,7 +95,8 @@ def plot_curves(runs, path, with_reference=False):
     def plot(axes, style, color, logs, get_value):
         epochs = [log["epoch"] for log in logs]
         values = [get_value(log) for log in logs]
-        axes.plot(epochs, values, style, color=color, marker=marker)
+        zorder = 1 if color == GREY else 2  # behind
+        axes.plot(epochs, values, style, color=color, marker=marker, zorder=zorder)
 
     def name_axes(axes, title, unit):
         axes.set(title=title, xlabel="epoch", ylabel=unit, xlim=(first - 0.5, last + 0.5))
