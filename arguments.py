@@ -276,7 +276,7 @@ def finish_overfit(args, best, num_steps):
     """
     folder = args.output_dir
     images = f"these {args.overfit} images"
-    result = f"{best.figure} {best.value:.2f} after {(best.epoch + 1) * num_steps:,} steps"
+    result = f"{best.figure} {best.value:.2f} after {(best.epoch + 1) * num_steps} steps"
     if best.value > OVERFIT_AP:
         drawn = f"; {folder}/predictions.png shows them" if folder else ""
         print(f"the model can learn {images}: {result}{drawn}")

@@ -285,7 +285,7 @@ def main(args):
             stuck.check(epoch, state.train_stats, test_stats)
             stop_if_requested()
             state.start_epoch(epoch + 1)
-            if args.overfit and ap > OVERFIT_AP:
+            if args.overfit and best.value is not None and best.value > OVERFIT_AP:
                 break
     print(f"Training time {timedelta(seconds=int(time.time() - training_start))}")
     if args.overfit:

@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,3 +83,16 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
     assert "Epoch: [3]: 100%" in final and " 25/25 " in final
     assert "loss: 14.000  loss_ce: 1.000" in final
     assert "eta: " not in terminal.getvalue() and total.startswith("Epoch: [3] Total time: 0:00:00")
+
+
+def test_with_cuda_lines_end_with_the_memory_that_jittor_has_held(monkeypatch, capsys):
+    held = iter([3, 5, 4])
+
+    def get_mem_info():
+        return SimpleNamespace(total_cuda_used=next(held) * 2**20)
+
+    jt = SimpleNamespace(flags=SimpleNamespace(use_cuda=1), get_mem_info=get_mem_info)
+    monkeypatch.setattr("util.logger.jt", jt)
+    list(MetricLogger().log_every(range(15), 10, "Epoch: [0]"))
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert [line.split("  ")[-1] for line in lines] == [f"max mem: {each}" for each in (3, 5, 5)]
