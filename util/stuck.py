@@ -14,7 +14,6 @@ MIN_IMAGES = 4_000  # with objects; before that, nothing is said
 MIN_SCORE_STD, MIN_BOX_STD = 0.01, 0.03
 # The original's class_error averages 92.4 over its first 118,000 images, and 85.6 over the next.
 MAX_CLASS_ERROR, MIN_IMAGES_CLASS_ERROR = 95, 100_000
-MIN_PROGRESS = 0.01  # by which the loss has to fall while the number of images seen doubles
 MAX_BOX_RATIO, MAX_CLASS_GAP = 1.5, 30  # validation over training loss_bbox; percentage points
 
 # For the likely causes.
@@ -115,7 +114,7 @@ class StuckDetector:
                     "the validation data"
                 ), True
         half = self.losses.get((epoch + 1) // 2 - 1)
-        if half is not None and train["loss"] > (1 - MIN_PROGRESS) * half:
+        if half is not None and train["loss"] >= half:
             return (
                 f"the training loss has not fallen while the number of images doubled ({half:.2f}, "
                 f"now {train['loss']:.2f})"
