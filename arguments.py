@@ -165,7 +165,7 @@ def parse_args(arguments=None):
     if args.overfit > 0:
         batch_size = min(args.batch_size, args.overfit)
         # A step on all images: with 2 of 8 per step, R18 learned none of COCO's in 1,000 steps.
-        accum_steps = max(args.overfit // (batch_size * launch.get_world_size()), 1)
+        accum_steps = max(args.overfit // max(batch_size * launch.get_world_size(), 1), 1)
         parser.set_defaults(**OVERFIT, batch_size=batch_size, accum_steps=accum_steps)
         args = parser.parse_args(arguments)
     args.given = [name for name, value in vars(given).items() if value is not unset]

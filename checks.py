@@ -19,6 +19,7 @@ from util.files import find_files, find_training_files, lock_output_folder
 # Flags, minimum, maximum. The maximum is far above any sensible value: it keeps a typo from taking
 # the machine down.
 RANGES = [
+    ("overfit", 0, 10**4),  # first, because the batch size and others follow from it
     ("batch_size accum_steps epochs num_classes dim_feedforward eval_interval", 1, 10**6),
     ("lr_drop", 1, 10**9),
     ("start_epoch patience", 0, 10**6),
@@ -31,7 +32,6 @@ RANGES = [
     ("nheads num_queries", 1, 10**5),
     ("img_scales eval_size max_size", 32, 10**5),
     ("shapes_train shapes_val", 1, 10**7),
-    ("overfit", 0, 10**4),
     ("shapes_size", 32, 4096),
     ("lr lr_backbone weight_decay", 0, 1000),
     ("clip_max_norm set_cost_class set_cost_bbox set_cost_giou mask_loss_coef", 0, 10**6),

@@ -83,6 +83,7 @@ def test_images_without_boxes_are_passed_over(tmp_path):
         ("--overfit 9", "--overfit 9: only 8 images have boxes"),
         ("--overfit 8 --eval --resume x", "--overfit trains a model: leave it out with --eval"),
         ("--overfit -1", "--overfit is -1"),
+        ("--overfit 8 --batch_size 0", "--batch_size is 0"),
     ],
 )
 def test_errors(flags, message, tmp_path):
