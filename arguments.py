@@ -278,8 +278,8 @@ def finish_overfit(args, best, num_steps):
     images = f"these {args.overfit} images"
     result = f"{best.figure} {best.value:.2f} after {(best.epoch + 1) * num_steps} steps"
     if best.value > OVERFIT_AP:
-        drawn = f"; {folder}/predictions.png shows them" if folder else ""
-        print(f"the model can learn {images}: {result}{drawn}")
+        look = f"; are its boxes on the objects? See {folder}/predictions.png" if folder else ""
+        print(f"the model can learn {images}: {result}{look}")
         return
     look = f"look at {folder}/predictions.png" if folder else "give --output_dir to see them drawn"
     raise InputError(

@@ -38,7 +38,7 @@ def test_a_model_learns_its_images(tmp_path, capsys):
     *earlier, ap = (log["test_coco_eval_bbox"][0] for log in logs)
     assert ap > 0.9 and max(earlier) <= 0.9 and len(logs) < 20
     learned = f"the model can learn these 2 images: AP {ap:.2f} after {50 * len(logs)} steps"
-    assert last == f"{learned}; {out}/predictions.png shows them"
+    assert last == f"{learned}; are its boxes on the objects? See {out}/predictions.png"
     assert (out / "predictions.png").exists()
     detections = json.loads((out / "detections_bbox.json").read_text())
     assert {each["image_id"] for each in detections} == {1, 2}
