@@ -15,6 +15,7 @@ from models.weights.checkpoint import count_classes, get_shapes_sizes
 from util import launch
 from util.best import METRICS
 from util.errors import InputError, warn
+from util.stuck import ORIGINAL_STEP
 
 
 def get_args_parser():
@@ -146,7 +147,6 @@ DEMO = dict(
 # --overfit evaluates after each of its epochs, which are short, and stops at this AP.
 OVERFIT = dict(dropout=0.0, epochs=100, lr_drop=1000, patience=15)
 OVERFIT_AP = 0.9
-ORIGINAL_STEP = 16  # images per step of the original's training command: 8 processes x 2
 
 
 def parse_args(arguments=None):

@@ -48,10 +48,13 @@ def describe_ap(epoch, ap, lr_drop, is_comparable):
     epoch: counts from 0; lr_drop: the run's --lr_drop, after which it is comparable only if it is
     the original's; is_comparable: whether the run has the original's data and settings.
     """
+    result = f"AP {ap:.3f}"
+    if not is_comparable:
+        return result
     logs = load_reference()
     end = len(logs) if lr_drop == LR_DROP else min(lr_drop, LR_DROP)
-    if not is_comparable or epoch >= end:
-        return f"AP {ap:.3f}"
+    if epoch >= end:
+        return result
     original = [log["test_coco_eval_bbox"][0] for log in logs[: epoch + 1]]
     epochs = f"{epoch + 1} epoch" + "s" * (epoch > 0)
     if ap >= original[-1] - min(TOLERANCE, max(MIN_TOLERANCE, original[-1] / 2)):
@@ -59,4 +62,4 @@ def describe_ap(epoch, ap, lr_drop, is_comparable):
     else:
         behind = epoch - max((i for i, value in enumerate(original) if value <= ap), default=-1)
         verdict = f"{behind} epoch{'s' * (behind > 1)} behind"
-    return f"AP {ap:.3f} (the original after {epochs}: {original[-1]:.3f}, {verdict})"
+    return f"{result} (the original after {epochs}: {original[-1]:.3f}, {verdict})"

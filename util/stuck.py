@@ -17,7 +17,7 @@ MAX_CLASS_ERROR, MIN_IMAGES_CLASS_ERROR = 95, 100_000
 MAX_BOX_RATIO, MAX_CLASS_GAP = 1.5, 30  # validation over training loss_bbox; percentage points
 
 # For the likely causes.
-ORIGINAL_STEP = 16  # images per step of the original's training command
+ORIGINAL_STEP = 16  # images per step of the original's training command: 8 processes x 2
 FEW_IMAGES = 10_000
 MIN_LR, MAX_LR = 3e-5, 1e-3
 
