@@ -11,7 +11,7 @@ from datasets.classes import get_num_classes
 from datasets.flags import add_source_flags
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
 from models.architecture import DEPTHS, infer_architecture
-from models.weights.checkpoint import count_classes, get_shapes_sizes
+from models.weights.checkpoint import count_classes, get_shapes_sizes, has_training_state
 from util import launch
 from util.best import METRICS
 from util.errors import InputError, warn
@@ -152,7 +152,8 @@ OVERFIT_AP = 0.9
 def parse_args(arguments=None):
     """Parse the command line, or a list of strings; --demo and --overfit change the defaults.
 
-    `args.given` lists the names of the flags that were given.
+    `args.given` lists the names of the flags that were given; `args.initial_weights` is the source
+    of the weights that the run started from, empty if it started from scratch.
     """
     parser = get_args_parser()
     args = parser.parse_args(arguments)
@@ -171,6 +172,7 @@ def parse_args(arguments=None):
     args.given = [name for name, value in vars(given).items() if value is not unset]
     if args.resume == "auto":
         resolve_auto_resume(args)
+    args.initial_weights = args.resume or args.finetune or args.frozen_weights
     return args
 
 
@@ -242,10 +244,9 @@ def print_step_size(args):
         f"{args.batch_size} x {args.accum_steps} accumulated)"
         + (f"; the original trains with {ORIGINAL_STEP}" if args.dataset_file != "shapes" else "")
     )
-    is_started = args.resume or args.finetune or args.frozen_weights
-    if is_started or args.overfit or args.dataset_file == "shapes" or images >= ORIGINAL_STEP:
+    if args.resume or args.initial_weights or args.overfit or args.dataset_file == "shapes":
         return
-    if launch.is_main_process():
+    if images < ORIGINAL_STEP and launch.is_main_process():
         steps = math.ceil(ORIGINAL_STEP / (processes * args.batch_size))
         warn(
             f"{images} images per step are few to train from scratch (an author of the original "
@@ -260,13 +261,15 @@ def has_original_settings(args):
     The number of images per step, of epochs and of epochs between drops of the learning rate may
     differ.
     """
-    names = {*ARCHITECTURE, *SIZES, *TRAINING, "dataset_file", "finetune", "backbone_weights"}
+    names = {*ARCHITECTURE, *SIZES, *TRAINING, "dataset_file", "backbone_weights"}
     names -= set(
         """epochs lr_drop batch_size accum_steps seed skip_bad_samples checkpoint_interval
         eval_interval best patience""".split()
     )
     defaults = get_args_parser().parse_args([])
-    return all(getattr(args, name) == getattr(defaults, name) for name in names)
+    return not args.initial_weights and all(
+        getattr(args, name) == getattr(defaults, name) for name in names
+    )
 
 
 def finish_overfit(args, best, num_steps):
@@ -329,9 +332,12 @@ def apply_checkpoint_args(args, checkpoint, source):
     else:
         names = [name for name in ARCHITECTURE if name != "masks"]
     is_training = args.resume and not (args.eval or args.predict)
-    is_resuming = is_training and "optimizer" in checkpoint
+    is_resuming = is_training and has_training_state(checkpoint)
     if is_resuming:
         names = names + TRAINING
+        # What the run started from: flags have no effect on it now.
+        args.initial_weights = saved.get("initial_weights", "")
+        args.backbone_weights = saved.get("backbone_weights", args.backbone_weights)
     remedy = "leave the flag out"
     if is_training:
         remedy += ", or load the weights that fit with --finetune"

@@ -175,7 +175,8 @@ def _write_folder(root, counts, size, seed, info):
                 for image_id in range(1, count + 1):
                     image, shapes = draw_image(size, seed, set_index, image_id - 1)
                     name = f"{image_id:012}.png"
-                    Image.fromarray(image).save(folder / name)
+                    # Half the time of Pillow's default level 6, and smaller on these images.
+                    Image.fromarray(image).save(folder / name, compress_level=3)
                     sides = {"width": size, "height": size}
                     images.append({"id": image_id, "file_name": name, **sides})
                     for shape in shapes:

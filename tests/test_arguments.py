@@ -216,9 +216,11 @@ def test_demo_sets_flags_that_others_win_over(capsys):
     again = parse_args(shlex.split(command)[2:])
     assert set(args.given) == {"epochs", "aux_loss", "output_dir", "demo"}
     assert {**vars(again), "demo": True, "given": args.given} == vars(args)
-    assert vars(parse_args([])) == {**vars(get_args_parser().parse_args([])), "given": []}, (
-        "nothing is left of the demo"
-    )
+    assert vars(parse_args([])) == {
+        **vars(get_args_parser().parse_args([])),
+        "given": [],
+        "initial_weights": "",
+    }, "nothing is left of the demo"
 
 
 def test_help_answers_at_once_and_without_jittor(tmp_path):
@@ -313,7 +315,7 @@ def test_frozen_weights_bring_the_flags_of_their_model():
     words = ["--coco_path", "/x", "--masks", "--frozen_weights", "box.pkl"]
     saved = {"dilation": True, "nheads": 16, "masks": False, "lr": 0.5, "eval_size": 333}
     saved["backbone_norm"] = "group"  # which has no ImageNet weights, and needs none here
-    checkpoint = {"args": saved, "model": {}, "optimizer": {}}
+    checkpoint = {"args": saved, "model": {}, "optimizer": {"groups": []}}
     args = parse_args(words)
     assert apply_checkpoint_args(args, checkpoint, "box.pkl") == []
     assert (args.dilation, args.nheads, args.masks, args.lr) == (True, 16, True, 1e-4)
@@ -346,7 +348,7 @@ def test_images_get_the_size_of_the_shapes_that_the_weights_were_trained_on(word
 
 def test_a_training_that_goes_on_says_which_settings_change(capsys):
     saved = {"lr": 5e-4, "eval_size": 800, "nheads": 8}
-    checkpoint = {"args": saved, "model": {}, "optimizer": {}}
+    checkpoint = {"args": saved, "model": {}, "optimizer": {"groups": []}}
     words = "--coco_path /x --resume a.pkl --lr 1e-4 --eval_size 640".split()
     assert apply_checkpoint_args(parse_args(words), checkpoint, "a.pkl") == ["eval_size", "lr"]
     printed = capsys.readouterr().out
@@ -358,7 +360,7 @@ def test_a_training_that_goes_on_says_which_settings_change(capsys):
 
 def test_a_training_of_a_mask_head_goes_on_without_the_weights_that_it_started_from():
     saved = {"masks": True, "frozen_weights": "box.pkl", "best": "segm_AP"}
-    checkpoint = {"args": saved, "model": {}, "optimizer": {}}
+    checkpoint = {"args": saved, "model": {}, "optimizer": {"groups": []}}
     args = parse_args("--coco_path . --resume a.pkl".split())
     check_args(args)
     assert apply_checkpoint_args(args, checkpoint, "a.pkl") == []
@@ -370,13 +372,13 @@ def test_a_training_of_a_mask_head_goes_on_without_the_weights_that_it_started_f
         with pytest.raises(InputError, match="give --masks as well"):
             apply_checkpoint_args(
                 parse_args(f"--coco_path . --resume a.pkl {words}".split()),
-                {"args": {"masks": False}, "model": {}, "optimizer": {}},
+                {"args": {"masks": False}, "model": {}, "optimizer": {"groups": []}},
                 "a.pkl",
             )
 
 
 def test_what_trains_does_not_change_on_the_way():
-    checkpoint = {"args": {"freeze": []}, "model": {}, "optimizer": {}}
+    checkpoint = {"args": {"freeze": []}, "model": {}, "optimizer": {"groups": []}}
     args = parse_args("--coco_path . --resume a.pkl --freeze backbone".split())
     message = r"--freeze is \['backbone'\], but a.pkl was trained with \[\]: leave the flag out, or"
     with pytest.raises(InputError, match=message):

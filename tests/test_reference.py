@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from arguments import has_original_settings, parse_args
+from arguments import apply_checkpoint_args, has_original_settings, parse_args
 from util.plot_utils import main as plot
 from util.plot_utils import make_table, read_log
 from util.reference import describe_ap, is_coco, load_reference
@@ -84,6 +84,27 @@ def test_coco_is_recognized():
 )
 def test_only_the_originals_settings_are_compared(flags, expected):
     assert has_original_settings(parse_args(["--coco_path", "coco", *flags.split()])) == expected
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("", True),
+        ("--finetune weights.pth", False),
+        ("--resume weights.pth", False),
+        ("--backbone_weights none", False),
+    ],
+)
+def test_a_resumed_run_is_compared_if_it_was_before(flags, expected):
+    before = parse_args(["--coco_path", "coco", *flags.split()])
+    checkpoint = {"model": {}, "args": vars(before), "optimizer": {"groups": []}}
+    args = parse_args("--coco_path coco --resume checkpoint.pkl".split())
+    apply_checkpoint_args(args, checkpoint, "checkpoint.pkl")
+    assert has_original_settings(args) == expected
+    # Its weights alone start another run.
+    args = parse_args("--coco_path coco --resume weights.pkl".split())
+    apply_checkpoint_args(args, {**checkpoint, "optimizer": None}, "weights.pkl")
+    assert not has_original_settings(args)
 
 
 def write_log(folder, epochs, get_log):

@@ -128,7 +128,7 @@ def list_causes(args, is_gap, step_size, num_images):
     args, step_size, num_images: as in StuckDetector; is_gap: whether the run learns the training
     data, but not the validation data.
     """
-    is_from_scratch = not (args.finetune or args.frozen_weights)
+    is_from_scratch = not args.initial_weights
     has_few_images = is_from_scratch and num_images < FEW_IMAGES
     few_images = (
         f"{num_images:,} images are few to train from scratch: start from COCO's weights with "

@@ -102,6 +102,12 @@ def count_classes(checkpoint):
     return 0 if head is None else head.size - 1
 
 
+def has_training_state(checkpoint):
+    """Return whether a checkpoint is one of a training run of this program, not only weights."""
+    optimizer = checkpoint.get("optimizer")
+    return isinstance(optimizer, dict) and "groups" in optimizer
+
+
 def get_shapes_sizes(flags):
     """Return the image sizes of a training on the shapes, which are not resized; otherwise {}.
 

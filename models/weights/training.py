@@ -8,6 +8,7 @@ from util import launch
 from util.backend import jt
 from util.errors import InputError
 
+from .checkpoint import has_training_state
 from .mismatches import compare_shapes
 from .model import model_state
 
@@ -76,15 +77,13 @@ class TrainingState:
         Raises InputError if the checkpoint is damaged or belongs to a different run.
         """
         args, source = self.args, self.args.resume
-        optimizer = checkpoint.get("optimizer")
-        if not isinstance(optimizer, dict) or "groups" not in optimizer:
-            # Weights alone, or a checkpoint of the original.
+        if not has_training_state(checkpoint):
             print(f"{source}: only weights; training starts at epoch {args.start_epoch}")
             return
         check_training_state(checkpoint, source)
         if "start_epoch" in args.given:
             print(f"{source} determines where training resumes: --start_epoch has no effect")
-        load_optimizer_state(self.optimizer, optimizer, source)
+        load_optimizer_state(self.optimizer, checkpoint["optimizer"], source)
         self.lr_scheduler.load_state_dict(checkpoint["lr_scheduler"])
         if {"lr", "lr_backbone", "lr_drop"} & set(changed):
             self.lr_scheduler.set_rates([args.lr, args.lr_backbone], args.lr_drop)
