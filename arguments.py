@@ -1,7 +1,6 @@
 """Command-line flags: the parser, the demo's defaults, and the flags restored from a checkpoint."""
 
 import argparse
-import math
 import os
 import shlex
 from pathlib import Path
@@ -14,8 +13,7 @@ from models.architecture import DEPTHS, infer_architecture
 from models.weights.checkpoint import count_classes, get_shapes_sizes, has_training_state
 from util import launch
 from util.best import METRICS
-from util.errors import InputError, warn
-from util.stuck import ORIGINAL_STEP
+from util.errors import InputError
 
 
 def get_args_parser():
@@ -144,8 +142,9 @@ DEMO = dict(
 )  # fmt: skip
 
 
-# --overfit evaluates after each of its epochs, which are short, and stops at this AP.
-OVERFIT = dict(dropout=0.0, epochs=100, lr_drop=1000, patience=15)
+# --overfit evaluates after each of its epochs, which are short, and stops at this AP. Boxes become
+# exact after the drop of the learning rate: on photos, AP rose from 0.66 to 0.88 in five epochs.
+OVERFIT = dict(dropout=0.0, epochs=100, lr_drop=50, patience=15)
 OVERFIT_AP = 0.9
 
 
@@ -228,33 +227,6 @@ def resume_command(args):
     return f"resume with {launch.get_launch_prefix()}{command}"
 
 
-# ---- what a training run prints about its flags
-
-
-def get_step_size(args):
-    """Return the number of images per step, of all processes."""
-    return launch.get_world_size() * args.batch_size * args.accum_steps
-
-
-def print_step_size(args):
-    """Print the number of images per step; warn if they are few to train from scratch."""
-    processes, images = launch.get_world_size(), get_step_size(args)
-    print(
-        f"{images} images per step ({processes} process{'es' * (processes > 1)} x batch size "
-        f"{args.batch_size} x {args.accum_steps} accumulated)"
-        + (f"; the original trains with {ORIGINAL_STEP}" if args.dataset_file != "shapes" else "")
-    )
-    if args.resume or args.initial_weights or args.overfit or args.dataset_file == "shapes":
-        return
-    if images < ORIGINAL_STEP and launch.is_main_process():
-        steps = math.ceil(ORIGINAL_STEP / (processes * args.batch_size))
-        warn(
-            f"{images} images per step are few to train from scratch (an author of the original "
-            f"calls 8 probably too small): use --accum_steps {steps}, or start from trained "
-            "weights with --finetune"
-        )
-
-
 def has_original_settings(args):
     """Return whether a run trains the original's R50 as the original does, from scratch on COCO.
 
@@ -284,11 +256,17 @@ def finish_overfit(args, best, num_steps):
         look = f"; are its boxes on the objects? See {folder}/predictions.png" if folder else ""
         print(f"the model can learn {images}: {result}{look}")
         return
+    if best.value > 0.5:
+        report = f"look at {folder}/report/report.html" if folder else "give --output_dir"
+        raise InputError(
+            f"the model learns {images} in part: at best {result}. Small objects need larger "
+            f"images (--eval_size, --max_size); {report} for the AP of each class"
+        )
     look = f"look at {folder}/predictions.png" if folder else "give --output_dir to see them drawn"
     raise InputError(
         f"the model does not learn {images}: at best {result}. First {look}: are the ground-truth "
         "boxes on the objects? Then check the data with `python -m datasets.check`, and try "
-        "another --lr, or larger images if the objects are small (--eval_size, --max_size)"
+        "another --lr, or larger images (--eval_size, --max_size)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Validation of the flags. Each function raises InputError for the first invalid flag.
+"""Validation of the flags. The checks raise InputError for the first invalid flag.
 
 `check_args` runs before anything is loaded: a mistake is reported at once, not after Jittor has
 compiled for minutes.
@@ -6,6 +6,7 @@ compiled for minutes.
 
 import glob
 import importlib.util
+import math
 import os
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from datasets.classes import NUM_CLASSES
 from datasets.images import IMAGE_SUFFIXES, MAX_ASPECT_RATIO
 from models.architecture import BASIC_BLOCK_BACKBONES, get_max_learned_side
 from util import launch
-from util.errors import InputError
+from util.errors import InputError, warn
 from util.files import find_files, find_training_files, lock_output_folder
+from util.stuck import ORIGINAL_STEP
 
 # Flags, minimum, maximum. The maximum is far above any sensible value: it keeps a typo from taking
 # the machine down.
@@ -293,3 +295,27 @@ def find_images(paths, output_dir):
             raise InputError(f"--predict {path}: {what}; give files, folders, or quoted globs")
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def get_step_size(args):
+    """Return the number of images per step, of all processes."""
+    return launch.get_world_size() * args.batch_size * args.accum_steps
+
+
+def print_step_size(args):
+    """Print the number of images per step; warn if they are few to train from scratch."""
+    processes, images = launch.get_world_size(), get_step_size(args)
+    print(
+        f"{images} images per step ({processes} process{'es' * (processes > 1)} x batch size "
+        f"{args.batch_size} x {args.accum_steps} accumulated)"
+        + (f"; the original trains with {ORIGINAL_STEP}" if args.dataset_file != "shapes" else "")
+    )
+    if args.resume or args.initial_weights or args.overfit or args.dataset_file == "shapes":
+        return
+    if images < ORIGINAL_STEP and launch.is_main_process():
+        steps = math.ceil(ORIGINAL_STEP / (processes * args.batch_size))
+        warn(
+            f"{images} images per step are few to train from scratch (an author of the original "
+            f"calls 8 probably too small): use --accum_steps {steps}, or start from trained "
+            "weights with --finetune"
+        )

@@ -17,13 +17,11 @@ from arguments import (
     OVERFIT_AP,
     apply_checkpoint_args,
     finish_overfit,
-    get_step_size,
     has_original_settings,
     parse_args,
-    print_step_size,
     resume_command,
 )
-from checks import check_args
+from checks import check_args, get_step_size, print_step_size
 from models.weights.checkpoint import load_checkpoint, read_class_names
 from models.weights.names import get_class_names
 from util import launch

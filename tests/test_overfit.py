@@ -7,11 +7,12 @@ import plain_data
 import pytest
 import tiny
 
-from arguments import parse_args
+from arguments import finish_overfit, parse_args
 from checks import check_args
 from datasets import build_dataset
 from datasets.summary import find_images_with_boxes
 from main import main
+from util.best import Best
 from util.errors import InputError
 
 FLAGS = """
@@ -75,6 +76,26 @@ def test_images_without_boxes_are_passed_over(tmp_path):
 
     dataset = plain_data.make(tmp_path, plain_data.BOXES, move)(is_evaluated=True)
     assert find_images_with_boxes(dataset).tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "flags, ap, message",
+    [
+        (
+            "",
+            0.89,
+            r"in part: at best AP 0.89 after 100 steps.* \(--eval_size.*give --output_dir for",
+        ),
+        ("--output_dir out", 0.89, "look at out/report/report.html for the AP of each class"),
+        ("", 0.2, "does not learn these 8 images: at best AP 0.20 .*give --output_dir to see them"),
+        ("--output_dir out", 0.2, "First look at out/predictions.png"),
+    ],
+)
+def test_what_the_last_line_points_to(flags, ap, message):
+    args, best = parse_args(["--overfit", "8", *flags.split()]), Best("AP")
+    best.update(1, ap)
+    with pytest.raises(InputError, match=message):
+        finish_overfit(args, best, num_steps=50)
 
 
 @pytest.mark.parametrize(

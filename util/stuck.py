@@ -12,9 +12,13 @@ from util.errors import warn
 MIN_AP = 0.01  # a run whose AP is higher learns
 MIN_IMAGES = 4_000  # with objects; before that, nothing is said
 MIN_SCORE_STD, MIN_BOX_STD = 0.01, 0.03
+SAME_BOX_STD = 0.001
 # The original's class_error averages 92.4 over its first 118,000 images, and 85.6 over the next.
 MAX_CLASS_ERROR, MIN_IMAGES_CLASS_ERROR = 95, 100_000
-MAX_BOX_RATIO, MAX_CLASS_GAP = 1.5, 30  # validation over training loss_bbox; percentage points
+MAX_CLASS_GAP = 20  # validation minus training class_error, percentage points
+# Validation over training loss_bbox. While a model has learned little, dropout of 0.1 alone makes
+# the validation loss up to 2.1 times as high (of the original, 1.8 times).
+MAX_BOX_RATIO, MAX_BOX_RATIO_WITH_DROPOUT = 1.2, 2.25
 
 # For the likely causes.
 ORIGINAL_STEP = 16  # images per step of the original's training command: 8 processes x 2
@@ -67,6 +71,7 @@ class StuckDetector:
     def __init__(self, args, step_size, num_images):
         self.args, self.step_size, self.num_images = args, step_size, num_images
         self.losses = {}  # epoch -> training loss, since this process started
+        self.last = None  # training and validation metrics of the last evaluated epoch
         self.has_warned = False
 
     def check(self, epoch, train_stats, test_stats):
@@ -76,11 +81,14 @@ class StuckDetector:
         evaluation.
         """
         self.losses[epoch] = train_stats["loss"]
-        ap = test_stats["coco_eval_bbox"][0] if test_stats else -1  # -1: no ground truth, too
+        if not test_stats:
+            return
+        before, self.last = self.last, (train_stats, test_stats)
+        ap = test_stats["coco_eval_bbox"][0]  # -1 without ground truth
         images = (epoch + 1) * self.num_images
         if self.has_warned or not 0 <= ap < MIN_AP or images < MIN_IMAGES:
             return
-        symptom, is_gap = self._find_symptom(epoch, images, train_stats, test_stats)
+        symptom, is_gap = self._find_symptom(epoch, images, before)
         if symptom is None:
             return
         self.has_warned = True
@@ -92,34 +100,49 @@ class StuckDetector:
                 + "".join(f"\n  {number}. {cause}" for number, cause in enumerate(causes, 1))
             )
 
-    def _find_symptom(self, epoch, images, train, test):
-        """Return what shows that the run is stuck, or None.
+    def _find_symptom(self, epoch, images, before):
+        """Return what shows that the run is stuck, or None. before: metrics, as self.last.
 
         Also return whether it learns the training data, but not the validation data.
         """
-        if test["score_std"] < MIN_SCORE_STD and test["box_std"] < MIN_BOX_STD:
+        train, test = self.last
+        if (
+            test["box_std"] < SAME_BOX_STD
+            or test["score_std"] < MIN_SCORE_STD
+            and test["box_std"] < MIN_BOX_STD
+        ):
             return (
                 "the predictions are nearly the same for all images (standard deviation of boxes "
                 f"{test['box_std']:.4f}, of scores {test['score_std']:.4f})"
             ), False
         if train["class_error"] > MAX_CLASS_ERROR and images >= MIN_IMAGES_CLASS_ERROR:
             return f"class_error is still {train['class_error']:.0f}%", False
-        for name, is_apart in (
-            ("loss_bbox", test["loss_bbox"] > MAX_BOX_RATIO * train["loss_bbox"]),
-            ("class_error", test["class_error"] > train["class_error"] + MAX_CLASS_GAP),
-        ):
-            if is_apart:
+        for name in ("loss_bbox", "class_error"):
+            # In two evaluations, because validation metrics vary.
+            if before and self._is_apart(name, *before) and self._is_apart(name, train, test):
                 return (
                     f"{name} is {train[name]:.2f} on the training data, but {test[name]:.2f} on "
                     "the validation data"
                 ), True
-        half = self.losses.get((epoch + 1) // 2 - 1)
-        if half is not None and train["loss"] >= half:
+        half = (epoch + 1) // 2
+        first, second = self._average_loss(half // 2, half), self._average_loss(half, epoch + 1)
+        if second >= first:
             return (
-                f"the training loss has not fallen while the number of images doubled ({half:.2f}, "
-                f"now {train['loss']:.2f})"
+                "the training loss has not fallen while the number of images doubled "
+                f"({first:.2f}, now {second:.2f})"
             ), False
         return None, False
+
+    def _is_apart(self, name, train, test):
+        """Return whether a metric is much worse on the validation data."""
+        if name == "class_error":
+            return test[name] > train[name] + MAX_CLASS_GAP
+        max_ratio = MAX_BOX_RATIO_WITH_DROPOUT if self.args.dropout > 0 else MAX_BOX_RATIO
+        return test[name] > max_ratio * train[name]
+
+    def _average_loss(self, start, end):
+        """Return the training loss of epochs start to end - 1; NaN if one is unknown."""
+        return np.mean([self.losses.get(epoch, np.nan) for epoch in range(start, end)] or np.nan)
 
 
 def list_causes(args, is_gap, step_size, num_images):

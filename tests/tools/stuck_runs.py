@@ -136,6 +136,7 @@ def make_cases(folder):
 
     random = str(folder / "runs" / "random" / "checkpoint.pkl")
     trained = str(folder / "runs" / "default" / "checkpoint.pkl")
+    dropout_post_norm = dict(dropout=0.1, pre_norm=False)  # main.py's defaults
     frozen = dict(finetune=random, backbone_weights=False, freeze="backbone transformer")
     broken = {
         "learning rate x 100": flags(lr=5e-2, lr_backbone=5e-2),
@@ -147,6 +148,9 @@ def make_cases(folder):
         "training labels one off": flags(train="labels"),
         "training boxes of half the size": flags(train="half"),
         "training boxes turned by 180°": flags(train="turned"),
+        "half the size, dropout 0.1": flags(train="half", dropout=0.1),
+        "half the size, dropout 0.1, post-norm": flags(train="half", **dropout_post_norm),
+        "labels one off, dropout 0.1, post-norm": flags(train="labels", **dropout_post_norm),
     }
     slow = dict(lr=2.5e-5, lr_backbone=2.5e-6, batch_size=4)
     finetuned = dict(finetune=trained, backbone_weights=False, lr=1e-4, lr_backbone=1e-5)
@@ -156,6 +160,8 @@ def make_cases(folder):
         "seed 2": flags(seed=2),
         "batch size 4": flags(batch_size=4),
         "post-norm": flags(pre_norm=False),
+        "dropout 0.1": flags(dropout=0.1),
+        "dropout 0.1, post-norm": flags(**dropout_post_norm),
         "learning rate / 20, batch size 4": flags(**slow),
         "one class": flags(train="one", val="one"),
         "objects in 1 of 5 images": flags(train="fifth", val="fifth"),
