@@ -305,17 +305,20 @@ def get_step_size(args):
 def print_step_size(args):
     """Print the number of images per step; warn if they are few to train from scratch."""
     processes, images = launch.get_world_size(), get_step_size(args)
+    original = (
+        f"; the original trains with {ORIGINAL_STEP}" if args.dataset_file != "shapes" else ""
+    )
     print(
-        f"{images} images per step ({processes} process{'es' * (processes > 1)} x batch size "
-        f"{args.batch_size} x {args.accum_steps} accumulated)"
-        + (f"; the original trains with {ORIGINAL_STEP}" if args.dataset_file != "shapes" else "")
+        f"{images} image{'s' * (images > 1)} per step ({processes} "
+        f"process{'es' * (processes > 1)} x batch size {args.batch_size} x {args.accum_steps} "
+        f"accumulated){original}"
     )
     if args.resume or args.initial_weights or args.overfit or args.dataset_file == "shapes":
         return
     if images < ORIGINAL_STEP and launch.is_main_process():
         steps = math.ceil(ORIGINAL_STEP / (processes * args.batch_size))
         warn(
-            f"{images} images per step are few to train from scratch (an author of the original "
+            f"too few images per step to train from scratch ({images}; an author of the original "
             f"calls 8 probably too small): use --accum_steps {steps}, or start from trained "
             "weights with --finetune"
         )

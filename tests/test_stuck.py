@@ -106,7 +106,7 @@ STUCK = [({}, {"box_std": 0, "score_std": 0}, 0.0)] * 8
         ("--lr 0.01", 16, "--lr 0.01 is too high"),
         ("--backbone_weights none", 16, "the backbone's first layers are random"),
         ("--finetune x --freeze backbone transformer", 16, "--freeze backbone transformer keeps"),
-        ("", 2, "2 images per step are few: the original has 16; use --accum_steps"),
+        ("", 2, "too few images per step (2): the original has 16; use --accum_steps"),
         ("--lr 1e-6", 16, "--lr 1e-06 is low"),
         ("", 16, "500 images are few to train from scratch"),
         ("--finetune x", 2, "the annotations are wrong: run `python -m datasets.check`"),

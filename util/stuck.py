@@ -175,7 +175,7 @@ def list_causes(args, is_gap, step_size, num_images):
         ),
         (
             step_size < ORIGINAL_STEP and is_from_scratch,
-            f"{step_size} images per step are few: the original has {ORIGINAL_STEP}; use "
+            f"too few images per step ({step_size}): the original has {ORIGINAL_STEP}; use "
             "--accum_steps",
         ),
         (args.lr < MIN_LR, f"--lr {args.lr:g} is low: the original's is 1e-4"),
