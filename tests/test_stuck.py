@@ -47,7 +47,13 @@ def test_equal_predictions_have_no_spread():
         scale = np.float32([width, height, width, height])
         spread.update(results([box * scale], [score]), [(height, width)])
     assert max(spread.compute()) < 1e-6
-    assert np.isnan(PredictionSpread().compute()).all()
+
+
+def test_one_image_has_no_spread():
+    spread = PredictionSpread()
+    assert np.isnan(spread.compute()).all()
+    spread.update(results(np.ones([1, 3, 4]), np.ones([1, 3])), [(10, 10)])
+    assert np.isnan(spread.compute()).all()
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ class PredictionSpread:
             self.squares = self.squares + values**2
 
     def compute(self):
-        """Return box_std, relative to the images' sizes, and score_std; NaN without images."""
-        if self.count == 0:
+        """Return box_std, relative to the images' sizes, and score_std; NaN of less than 2 images."""
+        if self.count < 2:
             return np.nan, np.nan
         variance = self.squares / self.count - (self.sums / self.count) ** 2
         std = np.sqrt(np.maximum(variance, 0)).mean(0)
@@ -106,14 +106,12 @@ class StuckDetector:
         Also return whether it learns the training data, but not the validation data.
         """
         train, test = self.last
-        if (
-            test["box_std"] < SAME_BOX_STD
-            or test["score_std"] < MIN_SCORE_STD
-            and test["box_std"] < MIN_BOX_STD
-        ):
+        box_std, score_std = test["box_std"], test["score_std"]
+        is_small = box_std < MIN_BOX_STD and score_std < MIN_SCORE_STD
+        if box_std < SAME_BOX_STD or is_small:
             return (
                 "the predictions are nearly the same for all images (standard deviation of boxes "
-                f"{test['box_std']:.4f}, of scores {test['score_std']:.4f})"
+                f"{box_std:.4f}, of scores {score_std:.4f})"
             ), False
         if train["class_error"] > MAX_CLASS_ERROR and images >= MIN_IMAGES_CLASS_ERROR:
             return f"class_error is still {train['class_error']:.0f}%", False
