@@ -51,7 +51,7 @@ class PredictionSpread:
             self.squares = self.squares + values**2
 
     def compute(self):
-        """Return box_std, relative to the images' sizes, and score_std; NaN of less than 2 images."""
+        """Return box_std, relative to the images' sizes, and score_std; NaN for 1 image or none."""
         if self.count < 2:
             return np.nan, np.nan
         variance = self.squares / self.count - (self.sums / self.count) ** 2
