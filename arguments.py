@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from checks import check_flags, check_mask_flags
+from checks import check_flags, check_mask_flags, get_weights_source
 from datasets.classes import get_num_classes
 from datasets.flags import add_source_flags
 from datasets.transforms import EVAL_SIZE, MAX_SIZE, SCALES
@@ -171,7 +171,7 @@ def parse_args(arguments=None):
     args.given = [name for name, value in vars(given).items() if value is not unset]
     if args.resume == "auto":
         resolve_auto_resume(args)
-    args.initial_weights = args.resume or args.finetune or args.frozen_weights
+    args.initial_weights = get_weights_source(args)
     return args
 
 

@@ -123,7 +123,7 @@ def check_model(args):
 
 def check_weights(args):
     """Check the flags that select the initial weights."""
-    source = args.resume or args.finetune or args.frozen_weights
+    source = get_weights_source(args)
     if args.resume and args.finetune:
         raise InputError(
             "--finetune starts a new run and --resume continues one: give one of the two"
@@ -238,10 +238,9 @@ def check_paths(args):
         elif not os.path.isdir(path) and args.dataset_file != "shapes":  # the shapes are drawn
             content = CONTENT.get(name, "the images")
             raise InputError(f"--{name} {path}: no such folder; it should hold {content}")
-    has_weights = args.resume or args.finetune or args.frozen_weights
     source = args.backbone_weights
     is_path = source not in ("imagenet", "none") and "://" not in source
-    if is_path and not has_weights and not os.path.exists(source):
+    if is_path and not get_weights_source(args) and not os.path.exists(source):
         raise InputError(
             f"--backbone_weights {source}: no such file; give imagenet, none, or a torchvision .pth"
         )
@@ -295,6 +294,11 @@ def find_images(paths, output_dir):
             raise InputError(f"--predict {path}: {what}; give files, folders, or quoted globs")
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def get_weights_source(args):
+    """Return the path or address of the model's weights that the flags name, or ""."""
+    return args.resume or args.finetune or args.frozen_weights
 
 
 def get_step_size(args):

@@ -21,7 +21,7 @@ from arguments import (
     parse_args,
     resume_command,
 )
-from checks import check_args, get_step_size, print_step_size
+from checks import check_args, get_step_size, get_weights_source, print_step_size
 from models.weights.checkpoint import load_checkpoint, read_class_names
 from models.weights.names import get_class_names
 from util import launch
@@ -43,7 +43,7 @@ def main(args):
     # ------------------------------ flags and checkpoint: no Jittor, no collective
     check_args(args)
     prepare_device(args.device)
-    source = args.resume or args.finetune or args.frozen_weights
+    source = get_weights_source(args)
     checkpoint = load_checkpoint(source) if source else None
     changed = apply_checkpoint_args(args, checkpoint, source) if checkpoint else []
     if args.eval and not source and launch.is_main_process():
